@@ -1,0 +1,1 @@
+"""Hydra config groups: values only."""

@@ -1,0 +1,50 @@
+"""What one optimiser step consumes.
+
+Shape suffixes: N tokens of a packed micro-batch, S sequences, R response positions, K support ids, d hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollout.trajectory import Trajectory
+from scoring.signal import TeacherSignal
+
+
+@dataclass(frozen=True)
+class Example:
+    """A trajectory with its teacher's marks."""
+
+    trajectory: Trajectory
+    signal: TeacherSignal
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences laid end to end; row r of every [R, …] array is about one response token."""
+
+    token_ids: NDArray[np.int64]  # [N]
+    position_ids: NDArray[np.int64]  # [N], from 0 in each sequence
+    sequence_starts: NDArray[np.int32]  # [S + 1], cumulative lengths
+    logit_positions: NDArray[np.int64]  # [R], index into N of the state that predicts the response token
+    target_ids: NDArray[np.int64]  # [R]
+    loss_mask: NDArray[np.bool_]  # [R]
+    example_index: NDArray[np.int64]  # [R], which example of the step the row belongs to
+    sampling_logprobs: NDArray[np.float32]  # [R]
+    temperatures: NDArray[np.float32]  # [R], of the sampling distribution
+    teacher_logprobs: NDArray[np.float32]  # [R]
+    teacher_entropy: NDArray[np.float32]  # [R]
+    support_ids: NDArray[np.int64] | None  # [R, K]
+    support_teacher_logprobs: NDArray[np.float32] | None  # [R, K]
+    teacher_hidden_states: NDArray[np.float32] | None  # [R, d]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimiser step: the micro-batches of every rank, equal in number (an empty one is None)."""
+
+    policy_version: int  # of the weights that the step starts from
+    ranks: tuple[tuple[MicroBatch | None, ...], ...]  # [rank][micro-batch]
+    loss_tokens: int  # over all ranks and micro-batches: the normaliser of the loss
+    examples: int

@@ -1,0 +1,59 @@
+"""Configuration of the DeepSpeed learner."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rollout.config import DType
+
+
+class Schedule(Enum):
+    constant = "constant_with_warmup"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class WeightTransfer(Enum):
+    shared_memory = "shared_memory"  # CPU engines on the learner's node
+    nccl = "nccl"  # GPUs, any node
+    ipc = "ipc"  # learner and engine on the same GPU
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = "student_topk_reverse_kl"
+    k: int = 16  # support size, where the objective has one
+    importance_ratio_cap: float = 2.0  # truncation of policy / rollout, where the objective has one
+
+
+@dataclass
+class StudentConfig:
+    model: str = "smollm2-135m-instruct"
+    trust_remote_code: bool = False
+
+
+@dataclass
+class LearnerConfig:
+    ranks: int = 1
+    cpus_per_rank: float = 1
+    gpus_per_rank: float = 0
+    threads: int = 1
+    dtype: DType = DType.bfloat16
+    zero_stage: int = 2
+    learning_rate: float = 1e-5
+    schedule: Schedule = Schedule.constant
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 1024  # packing budget; a longer trajectory runs alone
+    head_chunk_tokens: int = 256  # the LM head sees this many positions at a time
+    gradient_checkpointing: bool = False
+    attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
+    weight_transfer: WeightTransfer = WeightTransfer.shared_memory
+    weight_bucket_mib: int = 512  # weights leave in buckets of this size
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 10  # steps; 0: only at the end
+    keep: int = 2

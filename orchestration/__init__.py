@@ -1,0 +1,1 @@
+"""The driver: commands, config, cluster, pipeline, stages, tracking."""

@@ -1,0 +1,1 @@
+"""Stages of a recipe; each reads artifacts and writes artifacts."""

@@ -1,0 +1,1 @@
+"""Student trajectories: prompts, chat templates, verifiers, the vLLM worker, and how new weights enter it."""

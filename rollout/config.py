@@ -1,0 +1,81 @@
+"""Configuration of prompts, sampling and rollout workers."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class DType(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class SourceKind(Enum):
+    dataset = "dataset"  # Hugging Face name, local directory, JSONL or Parquet file
+    reasoning_gym = "reasoning_gym"  # procedural tasks with their own verifier
+
+
+class VerifierKind(Enum):
+    none = "none"
+    exact = "exact"  # the answer column, white space and case folded
+    math = "math"  # mathematical equality with the answer column (math-verify)
+    reasoning_gym = "reasoning_gym"  # the task family's own score
+
+
+class OverLength(Enum):
+    drop = "drop"  # counted, reported
+    refuse = "refuse"  # the run does not start
+
+
+@dataclass
+class PromptSourceConfig:
+    kind: SourceKind = SourceKind.dataset
+    path: str = ""  # dataset: hub name, directory or file; "pkg://conf/data/x.jsonl" lies in this package
+    subset: str | None = None
+    split: str = "train"
+    prompt_column: str = "prompt"
+    messages_column: str = "messages"
+    answer_column: str = "answer"
+    context_column: str = "privileged_context"  # a teacher-only system prompt of this row
+    domain_column: str = "domain"
+    limit: int | None = None  # the first n rows
+    task: str = ""  # reasoning_gym: the name of the task family
+    task_options: dict[str, Any] = field(default_factory=dict)
+    size: int = 256  # reasoning_gym: how many to generate
+    seed: int = 0  # reasoning_gym: of the generator
+
+
+@dataclass
+class DataConfig:
+    train: PromptSourceConfig = field(default_factory=PromptSourceConfig)
+    heldout: PromptSourceConfig = field(default_factory=PromptSourceConfig)
+    system_prompt: str | None = None  # of the student; the teacher sees its own context instead when it has one
+    shuffle: bool = True
+    over_length: OverLength = OverLength.drop
+    verifier: VerifierKind = VerifierKind.none
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 48  # response tokens, EOS included
+    samples_per_prompt: int = 1
+
+
+@dataclass
+class RolloutConfig:
+    """vLLM workers; each is one Ray actor around one engine."""
+
+    workers: int = 1
+    tensor_parallel_size: int = 1
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0  # bundles of tensor_parallel_size GPUs
+    threads: int = 1  # CPU engine: OpenMP threads
+    dtype: DType = DType.bfloat16
+    max_model_len: int = 1024
+    max_num_seqs: int = 64
+    kv_cache_gib: float = 1.0  # CPU engine only
+    gpu_memory_utilization: float = 0.85  # GPU engine only
+    enforce_eager: bool = True

@@ -1,0 +1,24 @@
+"""The record of a prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str  # "system", "user" or "assistant"
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to the student, and what its verifier and its teacher need to know."""
+
+    id: str  # unique within its source, stable across runs
+    messages: tuple[Message, ...]
+    answer: str | None = None  # for the verifier
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # for the verifier
+    domain: str = ""
+    teacher: str = "teacher"  # key of the teacher that marks it
+    privileged_context: str | None = None  # a system prompt that only the teacher sees

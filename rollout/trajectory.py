@@ -1,0 +1,70 @@
+"""The records of a student rollout.
+
+Shape suffixes: P prompt tokens, T response tokens, K candidates a position.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One sample to draw from the student.
+
+    `slot` numbers the samples of a run in admission order; with the run's seed it fixes prompt and `seed`.
+    """
+
+    slot: int
+    prompt_id: str
+    sample_index: int
+    prompt_ids: NDArray[np.int32]  # [P], the student's rendering
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1  # -1: the whole vocabulary
+    candidates: int = 0  # K: return the engine's K most likely ids at each position
+
+
+@dataclass(frozen=True)
+class PolicySpan:
+    """Response tokens `start` (inclusive) to `stop` (exclusive) were sampled by policy `version`."""
+
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One student response. The sampled EOS, if any, is its last token and a loss token."""
+
+    slot: int
+    prompt_id: str
+    sample_index: int
+    prompt_ids: NDArray[np.int32]  # [P], the student's rendering
+    response_ids: NDArray[np.int32]  # [T]
+    loss_mask: NDArray[np.bool_]  # [T], True where the token was sampled by the student
+    sampling_logprobs: NDArray[np.float32]  # [T], nats, under the sampling distribution (after temperature)
+    temperature: float  # of the sampling distribution
+    candidate_ids: NDArray[np.int32] | None  # [T, K], the engine's most likely ids, most likely first
+    spans: tuple[PolicySpan, ...]  # ascending, covering [0, T)
+    finish_reason: FinishReason
+    turns: int = 1
+    reward: float | None = None  # the verifier's, None without one
+
+    @property
+    def oldest_version(self) -> int:
+        return self.spans[0].version
+
+    @property
+    def loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
