@@ -70,7 +70,7 @@ def make_tiny_model(
     padded: bool = False,
     std: float = 0.15,
 ) -> Path:
-    """Write a two-layer Llama checkpoint with its tokenizer; return its directory. Equal seeds, equal weights.
+    """Write a two-layer Llama checkpoint with its tokenizer and return its directory; deterministic by seed.
 
     Args:
         tied: the LM head shares the embedding.
