@@ -7,32 +7,60 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 PACKED_SDPA = "packed_sdpa"
+
+_PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+# Arguments by which a model changes the attention scores themselves; SDPA has no place for them.
+_UNSUPPORTED_ATTENTION = ("softcap", "s_aux", "position_bias")
+# Settings by which a model transforms its logits after the LM head, with the value that leaves them alone.
+_LOGIT_TRANSFORMS = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "lm_head_multiplier": 1.0,
+    "output_multiplier_scale": 1.0,
+}
+
+
+def _sliding_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[1, 1, length, length], True where a token sees one of the `window` latest tokens; None if it sees all."""
+    if window is None or length <= window:
+        return None
+    mask = torch.ones(length, length, dtype=torch.bool, device=device)
+    return mask.tril().triu(1 - window)[None, None]
 
 
 def _packed_sdpa(
     module: nn.Module,
     query: Tensor,  # [1, heads, N, head size]
-    key: Tensor,
+    key: Tensor,  # [1, key-value heads, N, head size]
     value: Tensor,
     attention_mask: Tensor | None,
     cu_seq_lens_q: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence, one kernel call a sequence: no [N, N] mask exists."""
+    unsupported = [name for name in _UNSUPPORTED_ATTENTION if others.get(name) is not None]
+    if unsupported:
+        raise ValueError(
+            f"attention={PACKED_SDPA} cannot run {type(module).__name__}, which needs {', '.join(unsupported)}; "
+            "use flash_attention_2 on a GPU, or another model"
+        )
     parts = []
     for start, stop in pairwise(cu_seq_lens_q.tolist()):
-        length = stop - start
-        mask = None
-        if sliding_window is not None and length > sliding_window:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
-            mask = mask.tril().triu(1 - sliding_window)[None, None]
+        mask = _sliding_mask(stop - start, sliding_window, query.device)
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
         out, _weights = sdpa_attention_forward(
             module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=mask is None
@@ -45,10 +73,43 @@ AttentionInterface.register(PACKED_SDPA, _packed_sdpa)
 AttentionMaskInterface.register(PACKED_SDPA, lambda *_args, **_kwargs: None)
 
 
+def refuse_transformed_logits(config: PreTrainedConfig) -> None:
+    """Refuse models whose logits are more than `lm_head(hidden)`: chunked heads apply the bare matrix.
+
+    Raises:
+        ValueError: the model soft-caps or scales its logits.
+    """
+    for name, identity in _LOGIT_TRANSFORMS.items():
+        value = getattr(config, name, identity)
+        if value is not None and value != identity:
+            raise ValueError(
+                f"model {config.name_or_path!r} transforms its logits after the LM head ({name}={value} in its "
+                "config.json), which is not supported yet; choose a model that does not"
+            )
+
+
+def refuse_unpackable_layers(config: PreTrainedConfig) -> None:
+    """Refuse models whose layers carry state across the border of two packed sequences.
+
+    Raises:
+        ValueError: a layer is neither full nor sliding-window attention.
+    """
+    unpackable = sorted(set(getattr(config, "layer_types", None) or []) - _PACKABLE_LAYERS)
+    if unpackable:
+        raise ValueError(
+            f"model {config.name_or_path!r} has layers that cannot be packed ({', '.join(unpackable)}); choose a "
+            "model whose layers are full or sliding-window attention"
+        )
+
+
 def load_causal_lm(
     path: str, dtype: torch.dtype, attention: str = PACKED_SDPA, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a checkpoint from safetensors only, on the CPU, in eval mode."""
+    """Load a checkpoint from safetensors only, on the CPU, in eval mode.
+
+    Raises:
+        ValueError: packing or a chunked LM head would change what the model computes.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
@@ -56,6 +117,8 @@ def load_causal_lm(
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
+    refuse_unpackable_layers(model.config)
+    refuse_transformed_logits(model.config)
     return model.eval()
 
 

@@ -1,0 +1,140 @@
+"""The packed forward against a plain transformers forward of each sequence alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
+
+from scoring.packed_model import (
+    final_hidden_states,
+    load_causal_lm,
+    refuse_transformed_logits,
+    refuse_unpackable_layers,
+)
+
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+LENGTHS = (1, 17, 40, 2, 9)
+
+CONFIGS = {
+    "grouped query heads": LlamaConfig(num_key_value_heads=2, **SHAPE),
+    "one head per query": LlamaConfig(num_key_value_heads=4, **SHAPE),
+    "sliding window": MistralConfig(num_key_value_heads=2, sliding_window=8, **SHAPE),
+    "mixed layers": Qwen3Config(
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=8,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        **SHAPE,
+    ),
+}
+
+
+def save_random_model(config: PreTrainedConfig, directory: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
+def packed_states(path: Path, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(torch.int32)
+    positions = torch.cat([torch.arange(int(length)) for length in lengths])
+    model = load_causal_lm(str(path), torch.float32)
+    with torch.inference_mode():
+        states = final_hidden_states(model.base_model, torch.cat(sequences), positions, starts)
+    return list(states.split(lengths.tolist()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_equals_plain(name: str, tmp_path: Path) -> None:
+    path = save_random_model(CONFIGS[name], tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(0, 300, (length,), generator=generator) for length in LENGTHS]
+    plain = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    for sequence, states in zip(sequences, packed_states(path, sequences), strict=True):
+        with torch.inference_mode():
+            expected = plain.base_model(input_ids=sequence[None]).last_hidden_state[0]
+        torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_equal_plain(tmp_path: Path) -> None:
+    path = save_random_model(CONFIGS["mixed layers"], tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(0, 300, (length,), generator=generator) for length in (17, 9)]
+    packed = load_causal_lm(str(path), torch.float32)
+    starts = torch.tensor([0, 17, 26], dtype=torch.int32)
+    positions = torch.cat([torch.arange(17), torch.arange(9)])
+    final_hidden_states(packed.base_model, torch.cat(sequences), positions, starts).square().sum().backward()
+    plain = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    for sequence in sequences:
+        plain.base_model(input_ids=sequence[None]).last_hidden_state.square().sum().backward()
+    for (name, ours), theirs in zip(packed.named_parameters(), plain.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "setting"),
+    [
+        (Gemma2Config(final_logit_softcapping=30.0), "final_logit_softcapping=30.0"),
+        (GraniteConfig(logits_scaling=8.0), "logits_scaling=8.0"),
+        (CohereConfig(logit_scale=0.0625), "logit_scale=0.0625"),
+    ],
+)
+def test_transformed_logits_are_refused(config: PreTrainedConfig, setting: str) -> None:
+    with pytest.raises(ValueError, match=setting):
+        refuse_transformed_logits(config)
+
+
+def test_plain_logits_are_accepted() -> None:
+    for config in (
+        *CONFIGS.values(),
+        GraniteConfig(logits_scaling=1.0),
+        Gemma2Config(final_logit_softcapping=None),
+    ):
+        refuse_transformed_logits(config)
+
+
+def test_recurrent_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="linear_attention"):
+        refuse_unpackable_layers(Qwen3NextConfig())
+
+
+def test_attention_soft_capping_is_refused(tmp_path: Path) -> None:
+    config = Gemma2Config(num_key_value_heads=2, final_logit_softcapping=None, **SHAPE)
+    path = save_random_model(config, tmp_path)
+    with pytest.raises(ValueError, match="softcap"):
+        packed_states(path, [torch.arange(5)])
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(CONFIGS["grouped query heads"])
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_causal_lm(str(tmp_path), torch.float32)
