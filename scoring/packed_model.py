@@ -1,4 +1,4 @@
-"""A transformers causal language model run on packed sequences: the same forward for teachers and for the learner.
+"""A transformers causal language model run on packed sequences: one forward for teachers and learner.
 
 Shape suffixes: N tokens laid end to end, S sequences, d hidden size.
 """
@@ -32,7 +32,7 @@ _LOGIT_TRANSFORMS = {
 
 
 def _sliding_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[1, 1, length, length], True where a token sees one of the `window` latest tokens; None if it sees all."""
+    """[1, 1, length, length], True where a token sees one of the `window` latest; None if it sees all."""
     if window is None or length <= window:
         return None
     mask = torch.ones(length, length, dtype=torch.bool, device=device)
@@ -55,8 +55,8 @@ def _packed_sdpa(
     unsupported = [name for name in _UNSUPPORTED_ATTENTION if others.get(name) is not None]
     if unsupported:
         raise ValueError(
-            f"attention={PACKED_SDPA} cannot run {type(module).__name__}, which needs {', '.join(unsupported)}; "
-            "use flash_attention_2 on a GPU, or another model"
+            f"attention={PACKED_SDPA} cannot run {type(module).__name__}, which needs "
+            f"{', '.join(unsupported)}; use flash_attention_2 on a GPU, or another model"
         )
     parts = []
     for start, stop in pairwise(cu_seq_lens_q.tolist()):
@@ -83,8 +83,8 @@ def refuse_transformed_logits(config: PreTrainedConfig) -> None:
         value = getattr(config, name, identity)
         if value is not None and value != identity:
             raise ValueError(
-                f"model {config.name_or_path!r} transforms its logits after the LM head ({name}={value} in its "
-                "config.json), which is not supported yet; choose a model that does not"
+                f"model {config.name_or_path!r} transforms its logits after the LM head ({name}={value} in "
+                "its config.json), which is not supported yet; choose a model that does not"
             )
 
 
@@ -97,8 +97,8 @@ def refuse_unpackable_layers(config: PreTrainedConfig) -> None:
     unpackable = sorted(set(getattr(config, "layer_types", None) or []) - _PACKABLE_LAYERS)
     if unpackable:
         raise ValueError(
-            f"model {config.name_or_path!r} has layers that cannot be packed ({', '.join(unpackable)}); choose a "
-            "model whose layers are full or sliding-window attention"
+            f"model {config.name_or_path!r} has layers that cannot be packed "
+            f"({', '.join(unpackable)}); choose a model whose layers are full or sliding-window attention"
         )
 
 

