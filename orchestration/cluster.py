@@ -1,0 +1,144 @@
+"""The Ray cluster of a run: joining it, deadlines on every call, and the name and last words of a worker that dies."""
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from orchestration.config import RunConfig
+from orchestration.plan import check_resources, local_cpus, required_cpus, required_gpus
+
+log = logging.getLogger("tutelage")
+T = TypeVar("T")
+TAIL_LINES = 25
+
+
+class WorkerFailure(RuntimeError):
+    """A worker died, raised, or missed a deadline; the message names it and shows the end of its log."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    session_dir: Path
+    workers: "list[Worker]" = field(default_factory=list)  # every one that was ever up
+
+    @classmethod
+    def join(cls, config: RunConfig) -> "Cluster":
+        """Start a Ray of this run's own, or join the running one, and check that the workers fit.
+
+        Raises:
+            ConfigError: more workers than the cluster has room for.
+            ConnectionError: no cluster at `cluster.address`.
+        """
+        if config.cluster.address == "local":
+            cpus = local_cpus(config)
+            check_resources(config, cpus, float("inf"))
+            context = ray.init(
+                address="local",
+                num_cpus=max(1, round(cpus)),
+                object_store_memory=int(config.cluster.object_store_gib * 2**30),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            context = ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        there = ray.cluster_resources()
+        check_resources(config, there.get("CPU", 0.0), there.get("GPU", 0.0))
+        log.info("cluster: %g CPUs asked for, %g GPUs", required_cpus(config), required_gpus(config))
+        return cls(Path(context.address_info["session_dir"]))
+
+    def leave(self) -> None:
+        ray.shutdown()
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what the workers of this node printed into the run's folder."""
+        for worker in self.workers:
+            for path in worker.log_files:
+                shutil.copyfile(path, folder / f"{worker.name}{path.suffix}")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A Ray actor with a name people can read."""
+
+    name: str
+    handle: Any
+    pid: int
+    node: str
+    session_dir: Path
+
+    @classmethod
+    async def adopt(cls, name: str, handle: Any, cluster: Cluster, deadline: float) -> "Worker":
+        """Wait until the actor's process is up and learn where it runs."""
+        pid, node = await _within(
+            handle.__ray_call__.remote(lambda _self: (os.getpid(), ray.util.get_node_ip_address())),
+            deadline,
+            name,
+        )
+        worker = cls(name, handle, pid, node, cluster.session_dir)
+        cluster.workers.append(worker)
+        return worker
+
+    @property
+    def log_files(self) -> list[Path]:
+        return sorted((self.session_dir / "logs").glob(f"worker-*-{self.pid}.*"))
+
+    async def call(self, method: str, *args: Any, deadline: float) -> Any:
+        """Call a method of the actor and wait for its result.
+
+        Raises:
+            WorkerFailure: it died, raised, or did not answer within `deadline` seconds.
+        """
+        return await self._wait(getattr(self.handle, method).remote(*args), f"{method}", deadline)
+
+    async def stream(self, method: str, *args: Any, deadline: float) -> AsyncIterator[Any]:
+        """Iterate over what a generator method yields; `deadline` holds from one item to the next."""
+        items = getattr(self.handle, method).remote(*args)
+        iterator = aiter(items)
+        while True:
+            try:
+                ref = await self._wait(anext(iterator), method, deadline)
+            except StopAsyncIteration:
+                return
+            yield await self._wait(ref, method, deadline)
+
+    async def _wait(self, waitable: Awaitable[T], method: str, deadline: float) -> T:
+        try:
+            return await _within(waitable, deadline, f"{self.name}.{method}")
+        except RayActorError as error:
+            raise WorkerFailure(f"{self.name} died during {method}: {_reason(error)}\n{self._last_words()}") from None
+        except RayTaskError as error:
+            raise WorkerFailure(f"{self.name} failed in {method}: {error.cause!r}\n{self._last_words()}") from error
+
+    def _last_words(self) -> str:
+        tails = [_tail(path) for path in self.log_files]
+        if not any(tails):
+            return f"its log is on node {self.node}, in {self.session_dir / 'logs'}, under worker-*-{self.pid}.err"
+        return "\n".join(tail for tail in tails if tail)
+
+    def stop(self) -> None:
+        ray.kill(self.handle)
+
+
+async def _within(waitable: Awaitable[T], deadline: float, what: str) -> T:
+    try:
+        return await asyncio.wait_for(waitable, deadline)
+    except TimeoutError:
+        raise WorkerFailure(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
+
+
+def _reason(error: RayActorError) -> str:
+    return str(error).splitlines()[0]
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    return "\n".join([f"--- the end of {path.name} ---", *lines]) if lines else ""

@@ -1,0 +1,260 @@
+"""The run's configuration: what Hydra composes, and every rule that spans two parts of it."""
+
+import os
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from learner.config import CheckpointConfig, LearnerConfig, ObjectiveConfig, StudentConfig, WeightTransfer
+from learner.objectives import available, get_objective
+from rollout.config import DataConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
+from scoring.config import ScoringConfig, TeacherConfig
+
+
+class Resume(Enum):
+    auto = "auto"  # continue the newest unfinished run of this experiment, if there is one
+    never = "never"
+
+
+class WandbMode(Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class PipelineConfig:
+    steps: int = 25  # optimiser steps
+    batch_size: int = 16  # trajectories a step
+    max_staleness: int = 1  # bound on learner version minus version of a trajectory's oldest token; 0: on-policy
+
+
+@dataclass
+class EvaluationConfig:
+    every: int = 0  # steps; 0: only before and after
+    prompts: int = 32  # the first n held-out prompts
+    temperature: float = 1.0
+    max_tokens: int = 48
+    seed: int = 1234
+
+
+@dataclass
+class TrackingConfig:
+    wandb: WandbMode = WandbMode.offline
+    project: str = "tutelage"
+    entity: str | None = None
+    samples_every: int = 10  # steps between sample tables; 0: none
+    samples: int = 4  # trajectories in a sample table
+
+
+@dataclass
+class ClusterConfig:
+    address: str = "local"  # "local": a Ray of this run's own; "auto" or host:port: one that runs already
+    cpus: int | None = None  # logical CPUs of a local cluster; none: what the workers ask for
+    object_store_gib: float = 1.0  # of a local cluster
+
+
+@dataclass
+class TimeoutConfig:
+    """Deadlines in seconds: nothing waits longer."""
+
+    start: float = 600  # of one worker: models loaded, engine up
+    rollout: float = 600  # from one finished rollout to the next
+    scoring: float = 600  # of one scoring request, its time in the queue included
+    learning: float = 1800  # of one optimiser step or evaluation pass
+    weight_sync: float = 300
+    checkpoint: float = 1800
+
+
+@dataclass
+class RunConfig:
+    experiment: str = "quickstart"  # names the folder of the outputs
+    seed: int = 0
+    output_root: str = "outputs"
+    run_dir: str | None = None  # none: <output_root>/<experiment>/<time>
+    resume: Resume = Resume.never
+    dry_run: bool = False  # resolve, validate, print the plan, start nothing
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key, the value and the fix."""
+
+
+def register_schema() -> None:
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def _refuse_assignment(self: Any, name: str, value: Any = None) -> None:
+    raise AttributeError(f"the configuration is frozen after composition: {name} cannot change")
+
+
+def _freeze(node: Any) -> None:
+    """Make a composed config read-only, all the way down.
+
+    OmegaConf refuses command-line overrides of frozen dataclasses, so they are plain until here.
+    """
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            _freeze(value)
+    cls = type(node)
+    node.__class__ = type(cls.__name__, (cls,), {"__setattr__": _refuse_assignment, "__delattr__": _refuse_assignment})
+
+
+def build(composed: DictConfig) -> RunConfig:
+    """Turn Hydra's composition into a checked, read-only RunConfig.
+
+    Raises:
+        ConfigError: when two settings do not go together.
+    """
+    config = cast(RunConfig, OmegaConf.to_object(composed))
+    check(config)
+    _freeze(config)
+    return config
+
+
+def _require(condition: bool, key: str, value: object, fix: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value}: {fix}")
+
+
+def check(config: RunConfig) -> None:
+    """Every rule on the values alone; what needs files or models is checked in `preparation`."""
+    _check_ranges(config)
+    _check_objective(config)
+    _check_engines(config)
+    _check_data(config)
+
+
+def _check_ranges(config: RunConfig) -> None:
+    at_least_one = {
+        "pipeline.steps": config.pipeline.steps,
+        "pipeline.batch_size": config.pipeline.batch_size,
+        "sampling.max_tokens": config.sampling.max_tokens,
+        "sampling.samples_per_prompt": config.sampling.samples_per_prompt,
+        "rollout.workers": config.rollout.workers,
+        "scoring.workers": config.scoring.workers,
+        "learner.ranks": config.learner.ranks,
+        "evaluation.prompts": config.evaluation.prompts,
+        "evaluation.max_tokens": config.evaluation.max_tokens,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for key, value in at_least_one.items():
+        _require(value >= 1, key, value, "must be at least 1")
+    _require(
+        config.pipeline.max_staleness >= 0,
+        "pipeline.max_staleness",
+        config.pipeline.max_staleness,
+        "must be 0 (strictly on-policy) or more",
+    )
+    for key, temperature in (
+        ("sampling", config.sampling.temperature),
+        ("evaluation", config.evaluation.temperature),
+    ):
+        _require(
+            temperature > 0,
+            f"{key}.temperature",
+            temperature,
+            "must be above 0; greedy sampling has no sampling distribution",
+        )
+    _require(
+        config.learner.zero_stage in (0, 1, 2, 3),
+        "learner.zero_stage",
+        config.learner.zero_stage,
+        "must be 0, 1, 2 or 3",
+    )
+    _require(
+        config.learner.learning_rate > 0,
+        "learner.learning_rate",
+        config.learner.learning_rate,
+        "must be above 0",
+    )
+    longest = max(config.sampling.max_tokens, config.evaluation.max_tokens)
+    _require(
+        longest < config.rollout.max_model_len,
+        "rollout.max_model_len",
+        config.rollout.max_model_len,
+        f"leaves no room for a prompt before {longest} response tokens; raise it",
+    )
+
+
+def _check_objective(config: RunConfig) -> None:
+    name, sampling = config.objective.name, config.sampling
+    if name not in available():
+        raise ConfigError(f"objective.name={name}: unknown; choose one of {', '.join(available())}")
+    _require(config.objective.k >= 1, "objective.k", config.objective.k, "must be at least 1")
+    truncated = sampling.top_p < 1 or sampling.top_k > 0
+    if get_objective(name, config.objective).requirements.full_softmax_sampling and truncated:
+        key, value = ("sampling.top_p", sampling.top_p) if sampling.top_p < 1 else ("sampling.top_k", sampling.top_k)
+        raise ConfigError(
+            f"{key}={value}: the objective {name} needs ratios of full-softmax probabilities, and tokens outside "
+            "the truncated support have none; set sampling.top_p=1 and sampling.top_k=-1 (a temperature is corrected)"
+        )
+
+
+def _check_engines(config: RunConfig) -> None:
+    transfer, gpus = config.learner.weight_transfer, config.rollout.gpus_per_worker
+    if transfer is WeightTransfer.shared_memory:
+        _require(
+            gpus == 0,
+            "learner.weight_transfer",
+            transfer.value,
+            "serves CPU engines on the learner's node; with rollout.gpus_per_worker > 0 use nccl or ipc",
+        )
+    else:
+        _require(
+            gpus > 0,
+            "learner.weight_transfer",
+            transfer.value,
+            "needs GPU engines; with rollout.gpus_per_worker=0 use shared_memory",
+        )
+    _require(
+        config.rollout.tensor_parallel_size == 1 or gpus > 0,
+        "rollout.tensor_parallel_size",
+        config.rollout.tensor_parallel_size,
+        "needs rollout.gpus_per_worker > 0; on CPU use 1",
+    )
+
+
+def _check_data(config: RunConfig) -> None:
+    for name, source in (("train", config.data.train), ("heldout", config.data.heldout)):
+        if source.kind is SourceKind.dataset:
+            _require(
+                bool(source.path),
+                f"data.{name}.path",
+                repr(source.path),
+                "name a Hugging Face dataset, a directory, or a JSONL or Parquet file",
+            )
+        else:
+            _require(
+                bool(source.task),
+                f"data.{name}.task",
+                repr(source.task),
+                "name a reasoning-gym task family, for instance basic_arithmetic",
+            )
+        if config.data.verifier is VerifierKind.reasoning_gym:
+            _require(
+                source.kind is SourceKind.reasoning_gym,
+                "data.verifier",
+                "reasoning_gym",
+                f"grades reasoning-gym tasks only, and data.{name}.kind={source.kind.value}; use exact, math or none",
+            )
+    if config.tracking.wandb is WandbMode.online and not os.environ.get("WANDB_API_KEY"):
+        raise ConfigError("tracking.wandb=online: no key found; set WANDB_API_KEY in the environment, or use offline")

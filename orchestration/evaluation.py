@@ -1,0 +1,126 @@
+"""How good a policy is on the held-out prompts: the student now, and the teacher once.
+
+held-out prompts ─► rollout workers ─► the teacher's hidden states ─► learner: exact KLs ─► intervals
+                                   └─► verifier: accuracy
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.batch import Example
+from learner.evaluation import ExampleDivergence
+from learner.packing import pack
+from orchestration.config import RunConfig
+from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
+from orchestration.schedule import derive_seed
+from orchestration.summary import Evaluation, Interval
+from orchestration.workers import LearnerGroup, RolloutGroup, ScoringGroup
+from rollout.prompts import Prompt
+from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
+from scoring.signal import ScoringRequest
+
+Verifier = Callable[[Prompt, str], float]
+BOOTSTRAP_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An evaluation with the texts behind it."""
+
+    evaluation: Evaluation
+    texts: dict[str, str] = field(default_factory=dict)  # prompt id -> answer
+
+
+def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[RolloutRequest]:
+    """One answer for each prompt, always with the same seeds."""
+    settings = config.evaluation
+    return [
+        RolloutRequest(
+            slot=index,
+            prompt_id=item.prompt.id,
+            sample_index=0,
+            prompt_ids=item.student_ids,
+            seed=derive_seed(settings.seed, index),
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+        )
+        for index, item in enumerate(prompts)
+    ]
+
+
+class Evaluator:
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        scorers: ScoringGroup,
+        learner: LearnerGroup,
+        verifier: Verifier | None,
+    ) -> None:
+        self._config = config
+        self._prepared = prepared
+        self._prompts = with_ids(prepared.heldout)
+        self._scorers = scorers
+        self._learner = learner
+        self._verifier = verifier
+
+    async def student(self, rollouts: RolloutGroup, version: int) -> Answers:
+        """The current student on its own answers, with exact KLs to the teacher."""
+        answers = await self._answers(rollouts, self._prepared.heldout)
+        signals = await self._scorers.score_all([self._full_request(trajectory) for trajectory in answers])
+        examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
+        batch = pack(examples, self._config.learner.ranks, self._config.learner.micro_batch_tokens, version)
+        return self._judge(answers, await self._learner.evaluate(batch))
+
+    async def teacher(self, rollouts: RolloutGroup) -> Answers:
+        """The teacher's own answers, from workers that hold its weights."""
+        prompts = [teacher_view(item) for item in self._prepared.heldout]
+        return self._judge(await self._answers(rollouts, prompts), None)
+
+    async def _answers(self, rollouts: RolloutGroup, prompts: Sequence[RenderedPrompt]) -> list[Trajectory]:
+        answers = [item async for item in rollouts.roll_out(requests(prompts, self._config))]
+        return sorted(answers, key=lambda item: item.slot)
+
+    def _full_request(self, trajectory: Trajectory) -> ScoringRequest:
+        item = self._prompts[trajectory.prompt_id]
+        return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
+
+    def _judge(self, answers: Sequence[Trajectory], divergences: Sequence[ExampleDivergence] | None) -> Answers:
+        texts = {
+            a.prompt_id: self._prepared.tokenizer.decode(a.response_ids, skip_special_tokens=True) for a in answers
+        }
+        lengths = np.array([len(a.response_ids) for a in answers], dtype=float)
+        ones = np.ones_like(lengths)
+        columns = {
+            "mean_response_tokens": (lengths, ones),
+            "truncated_share": (
+                np.array([float(a.finish_reason is FinishReason.LENGTH) for a in answers]),
+                ones,
+            ),
+        }
+        if self._verifier is not None:
+            rewards = [self._verifier(self._prompts[key].prompt, text) for key, text in texts.items()]
+            columns["accuracy"] = (np.array(rewards), ones)
+        if divergences is not None:
+            tokens = np.array([d.tokens for d in divergences], dtype=float)
+            for name in ("reverse_kl", "forward_kl", "overlap_ratio"):
+                columns[name] = (np.array([getattr(d, name) for d in divergences]), tokens)
+        intervals = {name: ratio_interval(total, weight) for name, (total, weight) in columns.items()}
+        means = {name: interval.mean for name, interval in intervals.items()}
+        return Answers(Evaluation(n_prompts=len(answers), intervals=intervals, **means), texts)
+
+
+def ratio_interval(totals: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval:
+    """Σ totals / Σ weights with its 95 % percentile bootstrap interval over prompts.
+
+    Args:
+        totals: [n] sums over a prompt's tokens (or one value a prompt).
+        weights: [n] the number of terms in each sum.
+    """
+    draws = np.random.default_rng(0).integers(0, len(totals), size=(BOOTSTRAP_DRAWS, len(totals)))
+    ratios = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Interval(float(totals.sum() / weights.sum()), float(low), float(high))

@@ -1,0 +1,32 @@
+"""python -m orchestration.launch [overrides]: run the main job."""
+
+import asyncio
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from orchestration.command import run
+from orchestration.config import build, register_schema
+from orchestration.plan import print_plan
+from orchestration.preparation import prepare
+
+register_schema()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    config = build(composed)
+    prepared = prepare(config)
+    print_plan(config, prepared)
+    if config.dry_run:
+        return
+    from orchestration.run import execute  # the engines' imports take seconds; a dry run needs none
+
+    exit_code = asyncio.run(execute(config, composed, prepared))
+    if exit_code:
+        sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    run(main)

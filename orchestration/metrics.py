@@ -1,0 +1,60 @@
+"""What one step tells the trackers: names shared by metrics.jsonl and Weights & Biases."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from learner.batch import Example
+from learner.report import StepReport
+from orchestration.tracking import Sample
+from rollout.trajectory import FinishReason
+
+HEALTH = ("rollout_logprob_gap_mean", "rollout_logprob_gap_max")
+
+
+def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Every number of a step; `seconds` are those of each stage since the step before."""
+    rewards = [e.trajectory.reward for e in batch if e.trajectory.reward is not None]
+    lengths = [len(e.trajectory.response_ids) for e in batch]
+    ages = [report.policy_version - 1 - e.trajectory.oldest_version for e in batch]
+    metrics = {
+        "train/loss": report.loss,
+        "train/grad_norm": report.grad_norm,
+        "train/learning_rate": report.learning_rate,
+        "train/loss_tokens": float(report.loss_tokens),
+        **{f"{'health' if name in HEALTH else 'train'}/{name}": value for name, value in report.metrics.items()},
+        "rollout/mean_response_tokens": float(np.mean(lengths)),
+        "rollout/truncated_share": float(np.mean([e.trajectory.finish_reason is FinishReason.LENGTH for e in batch])),
+        "rollout/staleness_mean": float(np.mean(ages)),
+        "rollout/staleness_max": float(max(ages)),
+        "teacher/mean_logprob": _token_mean([e.signal.logprobs for e in batch]),
+        "teacher/mean_entropy": _token_mean([e.signal.entropy for e in batch]),
+        "time/learn": report.seconds,
+        "time/learn_cpu": report.cpu_seconds,
+        **{f"time/{stage}": value for stage, value in seconds.items()},
+    }
+    if rewards:
+        metrics["rollout/accuracy"] = float(np.mean(rewards))
+    return metrics
+
+
+def _token_mean(values: Sequence[np.ndarray]) -> float:
+    return float(np.concatenate(values).mean())
+
+
+def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    """The trajectory as a person reads it, token by token."""
+    trajectory, signal = example.trajectory, example.signal
+    student, teacher = trajectory.sampling_logprobs, signal.logprobs
+    return Sample(
+        prompt_id=trajectory.prompt_id,
+        sample_index=trajectory.sample_index,
+        prompt=tokenizer.decode(trajectory.prompt_ids),
+        response=tokenizer.decode(trajectory.response_ids, skip_special_tokens=True),
+        reward=trajectory.reward,
+        tokens=tuple(tokenizer.decode([token]) for token in trajectory.response_ids),
+        student_logprobs=tuple(round(float(x), 4) for x in student),
+        teacher_logprobs=tuple(round(float(x), 4) for x in teacher),
+        mean_log_ratio=float((teacher - student).mean()),
+    )

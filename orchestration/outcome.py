@@ -1,0 +1,145 @@
+"""What a run found out: evaluations kept across restarts, the summary, and what is printed at the end."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.evaluation import Answers
+from orchestration.files import write_json, write_text
+from orchestration.preparation import Prepared
+from orchestration.summary import Evaluation, Interval, Summary
+
+ROLES = ("student_before", "student_after", "teacher")
+SHOWN_ANSWERS = 4
+
+
+class EvaluationStore:
+    """One JSON file a role, so that a resumed run does not evaluate the untrained student again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "evaluations"
+        self._folder.mkdir(exist_ok=True)
+
+    def has(self, role: str) -> bool:
+        return self._path(role).is_file()
+
+    def keep(self, role: str, answers: Answers) -> None:
+        write_json(self._path(role), asdict(answers))
+
+    def load(self) -> dict[str, Answers]:
+        return {role: _parse(json.loads(self._path(role).read_text())) for role in ROLES if self.has(role)}
+
+    def _path(self, role: str) -> Path:
+        return self._folder / f"{role}.json"
+
+
+def _parse(raw: Mapping[str, Any]) -> Answers:
+    fields = dict(raw["evaluation"])
+    intervals = {name: Interval(**value) for name, value in fields.pop("intervals").items()}
+    return Answers(Evaluation(intervals=intervals, **fields), dict(raw["texts"]))
+
+
+def print_outcome(
+    console: Console, run_dir: Path, summary: Summary, answers: Mapping[str, Answers], prepared: Prepared
+) -> None:
+    """The summary for people: figures, a few answers side by side, and where everything lies."""
+    console.print(_figures(summary))
+    if len(answers) == len(ROLES):
+        console.print(_side_by_side(answers, prepared))
+    console.print(
+        f"[bold]{summary.status}[/bold] after {summary.steps} steps, {summary.wall_seconds:.0f} s; "
+        f"{summary.tokens_per_second:.1f} trained tokens a second"
+    )
+    places = {
+        "model": "final",
+        "curves": "curves.png",
+        "numbers": "metrics.jsonl",
+        "outcome": "summary.json",
+        "samples": "samples",
+        "checkpoints": "checkpoints",
+        "logs": "run.log",
+    }
+    for name, place in places.items():
+        if (run_dir / place).exists():
+            console.print(f"  {name:<12}{run_dir / place}", highlight=False, soft_wrap=True)
+
+
+def _figures(summary: Summary) -> Table:
+    table = Table(title="held-out prompts", title_justify="left")
+    for column in ("", "student before", "student after", "teacher"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {
+        "reverse KL (nats a token)": "reverse_kl",
+        "forward KL (nats a token)": "forward_kl",
+        "top-16 overlap": "overlap_ratio",
+        "answer length (tokens)": "mean_response_tokens",
+        "truncated share": "truncated_share",
+        "accuracy": "accuracy",
+    }
+    for label, name in rows.items():
+        cells = [_cell(summary.evaluation[role], name) for role in ROLES]
+        if any(cells):
+            table.add_row(label, *(cell or "–" for cell in cells))
+    before, after, teacher = (summary.evaluation[role] for role in ROLES)
+    if before and after and teacher:
+        table.caption = _progress(before, after, teacher, summary.gap_recovery)
+    return table
+
+
+def _cell(evaluation: Evaluation | None, name: str) -> str:
+    value = getattr(evaluation, name) if evaluation is not None else None
+    if evaluation is None or value is None:
+        return ""
+    interval = evaluation.intervals[name]
+    return f"{value:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _progress(before: Evaluation, after: Evaluation, teacher: Evaluation, recovery: float | None) -> str:
+    parts = []
+    if before.reverse_kl and after.reverse_kl is not None:
+        parts.append(f"reverse KL fell by {1 - after.reverse_kl / before.reverse_kl:.0%}")
+    gap = teacher.mean_response_tokens - before.mean_response_tokens
+    if gap:
+        moved = (after.mean_response_tokens - before.mean_response_tokens) / gap
+        parts.append(f"answer length went {moved:.0%} of the way to the teacher's")
+    if before.accuracy is not None:
+        parts.append(f"gap recovery {'n/a' if recovery is None else f'{recovery:.0%}'}")
+    return "; ".join(parts)
+
+
+def _side_by_side(answers: Mapping[str, Answers], prepared: Prepared) -> Table:
+    table = Table(title="a few answers", title_justify="left", show_lines=True)
+    for column in ("prompt", "before", "after", "teacher"):
+        table.add_column(column, overflow="fold", ratio=1)
+    for item in prepared.heldout[:SHOWN_ANSWERS]:
+        prompt = item.prompt
+        table.add_row(prompt.messages[-1].content, *(answers[role].texts[prompt.id].strip() for role in ROLES))
+    return table
+
+
+def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
+    """A README beside the exported weights: what it was made from, and how."""
+    student, teacher = settings["student"]["model"], settings["teacher"]["model"]
+    context = settings["teacher"]["context"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [on-policy-distillation, tutelage]",
+        "---",
+        "",
+        f"# {student}, distilled",
+        "",
+        f"- student: `{student}`",
+        f"- teacher: `{teacher}`" + (f", told {context!r}" if context else ""),
+        f"- objective: `{settings['objective']['name']}`",
+        f"- steps: {settings['pipeline']['steps']} of {settings['pipeline']['batch_size']} trajectories",
+        "",
+        "Made with Tutelage by on-policy distillation; `config.yaml` of the run has every setting.",
+    ]
+    write_text(final / "README.md", "\n".join(lines) + "\n")

