@@ -1,6 +1,7 @@
 """What one optimiser step consumes.
 
-Shape suffixes: N tokens of a packed micro-batch, S sequences, R response positions, K support ids, d hidden size.
+Shape suffixes: N tokens of a packed micro-batch, S sequences, R response positions, K support ids,
+d hidden size.
 """
 
 from dataclasses import dataclass

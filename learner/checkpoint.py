@@ -1,0 +1,113 @@
+"""Resumable learner state: what DeepSpeed saves, our version and random state, and a manifest of hashes.
+
+    directory/deepspeed/…            weights, optimiser, schedule, as DeepSpeed writes them
+    directory/random-rank-*.safetensors
+    directory/state.json             version of the weights, last report, number of ranks, ZeRO stage
+    directory/manifest.json          sha256 of every other file; written last
+
+The directory must be on storage that every rank sees. Atomicity is the caller's: save into a temporary name and
+rename it once every rank has returned.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from learner.engine import LearnerEngine
+from learner.report import StepReport
+
+_TAG = "deepspeed"
+_MANIFEST = "manifest.json"
+_STATE = "state.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is incomplete, altered, in the wrong place or of another set-up."""
+
+
+def save_checkpoint(engine: LearnerEngine, directory: Path) -> None:
+    """Write the learner's state into `directory`. A collective: every rank must call it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    engine.deepspeed.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+    save_file(_random_state(), _random_file(directory, engine.rank))
+    dist.barrier()
+    if engine.rank == 0:
+        state = {**_setup(engine), "version": engine.version, "last_report": _report(engine)}
+        (directory / _STATE).write_text(json.dumps(state, indent=1))
+        (directory / _MANIFEST).write_text(json.dumps(_hashes(directory), indent=1))
+    dist.barrier()
+
+
+def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path) -> None:
+    """Restore what `save_checkpoint` wrote. A collective: every rank must call it.
+
+    Raises:
+        CheckpointError: `directory` is not under `run_directory`, a file is missing, unexpected or altered, or
+            the learner's ranks, precision or ZeRO stage are others than at saving.
+    """
+    _verify(directory, run_directory)
+    state = json.loads((directory / _STATE).read_text())
+    for name, here in _setup(engine).items():
+        if state[name] != here:
+            raise CheckpointError(f"{directory}: saved with learner.{name}={state[name]}, this run has {here}")
+    engine.deepspeed.load_checkpoint(str(directory), tag=_TAG)
+    _restore_random_state(load_file(_random_file(directory, engine.rank)))
+    report = state["last_report"]
+    engine.resume(state["version"], None if report is None else StepReport(**report))
+
+
+def _setup(engine: LearnerEngine) -> dict[str, Any]:
+    config = engine.config
+    return {"ranks": engine.ranks, "zero_stage": config.zero_stage, "dtype": config.dtype.value}
+
+
+def _report(engine: LearnerEngine) -> dict[str, Any] | None:
+    return None if engine.last_report is None else asdict(engine.last_report)
+
+
+def _random_file(directory: Path, rank: int) -> Path:
+    return directory / f"random-rank-{rank}.safetensors"
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / _MANIFEST)
+    return {str(path.relative_to(directory)): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(directory: Path, run_directory: Path) -> None:
+    """DeepSpeed unpickles its files, so nothing is opened that this run did not write."""
+    if run_directory.resolve() not in directory.resolve().parents:
+        raise CheckpointError(f"{directory} is not under the run directory {run_directory}")
+    manifest = directory / _MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(f"{directory} has no {_MANIFEST}: it was never completed")
+    expected, found = json.loads(manifest.read_text()), _hashes(directory)
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} was added" for name in found.keys() - expected.keys()]
+    problems += [f"{name} was altered" for name in expected.keys() & found.keys() if expected[name] != found[name]]
+    if problems:
+        raise CheckpointError(f"{directory} is not what was saved: {', '.join(sorted(problems))}")

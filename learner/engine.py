@@ -1,0 +1,214 @@
+"""The learner: one DeepSpeed rank that turns batches into optimiser steps.
+
+    Batch ─► its micro-batches ─► backbone ─► head and objective ─► gradients ─► finite? ─► step ─► report
+
+Produces a `StepReport` a step; waits, inside collectives, for its sibling ranks only. Every rank must be
+given the same calls in the same order.
+
+Shape suffixes: R response tokens, V vocabulary, d hidden size.
+"""
+
+import time
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from learner.batch import Batch, MicroBatch
+from learner.config import LearnerConfig, ObjectiveConfig
+from learner.deepspeed_setup import initialise
+from learner.distributed import join_group
+from learner.evaluation import TeacherHead, divergences, per_example
+from learner.finite import GradientWatch, NonFiniteError
+from learner.head import fused_head_loss
+from learner.objectives import get_objective
+from learner.report import ExampleDivergence, StepReport
+from learner.student import load_student
+from learner.tensors import PackedTensors, to_tensors
+from learner.totals import StepTotals
+
+
+class LearnerEngine:
+    """One rank of the learner. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set.
+
+    Args:
+        model_path: a local checkpoint directory of the student (safetensors).
+        total_steps: length of the learning-rate schedule.
+        timeout_s: of every collective.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        objective: ObjectiveConfig,
+        model_path: str,
+        total_steps: int,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self.config = config
+        self.model_path = model_path
+        self.device = join_group(config.threads, timeout_s)
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._objective = get_objective(objective.name, objective)
+        student = load_student(model_path, config)
+        self._watch = GradientWatch(student)
+        self.deepspeed = initialise(student, config, total_steps)
+        self._teacher_heads: dict[str, TeacherHead] = {}
+        self._version = 0
+        self._last_report: StepReport | None = None
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face causal LM; under ZeRO-3 its parameters are partitioned."""
+        return self.deepspeed.module.causal_lm
+
+    @property
+    def zero_stage(self) -> int:
+        return self.config.zero_stage
+
+    @property
+    def version(self) -> int:
+        """Optimiser steps behind the weights."""
+        return self._version
+
+    @property
+    def last_report(self) -> StepReport | None:
+        return self._last_report
+
+    def resume(self, version: int, last_report: StepReport | None) -> None:
+        """Continue from `version`, whose weights and optimiser state have been loaded."""
+        self._version, self._last_report = version, last_report
+
+    def step(self, batch: Batch) -> StepReport:
+        """One optimiser step on this rank's share of `batch`; the gradient is that of the batch as a whole.
+
+        Idempotent: the batch of the step just taken returns that step's report again.
+
+        Raises:
+            NonFiniteError: on every rank, before the optimiser's step, so the weights are as they were.
+            ValueError: the batch belongs to another version of the weights or another number of ranks.
+        """
+        if self._last_report is not None and batch.policy_version == self._version - 1:
+            return self._last_report
+        self._check(batch)
+        started, cpu_started = time.perf_counter(), time.process_time()
+        totals = self._accumulate(batch)
+        self._refuse_non_finite(totals)
+        learning_rate = self.deepspeed.lr_scheduler.get_last_lr()[0]
+        grad_norm = self._optimise()
+        loss, metrics = totals.reduce(batch.loss_tokens)
+        cpu_seconds = self._sum_over_ranks(time.process_time() - cpu_started)
+        self._version += 1
+        self._last_report = StepReport(
+            policy_version=self._version,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            loss_tokens=batch.loss_tokens,
+            seconds=time.perf_counter() - started,
+            cpu_seconds=cpu_seconds,
+            metrics=metrics,
+        )
+        return self._last_report
+
+    def set_teacher_head(self, teacher: str, weight: Tensor, bias: Tensor | None) -> None:
+        """Keep a teacher's LM head ([V, d], [V] or None; any float type) for `evaluate`."""
+        self._teacher_heads[teacher] = TeacherHead(
+            weight.to(self.device, torch.float32),
+            None if bias is None else bias.to(self.device, torch.float32),
+        )
+
+    def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
+        """Exact divergences from one teacher on this rank's share of `batch`, in ascending order of example.
+
+        The batch must carry that teacher's hidden states; it may have been sampled by any policy.
+
+        Raises:
+            ValueError: the teacher's head has not been set, or hidden states are missing.
+        """
+        if teacher not in self._teacher_heads:
+            raise ValueError(f"evaluate: the LM head of teacher {teacher!r} has not been set")
+        micro_batches = self._share(batch)
+        if any(m is not None and m.teacher_hidden_states is None for m in micro_batches):
+            raise ValueError("evaluate: the batch lacks the teacher's hidden states (ScoringRequest.hidden_states)")
+        self.deepspeed.eval()
+        records: list[ExampleDivergence] = []
+        with torch.no_grad():
+            for micro_batch in micro_batches:
+                packed = to_tensors(micro_batch, self.device)
+                records += per_example(self._divergences(packed, teacher), packed.example_index)
+        self.deepspeed.train()
+        return sorted(records, key=lambda record: record.example_index)
+
+    def _divergences(self, packed: PackedTensors, teacher: str) -> dict[str, Tensor]:
+        head = self._teacher_heads[teacher]
+        hidden = packed.teacher_hidden_states
+        job = partial(
+            divergences,
+            teacher_hidden=head.weight.new_empty(0, head.weight.shape[1]) if hidden is None else hidden,
+            teacher=head,
+            chunk_tokens=self.config.head_chunk_tokens,
+        )
+        return self.deepspeed(packed, job)
+
+    def _check(self, batch: Batch) -> None:
+        if batch.policy_version != self._version:
+            raise ValueError(
+                f"step: the batch starts from version {batch.policy_version}, the weights are at {self._version}"
+            )
+        for micro_batch in self._share(batch):
+            if micro_batch is not None and not (micro_batch.temperatures > 0).all():
+                raise ValueError("rollout.sampling.temperature must be above 0 to learn from the samples")
+
+    def _share(self, batch: Batch) -> tuple[MicroBatch | None, ...]:
+        if len(batch.ranks) != self.ranks:
+            raise ValueError(f"the batch was packed for {len(batch.ranks)} ranks, the learner has {self.ranks}")
+        return batch.ranks[self.rank]
+
+    def _accumulate(self, batch: Batch) -> StepTotals:
+        """Forward and backward of every micro-batch."""
+        totals = StepTotals(self.device)
+        # DeepSpeed averages over ranks; the loss is a sum over all of them, divided by their tokens.
+        scale = self.ranks / max(batch.loss_tokens, 1)
+        micro_batches = self._share(batch)
+        for index, micro_batch in enumerate(micro_batches):
+            self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            packed = to_tensors(micro_batch, self.device)
+            job = partial(
+                fused_head_loss,
+                rows=packed.rows,
+                objective=self._objective,
+                chunk_tokens=self.config.head_chunk_tokens,
+            )
+            loss, per_token = self.deepspeed(packed, job)
+            totals.add(per_token)
+            self.deepspeed.backward(loss * scale)
+        return totals
+
+    def _refuse_non_finite(self, totals: StepTotals) -> None:
+        bad = [] if totals.loss_is_finite else ["the loss"]
+        bad += [f"the gradient of {name}" for name in self._watch.drain()]
+        if self._sum_over_ranks(float(len(bad))):
+            what = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            raise NonFiniteError(
+                f"step {self._version + 1}: {what or 'a value on another rank'} is not finite "
+                f"(rank {self.rank}); the optimiser's step was not taken"
+            )
+
+    def _optimise(self) -> float:
+        """Take the step; the gradient norm before clipping."""
+        plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer  # float32 under ZeRO-0: no wrapper
+        norm = self._plain_grad_norm() if plain else None
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+
+    def _plain_grad_norm(self) -> Tensor:
+        grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def _sum_over_ranks(self, value: float) -> float:
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)

@@ -1,0 +1,128 @@
+"""Examples into a batch: balanced over ranks, packed to a token budget, the same for the same examples.
+
+Shape suffixes: P prompt tokens, T response tokens, N packed tokens, R response positions, K support ids.
+
+Alignment: the input of a sequence is its prompt and all response tokens but the last (nothing follows it);
+response token t is predicted by the state at position P + t - 1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.batch import Batch, Example, MicroBatch
+
+_Indexed = tuple[int, Example]  # its place among the examples, and the example
+
+
+def pack(examples: Sequence[Example], ranks: int, token_budget: int, policy_version: int) -> Batch:
+    """Pack one optimiser step.
+
+    Sequences go to ranks longest first, each to the rank with the fewest tokens so far; within a rank they
+    stand in order of slot, and a micro-batch closes when the next sequence would exceed the budget. A
+    sequence longer than the budget runs alone. The order of `examples` changes nothing but `example_index`,
+    which refers to it.
+
+    Raises:
+        ValueError: no examples, an empty prompt or response, a teacher's marks that do not fit the response,
+            or optional marks that only some examples have.
+    """
+    if not examples:
+        raise ValueError("pack: there are no examples")
+    for example in examples:
+        _check(example)
+    per_rank = [[_join(group) for group in _groups(share, token_budget)] for share in _balance(examples, ranks)]
+    longest = max(len(micro_batches) for micro_batches in per_rank)
+    padded = tuple(tuple(m) + (None,) * (longest - len(m)) for m in per_rank)
+    loss_tokens = sum(example.trajectory.loss_tokens for example in examples)
+    return Batch(policy_version, padded, loss_tokens, len(examples))
+
+
+def _input_length(example: Example) -> int:
+    return len(example.trajectory.prompt_ids) + len(example.trajectory.response_ids) - 1
+
+
+def _check(example: Example) -> None:
+    trajectory, signal = example.trajectory, example.signal
+    tokens = len(trajectory.response_ids)
+    name = f"prompt {trajectory.prompt_id!r}, sample {trajectory.sample_index}"
+    if not len(trajectory.prompt_ids) or not tokens:
+        raise ValueError(f"{name}: a prompt and a response of at least one token are needed")
+    aligned = {
+        "loss_mask": trajectory.loss_mask,
+        "sampling_logprobs": trajectory.sampling_logprobs,
+        "signal.logprobs": signal.logprobs,
+        "signal.entropy": signal.entropy,
+        "signal.support_ids": signal.support_ids,
+        "signal.support_logprobs": signal.support_logprobs,
+        "signal.hidden_states": signal.hidden_states,
+    }
+    for field, array in aligned.items():
+        if array is not None and len(array) != tokens:
+            raise ValueError(f"{name}: {field} has {len(array)} rows for {tokens} response tokens")
+
+
+def _balance(examples: Sequence[Example], ranks: int) -> list[list[_Indexed]]:
+    """Examples of each rank, in order of slot."""
+    shares: list[list[_Indexed]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    longest_first = sorted(enumerate(examples), key=lambda e: (-_input_length(e[1]), e[1].trajectory.slot))
+    for index, example in longest_first:
+        rank = loads.index(min(loads))
+        shares[rank].append((index, example))
+        loads[rank] += _input_length(example)
+    return [sorted(share, key=lambda e: e[1].trajectory.slot) for share in shares]
+
+
+def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]]:
+    """Cut a rank's examples into micro-batches."""
+    groups: list[list[_Indexed]] = []
+    room = 0
+    for item in share:
+        length = _input_length(item[1])
+        if not groups or length > room:
+            groups.append([])
+            room = token_budget
+        groups[-1].append(item)
+        room -= length
+    return groups
+
+
+def _join(group: Sequence[_Indexed]) -> MicroBatch:
+    examples = [example for _, example in group]
+    trajectories = [example.trajectory for example in examples]
+    signals = [example.signal for example in examples]
+    lengths = [_input_length(example) for example in examples]
+    starts = np.cumsum([0, *lengths])
+    responses = [len(t.response_ids) for t in trajectories]
+    first_states = [start + len(t.prompt_ids) - 1 for start, t in zip(starts[:-1], trajectories, strict=True)]
+    return MicroBatch(
+        token_ids=_cat([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], np.int64),
+        position_ids=_cat([np.arange(n) for n in lengths], np.int64),
+        sequence_starts=starts.astype(np.int32),
+        logit_positions=_cat([np.arange(s, s + n) for s, n in zip(first_states, responses, strict=True)], np.int64),
+        target_ids=_cat([t.response_ids for t in trajectories], np.int64),
+        loss_mask=_cat([t.loss_mask for t in trajectories], np.bool_),
+        example_index=np.repeat([index for index, _ in group], responses).astype(np.int64),
+        sampling_logprobs=_cat([t.sampling_logprobs for t in trajectories], np.float32),
+        temperatures=np.repeat([t.temperature for t in trajectories], responses).astype(np.float32),
+        teacher_logprobs=_cat([s.logprobs for s in signals], np.float32),
+        teacher_entropy=_cat([s.entropy for s in signals], np.float32),
+        support_ids=_cat_optional("support_ids", [s.support_ids for s in signals], np.int64),
+        support_teacher_logprobs=_cat_optional("support_logprobs", [s.support_logprobs for s in signals], np.float32),
+        teacher_hidden_states=_cat_optional("hidden_states", [s.hidden_states for s in signals], np.float32),
+    )
+
+
+def _cat(arrays: Sequence[NDArray], dtype: type) -> NDArray:
+    return np.concatenate(arrays).astype(dtype)
+
+
+def _cat_optional(field: str, arrays: Sequence[NDArray | None], dtype: type) -> NDArray | None:
+    present = [array for array in arrays if array is not None]
+    if not present:
+        return None
+    if len(present) != len(arrays) or len({array.shape[1:] for array in present}) != 1:
+        raise ValueError(f"signal.{field}: the examples of a batch must all have it, with one width")
+    return _cat(present, dtype)

@@ -1,0 +1,70 @@
+"""Micro-batches as tensors on the learner's device, loss tokens only.
+
+Shape suffixes: N packed tokens, S sequences, R loss tokens (the rows whose mask is True), K support ids,
+d hidden size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.batch import MicroBatch
+from learner.objectives.base import Rows
+
+
+@dataclass(frozen=True)
+class PackedTensors:
+    token_ids: Tensor  # [N]
+    position_ids: Tensor  # [N]
+    sequence_starts: Tensor  # [S + 1]
+    logit_positions: Tensor  # [R]
+    example_index: Tensor  # [R]
+    rows: Rows
+    teacher_hidden_states: Tensor | None  # [R, d of the teacher]
+
+
+def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTensors:
+    """The micro-batch on `device`; None becomes one token without a row, so that collectives stay in step."""
+    if micro_batch is None:
+        return _empty(device)
+    rows = np.flatnonzero(micro_batch.loss_mask)
+
+    def move(array: NDArray) -> Tensor:
+        return torch.tensor(array, device=device)
+
+    def of_rows(array: NDArray | None) -> Tensor | None:
+        return None if array is None else move(array[rows])
+
+    return PackedTensors(
+        token_ids=move(micro_batch.token_ids),
+        position_ids=move(micro_batch.position_ids),
+        sequence_starts=move(micro_batch.sequence_starts),
+        logit_positions=of_rows(micro_batch.logit_positions),
+        example_index=of_rows(micro_batch.example_index),
+        rows=Rows(
+            target_ids=of_rows(micro_batch.target_ids),
+            sampling_logprobs=of_rows(micro_batch.sampling_logprobs),
+            temperatures=of_rows(micro_batch.temperatures),
+            teacher_logprobs=of_rows(micro_batch.teacher_logprobs),
+            support_ids=of_rows(micro_batch.support_ids),
+            support_teacher_logprobs=of_rows(micro_batch.support_teacher_logprobs),
+        ),
+        teacher_hidden_states=of_rows(micro_batch.teacher_hidden_states),
+    )
+
+
+def _empty(device: torch.device) -> PackedTensors:
+    ids = torch.zeros(0, dtype=torch.int64, device=device)
+    values = torch.zeros(0, device=device)
+    return PackedTensors(
+        token_ids=ids.new_zeros(1),
+        position_ids=ids.new_zeros(1),
+        sequence_starts=torch.tensor([0, 1], dtype=torch.int32, device=device),
+        logit_positions=ids,
+        example_index=ids,
+        rows=Rows(ids, values, values, values, ids.view(0, 1), values.view(0, 1)),
+        teacher_hidden_states=None,
+    )

@@ -1,0 +1,99 @@
+"""The learner as a Ray actor: one DeepSpeed rank, no algorithm.
+
+Waits for the driver's calls; inside a call it waits for its sibling ranks. Every rank gets the same calls in the
+same order, without a retry by Ray: a step that ran may be asked for again and answers from memory.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+
+from learner.batch import Batch
+from learner.checkpoint import load_checkpoint, save_checkpoint
+from learner.config import LearnerConfig, ObjectiveConfig
+from learner.engine import LearnerEngine
+from learner.export import export
+from learner.report import ExampleDivergence, StepReport
+from learner.weight_transfer import WeightPublisher
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerWorker:
+    """Constructed idle; `setup` on all ranks at once brings the group up."""
+
+    def __init__(self, config: LearnerConfig, rank: int) -> None:
+        self._config = config
+        self._rank = rank
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        torch.set_num_threads(config.threads)
+
+    def address(self) -> tuple[str, int]:
+        """This node's IP address and a free port on it, for the group to meet at (ask rank 0)."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as listener:
+            listener.bind((host, 0))
+            return host, listener.getsockname()[1]
+
+    def setup(
+        self,
+        objective: ObjectiveConfig,
+        model_path: str,
+        total_steps: int,
+        master: tuple[str, int],
+        timeout_s: float,
+    ) -> int:
+        """Join the group and load the student; returns the version of the weights."""
+        host, port = master
+        os.environ.update(
+            RANK=str(self._rank),
+            WORLD_SIZE=str(self._config.ranks),
+            LOCAL_RANK="0",  # Ray shows an actor only its own GPU
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+        )
+        self._engine = LearnerEngine(self._config, objective, model_path, total_steps, timeout_s)
+        return self._engine.version
+
+    def step(self, batch: Batch) -> StepReport:
+        return self._engine.step(batch)
+
+    def set_teacher_head(self, teacher: str, weight: NDArray, bias: NDArray | None) -> None:
+        """`weight` [V, d] and `bias` [V], float32."""
+        to_tensor = torch.tensor  # copies: arrays from the object store are read-only
+        self._engine.set_teacher_head(teacher, to_tensor(weight), None if bias is None else to_tensor(bias))
+
+    def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
+        """Records of the examples that were packed for this rank."""
+        return self._engine.evaluate(batch, teacher)
+
+    def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
+        """Remember whom `publish` sends the weights to."""
+        self._publisher = WeightPublisher(
+            self._engine.module, self._rank, self._config, list(rollout_workers), timeout_s
+        )
+
+    def publish(self, version: int) -> None:
+        """Send the weights to the rollout workers; `version` must be the engine's."""
+        if version != self._engine.version:
+            raise ValueError(f"publish: version {version} asked for, the weights are at {self._engine.version}")
+        self._publisher.publish(version)
+
+    def save_checkpoint(self, directory: str) -> None:
+        save_checkpoint(self._engine, Path(directory))
+
+    def load_checkpoint(self, directory: str, run_directory: str) -> int:
+        """Returns the version of the restored weights."""
+        load_checkpoint(self._engine, Path(directory), Path(run_directory))
+        return self._engine.version
+
+    def export(self, directory: str) -> None:
+        export(self._engine, Path(directory))
+
+    def version(self) -> int:
+        return self._engine.version
