@@ -1,0 +1,236 @@
+"""The rollout engine: vLLM's asynchronous engine, our records in and out, and new weights while it runs.
+
+    requests ─► admitted together ─► vLLM ─► trajectories, one by one as they finish
+    weights  ─► start (requests freeze) ─► buckets ─► finish (requests go on with the new weights)
+
+Shape suffixes: N tokens of a sequence.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm import SamplingParams, TokensPrompt
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import RequestOutputCollector
+
+from rollout import weight_transfer
+from rollout.config import RolloutConfig
+from rollout.sampling import sampling_params, trajectory
+from rollout.trajectory import RolloutRequest, Trajectory
+
+
+class RolloutEngine:
+    """One vLLM engine and the policy version of its weights.
+
+    A group of requests is admitted atomically: the engine first sees them all at once, so that with one worker
+    and groups that do not overlap its batches, and with them its arithmetic, repeat. Weight updates and
+    admissions exclude each other.
+    """
+
+    def __init__(self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> None:
+        """Load the model and start vLLM's processes; takes tens of seconds.
+
+        Args:
+            model_path: a local checkpoint in safetensors.
+            transfer_backend: of weight updates: shared_memory, nccl or ipc.
+            seed: of the engine; requests carry their own.
+        """
+        _prepare_environment(config, transfer_backend)
+        weight_transfer.register()
+        self.policy_version = 0
+        self.weight_dtype = config.dtype.value
+        self.tensor_parallel_size = config.tensor_parallel_size
+        self._max_model_len = config.max_model_len
+        self._reports_reload = transfer_backend == weight_transfer.BACKEND
+        self._llm = AsyncLLM.from_engine_args(_engine_args(model_path, config, transfer_backend, seed))
+        self._numbers = itertools.count()
+        self._admission = asyncio.Lock()  # held from the start of a weight update to its end
+        self._updating_to: int | None = None
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
+        """Yield a trajectory for each request, in the order in which they finish.
+
+        Raises:
+            ValueError: a prompt and its response do not fit into rollout.max_model_len.
+        """
+        for request in requests:
+            self._check_length(request)
+        collectors = await self._admit(requests)
+        pairs = zip(requests, collectors, strict=True)
+        tasks = [asyncio.create_task(_trajectory_of(*pair)) for pair in pairs]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        finally:
+            await self._abandon(tasks, collectors)
+
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Log-probs at temperature 1 of tokens 1 to N - 1, each given those before it: [N - 1], nats.
+
+        vLLM computes prompt log-probs afresh; they never come from the prefix cache.
+        """
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async with self._admission:
+            collector = await self._add(token_ids, params)
+        output = await _finished(collector)
+        return np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Connect the engine's workers with the learner; `init_info` is the backend's."""
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self, version: int) -> None:
+        """Freeze the requests in flight and prepare for the weights of policy `version`.
+
+        A second call for the same version does nothing; an update that failed half-way may be started again.
+
+        Raises:
+            ValueError: the engine already has newer weights.
+        """
+        if version < self.policy_version:
+            raise ValueError(f"the engine has policy version {self.policy_version}: it cannot go back to {version}")
+        if self._updating_to == version:
+            return
+        if not self._admission.locked() or not await self._llm.is_paused():
+            await self._admission.acquire()
+            # Layers lie on the meta device during a reload: a forward then would crash. Requests in flight
+            # lose their keys and values with the rest of the cache and recompute them from the new weights.
+            await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.start_weight_update()
+        self._updating_to = version
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one part of the new weights; a part that fails to load ends the update."""
+        try:
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        except Exception:
+            self._updating_to = None
+            raise
+
+    async def finish_weight_update(self, version: int) -> float | None:
+        """Put the new weights to use and let requests go on.
+
+        Returns the seconds that vLLM itself spent on loading, where the backend can tell. A second call for
+        the same version does nothing.
+        """
+        if self._updating_to is None and version == self.policy_version:
+            return None
+        if self._updating_to != version:
+            raise ValueError(f"no weight update to policy version {version} is under way")
+        await self._llm.finish_weight_update(str(version))
+        seconds = await self._reload_seconds()
+        self.policy_version, self._updating_to = version, None
+        await self._llm.resume_generation()
+        self._admission.release()
+        return seconds
+
+    def shutdown(self) -> None:
+        """End vLLM's processes."""
+        self._llm.shutdown()
+
+    async def _reload_seconds(self) -> float | None:
+        if not self._reports_reload:
+            return None
+        return max(await self._llm.collective_rpc("weight_reload_seconds"))
+
+    def _check_length(self, request: RolloutRequest) -> None:
+        needed = len(request.prompt_ids) + request.max_tokens
+        if needed > self._max_model_len:
+            raise ValueError(
+                f"prompt {request.prompt_id!r} needs {needed} tokens with its response, "
+                f"rollout.max_model_len is {self._max_model_len}: raise it or drop the prompt"
+            )
+
+    async def _admit(self, requests: Sequence[RolloutRequest]) -> list[RequestOutputCollector]:
+        async with self._admission:
+            if len(requests) > 1:
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+            try:
+                return [await self._add(r.prompt_ids.tolist(), sampling_params(r)) for r in requests]
+            finally:
+                if len(requests) > 1:
+                    await self._llm.resume_generation()
+
+    async def _add(self, token_ids: Sequence[int], params: SamplingParams) -> RequestOutputCollector:
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        return await self._llm.add_request(str(next(self._numbers)), prompt, params)
+
+    async def _abandon(
+        self, tasks: Sequence[asyncio.Task[Trajectory]], collectors: Sequence[RequestOutputCollector]
+    ) -> None:
+        """Take requests that nobody waits for any more out of the engine."""
+        pairs = zip(tasks, collectors, strict=True)
+        unfinished = [(task, collector.request_id) for task, collector in pairs if not task.done()]
+        for task, _request_id in unfinished:
+            task.cancel()
+        if unfinished:
+            await self._llm.abort([request_id for _task, request_id in unfinished], internal=True)
+
+
+async def _trajectory_of(request: RolloutRequest, collector: RequestOutputCollector) -> Trajectory:
+    output = await _finished(collector)
+    return trajectory(request, output.outputs[0])
+
+
+async def _finished(collector: RequestOutputCollector) -> RequestOutput:
+    """The only output of a FINAL_ONLY request."""
+    return await collector.get()
+
+
+def _prepare_environment(config: RolloutConfig, transfer_backend: str) -> None:
+    """Settings that vLLM takes from the environment only, before its processes start."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if current_platform.is_cpu():
+        # Otherwise vLLM pins each engine to the cores that it believes free, the same ones for every engine.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    if transfer_backend == "ipc":
+        # CUDA IPC handles reach vLLM's own child processes as pickles.
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+
+
+def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> AsyncEngineArgs:
+    on_cpu = current_platform.is_cpu()
+    shared_memory = transfer_backend == weight_transfer.BACKEND
+    memory: dict[str, Any] = (
+        {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+        if on_cpu
+        else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    )
+    return AsyncEngineArgs(
+        model=model_path,
+        seed=seed,
+        dtype=config.dtype.value,
+        load_format="safetensors",
+        trust_remote_code=False,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=config.tensor_parallel_size,
+        enforce_eager=config.enforce_eager,
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        max_logprobs=-1,
+        disable_log_stats=True,
+        weight_transfer_config=WeightTransferConfig(backend=transfer_backend),
+        worker_extension_cls="rollout.weight_transfer.WorkerExtension" if shared_memory else "",
+        **memory,
+    )

@@ -1,0 +1,176 @@
+"""The engine's end of the shared-memory weight transfer, a backend of vLLM's weight-transfer interface.
+
+    learner rank 0 ── writes a bucket ──► shared buffer ──► each engine worker of the node verifies and loads it
+
+A bucket's checksum is verified before any of its weights is touched. vLLM's layerwise reload does the rest:
+it loads and repacks a layer as soon as all of its weights have arrived.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from rollout.shared_buffer import SharedBuffer
+
+BACKEND = "shared_memory"
+
+
+@dataclass
+class SharedMemoryInitInfo(WeightTransferInitInfo):
+    """Where the buckets will lie."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass
+class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """One bucket: tensor i is `shapes[i]` of `dtype_names[i]` at byte `offsets[i]` of the buffer."""
+
+    index: int  # of this bucket in the update, from 0
+    last: bool
+    nbytes: int
+    checksum: str  # xxh3_64 of the first nbytes bytes of the buffer, in hex
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+
+
+class ChecksumMismatch(RuntimeError):
+    """The bytes that arrived are not the bytes that were sent."""
+
+
+class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
+    """Loads checkpoint-format weights from a buffer that the learner fills."""
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdateInfo
+
+    def __init__(
+        self,
+        config: WeightTransferConfig,
+        vllm_config: VllmConfig,
+        device: torch.device,
+        model: torch.nn.Module,
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self.reload_seconds = 0.0  # of the latest update, without reading and checking the buckets
+        self._buffer: SharedBuffer | None = None
+        self._next_bucket = 0
+        self._complete = False
+        self._reloading = False
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        self._buffer = SharedBuffer.open(Path(init_info.path), init_info.nbytes)
+
+    def start_weight_update(self) -> None:
+        # What an interrupted update left half-loaded is put away; this update loads every layer anew.
+        self._finalize()
+        self._next_bucket, self._complete, self.reload_seconds = 0, False, 0.0
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one bucket. Unlike the base class it does not synchronise an accelerator: CPUs have none."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        """Verify a bucket and load it; a bucket that was loaded already is skipped.
+
+        Raises:
+            ChecksumMismatch: nothing of the bucket has been loaded.
+        """
+        if update_info.index < self._next_bucket:
+            return
+        if update_info.index > self._next_bucket:
+            raise ValueError(f"weight bucket {update_info.index} came before bucket {self._next_bucket}")
+        buffer = self._verified(update_info)
+        started = time.perf_counter()
+        if not self._reloading:
+            initialize_layerwise_reload(self.model)
+            self._reloading = True
+        self.model.load_weights(_views(buffer, update_info))
+        if not update_info.last:
+            self._keep_unprocessed_weights()
+        self.reload_seconds += time.perf_counter() - started
+        self._next_bucket, self._complete = update_info.index + 1, update_info.last
+
+    def finish_weight_update(self) -> None:
+        """Process what is left.
+
+        Raises:
+            RuntimeError: the last bucket never came.
+        """
+        if not self._complete:
+            raise RuntimeError(f"the weight update ended after {self._next_bucket} buckets, before its last one")
+        started = time.perf_counter()
+        self._finalize()
+        self.reload_seconds += time.perf_counter() - started
+
+    def shutdown(self) -> None:
+        self._buffer = None
+
+    def _verified(self, info: SharedMemoryUpdateInfo) -> Tensor:
+        if self._buffer is None:
+            raise RuntimeError("the shared-memory weight transfer has not been initialised")
+        data = self._buffer.data[: info.nbytes]
+        found = xxhash.xxh3_64_hexdigest(data.numpy())
+        if found != info.checksum:
+            raise ChecksumMismatch(
+                f"weight bucket {info.index} has checksum {found}, not {info.checksum} as sent: not loaded"
+            )
+        return data
+
+    def _keep_unprocessed_weights(self) -> None:
+        """Copy weights that wait for the rest of their layer: the next bucket overwrites what they view."""
+        for layer in self.model.modules():
+            for _name, bound in get_layerwise_info(layer).loaded_weights:
+                for key, value in bound.arguments.items():
+                    if isinstance(value, Tensor) and value.device.type != "meta":
+                        bound.arguments[key] = value.clone()
+
+    def _finalize(self) -> None:
+        if self._reloading:
+            finalize_layerwise_reload(self.model, self.model_config)
+            self._reloading = False
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker, so that the engine's frontend can ask what an update cost."""
+
+    weight_transfer_engine: SharedMemoryWeightTransferEngine
+
+    def weight_reload_seconds(self) -> float:
+        return self.weight_transfer_engine.reload_seconds
+
+
+def _views(buffer: Tensor, info: SharedMemoryUpdateInfo) -> list[tuple[str, Tensor]]:
+    weights = []
+    for name, dtype_name, shape, offset in zip(info.names, info.dtype_names, info.shapes, info.offsets, strict=True):
+        dtype = getattr(torch, dtype_name)
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        weights.append((name, buffer[offset : offset + nbytes].view(dtype).view(shape)))
+    return weights
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, perhaps twice."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryWeightTransferEngine)

@@ -1,0 +1,56 @@
+"""The Ray face of a rollout engine: an asynchronous actor without a thought of its own.
+
+produces trajectories, streamed as they finish (`generate`)
+waits for requests from the driver and weights from learner rank 0, which freeze and release it
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollout.config import RolloutConfig
+from rollout.engine import RolloutEngine
+from rollout.trajectory import RolloutRequest, Trajectory
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the learner must know of an engine to send it weights."""
+
+    weight_dtype: str  # name of the torch dtype
+    workers: int  # processes that hold a part of the model
+    policy_version: int
+
+
+class RolloutWorker:
+    def __init__(self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> None:
+        self._engine = RolloutEngine(model_path, config, transfer_backend, seed)
+
+    async def ready(self) -> EngineInfo:
+        engine = self._engine
+        return EngineInfo(engine.weight_dtype, engine.tensor_parallel_size, engine.policy_version)
+
+    async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
+        async for trajectory in self._engine.generate(requests):
+            yield trajectory
+
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        return await self._engine.prompt_logprobs(token_ids)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self._engine.init_weight_transfer_engine(init_info)
+
+    async def start_weight_update(self, version: int) -> None:
+        await self._engine.start_weight_update(version)
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._engine.update_weights(update_info)
+
+    async def finish_weight_update(self, version: int) -> float | None:
+        return await self._engine.finish_weight_update(version)
+
+    async def shutdown(self) -> None:
+        self._engine.shutdown()
