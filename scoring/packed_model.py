@@ -21,13 +21,15 @@ PACKED_SDPA = "packed_sdpa"
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 # Arguments by which a model changes the attention scores themselves; SDPA has no place for them.
 _UNSUPPORTED_ATTENTION = ("softcap", "s_aux", "position_bias")
-# Settings by which a model transforms its logits after the LM head, with the value that leaves them alone.
-_LOGIT_TRANSFORMS = {
-    "final_logit_softcapping": None,
-    "logits_scaling": 1.0,
-    "logit_scale": 1.0,
-    "lm_head_multiplier": 1.0,
-    "output_multiplier_scale": 1.0,
+# Settings by which a model transforms its logits after the LM head, with the values that leave them alone.
+_LOGIT_TRANSFORMS: dict[str, tuple[float | None, ...]] = {
+    "final_logit_softcapping": (None, 0.0),
+    "logits_soft_cap": (None, 0.0),
+    "output_logit_soft_cap": (None, 0.0),
+    "logits_scaling": (None, 1.0),
+    "logit_scale": (None, 1.0),
+    "logits_mup_width_multiplier": (None, 1.0),
+    "lm_head_multiplier": (None, 1.0),
 }
 
 
@@ -79,9 +81,10 @@ def refuse_transformed_logits(config: PreTrainedConfig) -> None:
     Raises:
         ValueError: the model soft-caps or scales its logits.
     """
-    for name, identity in _LOGIT_TRANSFORMS.items():
-        value = getattr(config, name, identity)
-        if value is not None and value != identity:
+    text_config = config.get_text_config()
+    for name, harmless in _LOGIT_TRANSFORMS.items():
+        value = getattr(text_config, name, None)
+        if value not in harmless:
             raise ValueError(
                 f"model {config.name_or_path!r} transforms its logits after the LM head ({name}={value} in "
                 "its config.json), which is not supported yet; choose a model that does not"
@@ -94,7 +97,7 @@ def refuse_unpackable_layers(config: PreTrainedConfig) -> None:
     Raises:
         ValueError: a layer is neither full nor sliding-window attention.
     """
-    unpackable = sorted(set(getattr(config, "layer_types", None) or []) - _PACKABLE_LAYERS)
+    unpackable = sorted(set(getattr(config.get_text_config(), "layer_types", None) or []) - _PACKABLE_LAYERS)
     if unpackable:
         raise ValueError(
             f"model {config.name_or_path!r} has layers that cannot be packed "

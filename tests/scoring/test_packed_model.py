@@ -71,9 +71,7 @@ def test_packed_equals_plain(name: str, tmp_path: Path) -> None:
     path = save_random_model(CONFIGS[name], tmp_path)
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(0, 300, (length,), generator=generator) for length in LENGTHS]
-    plain = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     for sequence, states in zip(sequences, packed_states(path, sequences), strict=True):
         with torch.inference_mode():
             expected = plain.base_model(input_ids=sequence[None]).last_hidden_state[0]
@@ -88,9 +86,7 @@ def test_gradients_equal_plain(tmp_path: Path) -> None:
     starts = torch.tensor([0, 17, 26], dtype=torch.int32)
     positions = torch.cat([torch.arange(17), torch.arange(9)])
     final_hidden_states(packed.base_model, torch.cat(sequences), positions, starts).square().sum().backward()
-    plain = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     for sequence in sequences:
         plain.base_model(input_ids=sequence[None]).last_hidden_state.square().sum().backward()
     for (name, ours), theirs in zip(packed.named_parameters(), plain.parameters(), strict=True):

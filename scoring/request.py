@@ -1,0 +1,59 @@
+"""What to ask a teacher about a trajectory."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollout.trajectory import Trajectory
+from scoring.signal import ScoringRequest
+
+
+class SignalNeeds(Protocol):
+    """What an objective needs besides the log-probs of the sampled tokens, which always come."""
+
+    @property
+    def candidates(self) -> int:
+        """How many of the student's own most likely ids the teacher must mark at each position."""
+
+    @property
+    def teacher_top_k(self) -> int:
+        """How many of the teacher's own most likely ids to return."""
+
+    @property
+    def hidden_states(self) -> bool:
+        """Whether the full vocabulary is wanted."""
+
+
+def build_request(
+    teacher: str, prompt_ids: NDArray[np.int32], trajectory: Trajectory, needs: SignalNeeds
+) -> ScoringRequest:
+    """The request that gives an objective what it needs about one trajectory.
+
+    Args:
+        teacher: key of the teacher.
+        prompt_ids: [P], the teacher's rendering of the trajectory's prompt.
+        needs: of the objective.
+
+    Raises:
+        ValueError: the rollout brought fewer candidate ids than the objective needs.
+    """
+    return ScoringRequest(
+        teacher=teacher,
+        prompt_ids=prompt_ids,
+        response_ids=trajectory.response_ids,
+        support_ids=_student_support(trajectory, needs.candidates) if needs.candidates else None,
+        top_k=needs.teacher_top_k,
+        hidden_states=needs.hidden_states,
+    )
+
+
+def _student_support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:
+    """[T, k]: the engine's k most likely ids, most likely first."""
+    found = 0 if trajectory.candidate_ids is None else trajectory.candidate_ids.shape[1]
+    if trajectory.candidate_ids is None or found < k:
+        raise ValueError(
+            f"the trajectory of prompt {trajectory.prompt_id!r} has {found} candidate ids a position and the "
+            f"objective needs {k}; roll out with RolloutRequest.candidates={k}"
+        )
+    return trajectory.candidate_ids[:, :k]

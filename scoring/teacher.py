@@ -1,0 +1,199 @@
+"""One teacher's forward: packed sequences in, marks of every response token out.
+
+Shape suffixes: N packed tokens, S sequences, R response tokens of a forward, C of them in a chunk of the head,
+T response tokens of a sequence, K support ids a position, V vocabulary, d hidden size.
+
+    requests ─ pack ─► backbone [N, d] ─ response positions ─► [R, d] ─ chunk ─► logits [C, V] ─► marks
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scoring.config import ScoringConfig, TeacherConfig
+from scoring.packed_model import final_hidden_states, load_causal_lm
+from scoring.packing import first_group
+from scoring.signal import ScoringRequest, TeacherSignal
+
+
+def forward_tokens(request: ScoringRequest) -> int:
+    """Tokens of a request that go through the backbone: nothing is asked of the state after the last one."""
+    return len(request.prompt_ids) + len(request.response_ids) - 1 if len(request.response_ids) else 0
+
+
+class TeacherModel:
+    """A causal language model that marks responses. Log-probs are those of temperature 1, computed in float32."""
+
+    def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
+        """Load the checkpoint in directory `path`, onto a GPU if workers have one.
+
+        Raises:
+            ValueError: the model cannot be packed, or its logits are not a linear map of its hidden states.
+        """
+        self.device = torch.device("cuda" if scoring.gpus_per_worker > 0 else "cpu")
+        dtype = getattr(torch, teacher.dtype.value)
+        model = load_causal_lm(path, dtype, scoring.attention, teacher.trust_remote_code).to(self.device)
+        model.requires_grad_(False)
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"teacher.model={path}: its LM head is {type(head).__name__}, not a linear layer")
+        self._backbone = model.base_model
+        # The head runs in float32 whatever the model's dtype: logits rounded to bfloat16 are off by up to 0.06.
+        self._weight_Vd = head.weight.detach().float()
+        self._bias_V = None if head.bias is None else head.bias.detach().float()
+        self._max_tokens = scoring.max_tokens_per_forward
+        # Reused by every chunk, since first-touched memory is slow.
+        self._chunks_CV = self._weight_Vd.new_empty(2, scoring.head_chunk_tokens, len(self._weight_Vd))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: rows of the LM head, which may be more than the tokenizer has ids."""
+        return len(self._weight_Vd)
+
+    def lm_head(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Weight [V, d] and bias [V] or None: with a signal's hidden states, the teacher's full distribution."""
+        bias = None if self._bias_V is None else self._bias_V.cpu().numpy()
+        return self._weight_Vd.cpu().numpy(), bias
+
+    def check(self, request: ScoringRequest) -> None:
+        """Refuse what cannot be scored.
+
+        Raises:
+            ValueError: an empty prompt, ids that the model does not have, or a support of another length.
+        """
+        if len(request.prompt_ids) == 0:
+            raise ValueError("ScoringRequest.prompt_ids is empty: no state predicts the first response token")
+        support = request.support_ids
+        if support is not None and len(support) != len(request.response_ids):
+            raise ValueError(
+                f"ScoringRequest.support_ids has {len(support)} positions for {len(request.response_ids)} "
+                "response tokens; give one row of ids for each"
+            )
+        if request.top_k > self.vocabulary_size:
+            raise ValueError(f"ScoringRequest.top_k={request.top_k} exceeds the vocabulary of {self.vocabulary_size}")
+        for name in ("prompt_ids", "response_ids", "support_ids"):
+            self._check_ids(name, getattr(request, name))
+
+    def _check_ids(self, name: str, ids: NDArray[np.int32] | None) -> None:
+        unknown = [] if ids is None else np.unique(ids[(ids < 0) | (ids >= self.vocabulary_size)]).tolist()
+        if unknown:
+            raise ValueError(
+                f"ScoringRequest.{name} contains ids {unknown[:8]} and the teacher's LM head has only "
+                f"{self.vocabulary_size} rows; student and teacher must share one vocabulary"
+            )
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+        """Mark every request, in order; consecutive ones share a forward up to the token budget.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        for request in requests:
+            self.check(request)
+        pending = [request for request in requests if len(request.response_ids)]
+        signals: list[TeacherSignal] = []
+        while len(signals) < len(pending):
+            rest = pending[len(signals) :]
+            count = first_group([forward_tokens(request) for request in rest], self._max_tokens)
+            signals += self._score_together(rest[:count])
+        answers = iter(signals)
+        return [next(answers) if len(request.response_ids) else self._silence(request) for request in requests]
+
+    def _score_together(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+        states_Td = self._response_states(requests)
+        states_Rd = torch.cat(states_Td).float()
+        marks: list[list[_Marks]] = [[] for _ in requests]
+        for first_row, logprobs_CV, entropy_C in self._distributions(states_Rd):
+            for index, rows, positions in _overlaps(requests, first_row, len(entropy_C)):
+                marks[index].append(_mark(requests[index], positions, logprobs_CV[rows], entropy_C[rows]))
+        return [
+            _signal(request, pieces, states) for request, pieces, states in zip(requests, marks, states_Td, strict=True)
+        ]
+
+    def _response_states(self, requests: Sequence[ScoringRequest]) -> list[Tensor]:
+        """For each request [T, d]: the states that predict its response tokens."""
+        sequences = [np.concatenate([request.prompt_ids, request.response_ids[:-1]]) for request in requests]
+        ends = list(accumulate(len(sequence) for sequence in sequences))
+        states_Nd = final_hidden_states(
+            self._backbone,
+            self._tensor(np.concatenate(sequences)),
+            self._tensor(np.concatenate([np.arange(len(sequence)) for sequence in sequences])),
+            torch.tensor([0, *ends], dtype=torch.int32, device=self.device),
+        )
+        lengths = [len(request.response_ids) for request in requests]
+        return [states_Nd[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+    def _distributions(self, states_Rd: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield first row, log-probs [C, V] and entropy [C] of each chunk; the next chunk overwrites them."""
+        logits_CV, logprobs_CV = self._chunks_CV
+        for start in range(0, len(states_Rd), len(logits_CV)):
+            chunk_Cd = states_Rd[start : start + len(logits_CV)]
+            logits, logprobs = logits_CV[: len(chunk_Cd)], logprobs_CV[: len(chunk_Cd)]
+            torch.mm(chunk_Cd, self._weight_Vd.T, out=logits)
+            if self._bias_V is not None:
+                logits += self._bias_V
+            torch.log_softmax(logits, dim=-1, out=logprobs)
+            probs = torch.exp(logprobs, out=logits)
+            # A log-prob of -inf would make 0 * -inf here; the lowest finite number makes it 0.
+            finite = logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
+            yield start, logprobs, -torch.bmm(probs[:, None], finite[:, :, None])[:, 0, 0]
+
+    def _silence(self, request: ScoringRequest) -> TeacherSignal:
+        """The signal of a response without tokens."""
+        nothing = self._weight_Vd.new_empty(0, self.vocabulary_size)
+        states_Td = self._weight_Vd.new_empty(0, self._weight_Vd.shape[1])
+        return _signal(request, [_mark(request, slice(0, 0), nothing, nothing[:, 0])], states_Td)
+
+    def _tensor(self, ids: NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(ids.astype(np.int64)).to(self.device)
+
+
+# Log-probs [T], entropy [T], support log-probs [T, K], top ids and top log-probs [T, top_k] of a few positions.
+_Marks = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _overlaps(requests: Sequence[ScoringRequest], first_row: int, rows: int) -> Iterator[tuple[int, slice, slice]]:
+    """Which requests the rows `first_row`, … belong to: index, rows of the chunk, positions of the response."""
+    begin = 0
+    for index, request in enumerate(requests):
+        end = begin + len(request.response_ids)
+        low, high = max(begin, first_row), min(end, first_row + rows)
+        if low < high:
+            yield index, slice(low - first_row, high - first_row), slice(low - begin, high - begin)
+        begin = end
+
+
+def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entropy_C: Tensor) -> _Marks:
+    """Pick what was asked about `positions` of a response from their full distributions."""
+    device = logprobs_CV.device
+    targets_C = torch.from_numpy(request.response_ids[positions].astype(np.int64)).to(device)
+    support = top_ids = top_logprobs = None
+    if request.support_ids is not None:
+        ids_CK = torch.from_numpy(request.support_ids[positions].astype(np.int64)).to(device)
+        support = logprobs_CV.gather(1, ids_CK)
+    if request.top_k:
+        top_logprobs, top_ids = logprobs_CV.topk(request.top_k, dim=-1)
+    return logprobs_CV.gather(1, targets_C[:, None])[:, 0], entropy_C, support, top_ids, top_logprobs
+
+
+def _signal(request: ScoringRequest, pieces: Sequence[_Marks], states_Td: Tensor) -> TeacherSignal:
+    """Join the pieces of one response and move them to the host."""
+    logprobs, entropy, support, top_ids, top_logprobs = (
+        None if column[0] is None else torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True)
+    )
+    assert logprobs is not None and entropy is not None  # every piece has them
+    return TeacherSignal(
+        teacher=request.teacher,
+        logprobs=logprobs,
+        entropy=entropy,
+        support_ids=request.support_ids,
+        support_logprobs=support,
+        top_ids=None if top_ids is None else top_ids.astype(np.int32),
+        top_logprobs=top_logprobs,
+        hidden_states=states_Td.float().cpu().numpy() if request.hidden_states else None,
+    )
