@@ -20,11 +20,11 @@ from learner.batch import Batch, MicroBatch
 from learner.config import LearnerConfig, ObjectiveConfig
 from learner.deepspeed_setup import initialise
 from learner.distributed import join_group
-from learner.evaluation import TeacherHead, divergences, per_example
+from learner.evaluation import ExampleDivergence, ExampleSums, TeacherHead, divergences
 from learner.finite import GradientWatch, NonFiniteError
 from learner.head import fused_head_loss
 from learner.objectives import get_objective
-from learner.report import ExampleDivergence, StepReport
+from learner.report import StepReport
 from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.totals import StepTotals
@@ -36,6 +36,7 @@ class LearnerEngine:
     Args:
         model_path: a local checkpoint directory of the student (safetensors).
         total_steps: length of the learning-rate schedule.
+        seed: of torch's generators in this process.
         timeout_s: of every collective.
     """
 
@@ -45,14 +46,18 @@ class LearnerEngine:
         objective: ObjectiveConfig,
         model_path: str,
         total_steps: int,
-        timeout_s: float = 600.0,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+        timeout_s: float = 1800.0,
     ) -> None:
         self.config = config
         self.model_path = model_path
+        self.trust_remote_code = trust_remote_code
+        torch.manual_seed(seed)
         self.device = join_group(config.threads, timeout_s)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._objective = get_objective(objective.name, objective)
-        student = load_student(model_path, config)
+        student = load_student(model_path, config, trust_remote_code)
         self._watch = GradientWatch(student)
         self.deepspeed = initialise(student, config, total_steps)
         self._teacher_heads: dict[str, TeacherHead] = {}
@@ -120,30 +125,37 @@ class LearnerEngine:
             None if bias is None else bias.to(self.device, torch.float32),
         )
 
-    def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
-        """Exact divergences from one teacher on this rank's share of `batch`, in ascending order of example.
+    def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
+        """Exact divergences from one teacher (None: the only one) for every example of `batch`, in order.
 
-        The batch must carry that teacher's hidden states; it may have been sampled by any policy.
+        The batch must carry that teacher's hidden states; it may have been sampled by any policy. All ranks
+        return the records of all examples.
 
         Raises:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
-        if teacher not in self._teacher_heads:
-            raise ValueError(f"evaluate: the LM head of teacher {teacher!r} has not been set")
+        head = self._teacher_head(teacher)
         micro_batches = self._share(batch)
         if any(m is not None and m.teacher_hidden_states is None for m in micro_batches):
-            raise ValueError("evaluate: the batch lacks the teacher's hidden states (ScoringRequest.hidden_states)")
+            raise ValueError("evaluate: the batch lacks the teacher's states; set ScoringRequest.hidden_states")
+        sums = ExampleSums(batch.examples, self.device)
         self.deepspeed.eval()
-        records: list[ExampleDivergence] = []
         with torch.no_grad():
             for micro_batch in micro_batches:
                 packed = to_tensors(micro_batch, self.device)
-                records += per_example(self._divergences(packed, teacher), packed.example_index)
+                sums.add(self._divergences(packed, head), packed.example_index)
         self.deepspeed.train()
-        return sorted(records, key=lambda record: record.example_index)
+        return sums.reduce()
 
-    def _divergences(self, packed: PackedTensors, teacher: str) -> dict[str, Tensor]:
-        head = self._teacher_heads[teacher]
+    def _teacher_head(self, teacher: str | None) -> TeacherHead:
+        known = self._teacher_heads
+        if teacher is None and len(known) == 1:
+            return next(iter(known.values()))
+        if teacher is None or teacher not in known:
+            raise ValueError(f"evaluate: no LM head for teacher {teacher!r}; set are {sorted(known)}")
+        return known[teacher]
+
+    def _divergences(self, packed: PackedTensors, head: TeacherHead) -> dict[str, Tensor]:
         hidden = packed.teacher_hidden_states
         job = partial(
             divergences,

@@ -6,12 +6,24 @@ Shape suffixes: R response tokens, C positions of a chunk, V vocabulary, d hidde
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from learner.head import chunk_logits
-from learner.report import ExampleDivergence
 
 OVERLAP_K = 16
+_SUMS = ("reverse_kl", "forward_kl", "overlap_ratio")
+
+
+@dataclass(frozen=True)
+class ExampleDivergence:
+    """How far apart student and teacher are on one response: exact, *sums* over its loss tokens."""
+
+    example_index: int  # which example of the batch
+    tokens: int
+    reverse_kl: float  # KL(student || teacher), full vocabulary, nats
+    forward_kl: float  # KL(teacher || student), full vocabulary, nats
+    overlap_ratio: float  # share of the two top-16 that coincides
 
 
 @dataclass(frozen=True)
@@ -64,15 +76,23 @@ def _compare(logp_CV: Tensor, logq_CV: Tensor) -> dict[str, Tensor]:
     return {
         "reverse_kl": (logp_CV.exp() * log_ratio_CV).sum(-1),
         "forward_kl": -(logq_CV.exp() * log_ratio_CV).sum(-1),
-        "overlap": (top_p[:, :, None] == top_q[:, None, :]).any(-1).float().mean(-1),
+        "overlap_ratio": (top_p[:, :, None] == top_q[:, None, :]).any(-1).float().mean(-1),
     }
 
 
-def per_example(values: dict[str, Tensor], example_index: Tensor) -> list[ExampleDivergence]:
-    """Sum token values [R] over each example, in ascending order of `example_index` [R]."""
-    records = []
-    for index in example_index.unique(sorted=True).tolist():
-        rows = example_index == index
-        sums = {name: float(value[rows].double().sum()) for name, value in values.items()}
-        records.append(ExampleDivergence(example_index=index, tokens=int(rows.sum()), **sums))
-    return records
+class ExampleSums:
+    """Token values summed by example, on every rank the same once reduced."""
+
+    def __init__(self, examples: int, device: torch.device) -> None:
+        self._sums = torch.zeros(examples, 1 + len(_SUMS), dtype=torch.float64, device=device)
+
+    def add(self, values: dict[str, Tensor], example_index: Tensor) -> None:
+        """Add token values [R], each to its example [R]."""
+        columns = [torch.ones_like(values["reverse_kl"]), *(values[name] for name in _SUMS)]
+        self._sums.index_add_(0, example_index, torch.stack(columns, dim=1).double())
+
+    def reduce(self) -> list[ExampleDivergence]:
+        """One record an example, in order. A collective: every rank must call it."""
+        dist.all_reduce(self._sums)
+        rows = self._sums.tolist()
+        return [ExampleDivergence(index, int(tokens), *sums) for index, (tokens, *sums) in enumerate(rows)]

@@ -27,7 +27,8 @@ def export(engine: LearnerEngine, directory: Path) -> None:
         temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         engine.module.save_pretrained(temporary, state_dict=state, safe_serialization=True)
-        AutoTokenizer.from_pretrained(engine.model_path).save_pretrained(temporary)
+        trusted = engine.trust_remote_code
+        AutoTokenizer.from_pretrained(engine.model_path, trust_remote_code=trusted).save_pretrained(temporary)
         temporary.rename(directory)
     dist.barrier()
 

@@ -15,14 +15,3 @@ class StepReport:
     seconds: float
     cpu_seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ExampleDivergence:
-    """How far apart student and teacher are on one response: exact, *sums* over its loss tokens."""
-
-    example_index: int  # which example of the batch
-    tokens: int
-    reverse_kl: float  # KL(student || teacher), nats
-    forward_kl: float  # KL(teacher || student), nats
-    overlap: float  # shares of the two top-16 that coincide

@@ -49,9 +49,9 @@ class Student(nn.Module):
         return self.shared_head(hidden[packed.logit_positions], job)
 
 
-def load_student(model_path: str, config: LearnerConfig) -> Student:
+def load_student(model_path: str, config: LearnerConfig, trust_remote_code: bool) -> Student:
     """The student in its training precision, on the CPU, without dropout (rollouts come without it)."""
-    model = load_causal_lm(model_path, getattr(torch, config.dtype.value), config.attention)
+    model = load_causal_lm(model_path, getattr(torch, config.dtype.value), config.attention, trust_remote_code)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _remove_dropout(model)

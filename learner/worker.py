@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -16,22 +17,19 @@ from ray.actor import ActorHandle
 
 from learner.batch import Batch
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from learner.config import LearnerConfig, ObjectiveConfig
+from learner.config import LearnerConfig, ObjectiveConfig, StudentConfig
 from learner.engine import LearnerEngine
+from learner.evaluation import ExampleDivergence
 from learner.export import export
-from learner.report import ExampleDivergence, StepReport
+from learner.report import StepReport
 from learner.weight_transfer import WeightPublisher
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class LearnerWorker:
-    """Constructed idle; `setup` on all ranks at once brings the group up."""
+    """Wrap in `ray.remote`. Constructed idle; `setup` on all ranks at once brings the group up."""
 
-    def __init__(self, config: LearnerConfig, rank: int) -> None:
-        self._config = config
-        self._rank = rank
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        torch.set_num_threads(config.threads)
+    _engine: LearnerEngine
+    _publisher: WeightPublisher
 
     def address(self) -> tuple[str, int]:
         """This node's IP address and a free port on it, for the group to meet at (ask rank 0)."""
@@ -42,22 +40,26 @@ class LearnerWorker:
 
     def setup(
         self,
-        objective: ObjectiveConfig,
         model_path: str,
+        student: StudentConfig,
+        config: LearnerConfig,
+        objective: ObjectiveConfig,
         total_steps: int,
-        master: tuple[str, int],
-        timeout_s: float,
+        rank: int,
+        ranks: int,
+        address: tuple[str, int],
+        seed: int,
     ) -> int:
-        """Join the group and load the student; returns the version of the weights."""
-        host, port = master
+        """Join the group and load the student from `model_path`; returns the version of the weights."""
+        host, port = address
         os.environ.update(
-            RANK=str(self._rank),
-            WORLD_SIZE=str(self._config.ranks),
+            RANK=str(rank),
+            WORLD_SIZE=str(ranks),
             LOCAL_RANK="0",  # Ray shows an actor only its own GPU
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        self._engine = LearnerEngine(self._config, objective, model_path, total_steps, timeout_s)
+        self._engine = LearnerEngine(config, objective, model_path, total_steps, seed, student.trust_remote_code)
         return self._engine.version
 
     def step(self, batch: Batch) -> StepReport:
@@ -68,21 +70,21 @@ class LearnerWorker:
         to_tensor = torch.tensor  # copies: arrays from the object store are read-only
         self._engine.set_teacher_head(teacher, to_tensor(weight), None if bias is None else to_tensor(bias))
 
-    def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
-        """Records of the examples that were packed for this rank."""
+    def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
+        """Records of all examples, on every rank."""
         return self._engine.evaluate(batch, teacher)
 
     def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
         """Remember whom `publish` sends the weights to."""
         self._publisher = WeightPublisher(
-            self._engine.module, self._rank, self._config, list(rollout_workers), timeout_s
+            self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s
         )
 
-    def publish(self, version: int) -> None:
-        """Send the weights to the rollout workers; `version` must be the engine's."""
+    def publish(self, version: int) -> Any:
+        """Send the weights to the rollout workers; `version` must be the engine's. Returns their report."""
         if version != self._engine.version:
             raise ValueError(f"publish: version {version} asked for, the weights are at {self._engine.version}")
-        self._publisher.publish(version)
+        return self._publisher.publish(version)
 
     def save_checkpoint(self, directory: str) -> None:
         save_checkpoint(self._engine, Path(directory))
