@@ -201,7 +201,7 @@ def _check_objective(config: RunConfig) -> None:
         raise ConfigError(f"objective.name={name}: unknown; choose one of {', '.join(available())}")
     _require(config.objective.k >= 1, "objective.k", config.objective.k, "must be at least 1")
     truncated = sampling.top_p < 1 or sampling.top_k > 0
-    if get_objective(name, config.objective).requirements.full_softmax_sampling and truncated:
+    if get_objective(name, config.objective).requirements.needs_full_softmax_sampling and truncated:
         key, value = ("sampling.top_p", sampling.top_p) if sampling.top_p < 1 else ("sampling.top_k", sampling.top_k)
         raise ConfigError(
             f"{key}={value}: the objective {name} needs ratios of full-softmax probabilities, and tokens outside "

@@ -24,6 +24,7 @@ from scoring.signal import ScoringRequest
 
 Verifier = Callable[[Prompt, str], float]
 BOOTSTRAP_DRAWS = 2000
+TEACHER = "teacher"  # key of the one teacher
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Evaluator:
         signals = await self._scorers.score_all([self._full_request(trajectory) for trajectory in answers])
         examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
         batch = pack(examples, self._config.learner.ranks, self._config.learner.micro_batch_tokens, version)
-        return self._judge(answers, await self._learner.evaluate(batch))
+        return self._judge(answers, await self._learner.evaluate(batch, TEACHER))
 
     async def teacher(self, rollouts: RolloutGroup) -> Answers:
         """The teacher's own answers, from workers that hold its weights."""

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from learner.worker import LearnerWorker
-from scoring.worker import ScoringWorker
 
 from learner.batch import Batch
 from learner.evaluation import ExampleDivergence
 from learner.report import StepReport
+from learner.worker import LearnerWorker
 from orchestration.cluster import Cluster, Worker, WorkerFailure
 from orchestration.config import RunConfig
 from orchestration.preparation import Prepared
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.worker import RolloutWorker
 from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.worker import ScoringWorker
 
 
 def _thread_environment(threads: int) -> dict[str, Any]:
@@ -152,33 +152,21 @@ class LearnerGroup:
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "LearnerGroup":
-        settings = config.learner
+        settings, deadline = config.learner, config.timeouts.start
         actor = ray.remote(LearnerWorker).options(
             num_cpus=settings.cpus_per_rank,
             num_gpus=settings.gpus_per_rank,
             runtime_env=_thread_environment(settings.threads),
         )
         handles = [actor.remote() for _ in range(settings.ranks)]
-        workers = await _adopt("learner", handles, cluster, config.timeouts.start)
-        address = await workers[0].call("address", deadline=config.timeouts.start)
-        await asyncio.gather(
-            *(
-                worker.call(
-                    "setup",
-                    prepared.student_path,
-                    config.student,
-                    settings,
-                    config.objective,
-                    config.pipeline.steps,
-                    rank,
-                    settings.ranks,
-                    address,
-                    config.seed,
-                    deadline=config.timeouts.start,
-                )
-                for rank, worker in enumerate(workers)
-            )
+        workers = await _adopt("learner", handles, cluster, deadline)
+        address = await workers[0].call("address", deadline=deadline)
+        shared = (prepared.student_path, config.student, settings, config.objective, config.pipeline.steps)
+        setups = (
+            worker.call("setup", *shared, rank, settings.ranks, address, config.seed, deadline=deadline)
+            for rank, worker in enumerate(workers)
         )
+        await asyncio.gather(*setups)
         return cls(workers, config)
 
     async def connect(self, rollouts: RolloutGroup) -> None:
@@ -192,13 +180,13 @@ class LearnerGroup:
             raise LearnerFailure(str(error)) from error
         return reports[0]
 
-    async def publish(self, version: int) -> Any:
-        reports = await self._all("publish", version, deadline=self._timeouts.weight_sync)
-        return reports[0]
+    async def publish(self, version: int) -> None:
+        await self._all("publish", version, deadline=self._timeouts.weight_sync)
 
-    async def evaluate(self, batch: Batch) -> list[ExampleDivergence]:
-        shares = await self._all("evaluate", ray.put(batch), deadline=self._timeouts.learning)
-        return shares[0]
+    async def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
+        """One record an example, in the order of the batch."""
+        everywhere = await self._all("evaluate", ray.put(batch), teacher, deadline=self._timeouts.learning)
+        return everywhere[0]
 
     async def set_teacher_head(self, teacher: str, head: Any) -> None:
         weight, bias = head

@@ -16,7 +16,7 @@ from learner.packing import pack
 from learner.report import StepReport
 from orchestration.clock import StageClock
 from orchestration.config import RunConfig
-from orchestration.evaluation import Answers, Evaluator, Verifier
+from orchestration.evaluation import TEACHER, Answers, Evaluator, Verifier
 from orchestration.interruption import Interruption
 from orchestration.outcome import EvaluationStore
 from orchestration.pipeline import Cursor, Pipeline
@@ -152,7 +152,7 @@ class Distillation:
         await learner.connect(self.workers.rollouts)
         if checkpoint is not None:
             await learner.load_checkpoint(str(checkpoint / "learner"), str(run_dir))
-        await learner.set_teacher_head("teacher", await self.workers.scorers.lm_head())
+        await learner.set_teacher_head(TEACHER, await self.workers.scorers.lm_head())
 
     async def evaluate_before(self, observer: Observer) -> None:
         """The teacher's answers and the untrained student's, unless an earlier start of this run has them.
