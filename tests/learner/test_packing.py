@@ -1,0 +1,98 @@
+"""Packing: alignment, order, balance and budget."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.batch import Batch, Example, MicroBatch
+from learner.packing import pack
+from tests.learner.examples import make_example, make_examples
+
+
+def micro_batches(batch: Batch) -> list[MicroBatch]:
+    return [m for rank in batch.ranks for m in rank if m is not None]
+
+
+def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) -> None:
+    """Each response token of each example has one row, whose state has read exactly what precedes the token."""
+    seen: set[tuple[int, int]] = set()
+    for m in micro_batches(batch):
+        position: dict[int, int] = {}
+        for row, (state, index) in enumerate(zip(m.logit_positions, m.example_index, strict=True)):
+            t = position.get(index, 0)
+            position[index] = t + 1
+            seen.add((int(index), t))
+            trajectory, signal = examples[index].trajectory, examples[index].signal
+            sequence = int(np.searchsorted(m.sequence_starts, state, side="right")) - 1
+            read = m.token_ids[m.sequence_starts[sequence] : state + 1]
+            expected = np.concatenate([trajectory.prompt_ids, trajectory.response_ids[:t]])
+            np.testing.assert_array_equal(read, expected)
+            assert m.position_ids[state] == len(expected) - 1
+            assert m.target_ids[row] == trajectory.response_ids[t]
+            assert m.loss_mask[row] == trajectory.loss_mask[t]
+            assert m.sampling_logprobs[row] == trajectory.sampling_logprobs[t]
+            assert m.temperatures[row] == np.float32(trajectory.temperature)
+            assert m.teacher_logprobs[row] == signal.logprobs[t]
+            assert m.teacher_entropy[row] == signal.entropy[t]
+            np.testing.assert_array_equal(m.support_ids[row], signal.support_ids[t])
+            np.testing.assert_array_equal(m.support_teacher_logprobs[row], signal.support_logprobs[t])
+    assert seen == {(i, t) for i, e in enumerate(examples) for t in range(len(e.trajectory.response_ids))}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=9),
+    ranks=st.integers(1, 4),
+    budget=st.integers(1, 40),
+)
+def test_properties(lengths: list[tuple[int, int]], ranks: int, budget: int) -> None:
+    examples = [make_example(slot, *pair, vocabulary=30) for slot, pair in enumerate(lengths)]
+    batch = pack(examples, ranks, budget, policy_version=3)
+    assert_rows_belong_to_their_tokens(batch, examples)
+    assert len(batch.ranks) == ranks and len({len(rank) for rank in batch.ranks}) == 1
+    assert batch.loss_tokens == sum(int(m.loss_mask.sum()) for m in micro_batches(batch))
+    assert batch.examples == len(examples) and batch.policy_version == 3
+    for m in micro_batches(batch):
+        assert len(m.token_ids) <= budget or len(m.sequence_starts) == 2
+        assert m.sequence_starts[-1] == len(m.token_ids)
+    for rank in batch.ranks:
+        slots = [i for m in rank if m is not None for i in dict.fromkeys(m.example_index.tolist())]
+        assert slots == sorted(slots)
+    tokens = [sum(len(m.token_ids) for m in rank if m is not None) for rank in batch.ranks]
+    assert max(tokens) - min(tokens) <= max(p + r - 1 for p, r in lengths)
+
+
+def test_arrival_order_does_not_matter() -> None:
+    examples = make_examples()
+    first, second = (pack(order, 2, 30, 0) for order in (examples, examples[::-1]))
+    for one, other in zip(micro_batches(first), micro_batches(second), strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_array_equal(one.example_index, len(examples) - 1 - other.example_index)
+
+
+def test_a_one_token_response_is_predicted_by_the_last_prompt_token() -> None:
+    batch = pack([make_example(0, 4, 1)], 1, 100, 0)
+    (m,) = micro_batches(batch)
+    assert len(m.token_ids) == 4 and m.logit_positions.tolist() == [3]
+
+
+def test_an_empty_rank_has_empty_micro_batches() -> None:
+    batch = pack([make_example(0, 4, 3)], 3, 100, 0)
+    assert [[m is None for m in rank] for rank in batch.ranks] == [[False], [True], [True]]
+
+
+def test_bad_examples_are_named() -> None:
+    example = make_example(0, 4, 3)
+    with pytest.raises(ValueError, match="no examples"):
+        pack([], 1, 10, 0)
+    with pytest.raises(ValueError, match="prompt-0.*at least one token"):
+        pack([make_example(0, 0, 3)], 1, 10, 0)
+    short = replace(example, signal=replace(example.signal, logprobs=example.signal.logprobs[:-1]))
+    with pytest.raises(ValueError, match=r"prompt-0.*signal\.logprobs has 2 rows for 3"):
+        pack([short], 1, 10, 0)
+    bare = replace(example, signal=replace(example.signal, support_ids=None, support_logprobs=None))
+    with pytest.raises(ValueError, match=r"signal\.support_ids.*must all have it"):
+        pack([example, bare], 1, 100, 0)
