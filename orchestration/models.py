@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 
+from rollout.hub import explained
 from rollout.paths import means_local_path
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -49,6 +50,7 @@ def _convert_smollm2(target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=SMOLLM2_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     ).to(torch.bfloat16)
+    tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
@@ -104,31 +106,9 @@ def _check_checkpoint(directory: Path, key: str) -> None:
 def _hub_snapshot(name: str, key: str) -> Path:
     """Download (or find in the hub's own cache) a repository's safetensors checkpoint."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
 
-    try:
+    with explained(f"{key}={name}", "model"):
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except HFValidationError as error:
-        raise ValueError(f"{key}={name}: neither a directory nor a valid hub name ({error})") from error
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{key}={name}: this hub repository is gated; accept its licence there and set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{key}={name}: no such model on the hub, and no such directory; "
-            f"check the name (private ones need HF_TOKEN), or use {SMOLLM2}"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{key}={name}: not a directory, not in the local hub cache, and the hub cannot be reached; "
-            f"give a local checkpoint directory, or use {SMOLLM2}, which needs no hub"
-        ) from error
 
 
 def resolve_model(name_or_path: str, key: str = "model") -> str:
@@ -145,9 +125,7 @@ def resolve_model(name_or_path: str, key: str = "model") -> str:
         raise ValueError(f"{key} is empty; give {SMOLLM2}, a checkpoint directory or a hub name")
     if name_or_path == SMOLLM2:
         return str(_built_in_model())
-    if means_local_path(name_or_path):
-        directory = Path(name_or_path).expanduser()
-    else:
-        directory = _hub_snapshot(name_or_path, key)
+    local = means_local_path(name_or_path)
+    directory = Path(name_or_path).expanduser() if local else _hub_snapshot(name_or_path, key)
     _check_checkpoint(directory, key)
     return str(directory)

@@ -1,0 +1,89 @@
+"""Verifiers: a prompt and a response in, a score between 0 and 1 out."""
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from rollout.config import VerifierKind
+from rollout.prompts import Prompt
+
+Verifier = Callable[[Prompt, str], float]
+
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_MATH_SECONDS = 5
+
+
+def make_verifier(kind: VerifierKind) -> Verifier | None:
+    """The grader of responses, None for `none`."""
+    return _VERIFIERS[kind]
+
+
+def extract_answer(response: str) -> str:
+    """The text of the last <answer>…</answer>, else the whole response; stripped."""
+    tagged = _ANSWER_TAG.findall(response)
+    return (tagged[-1] if tagged else response).strip()
+
+
+def exact_match(prompt: Prompt, response: str) -> float:
+    """1 if the extracted answer is the expected one, case and runs of white space folded; else 0."""
+    return float(_fold(extract_answer(response)) == _fold(_expected(prompt, VerifierKind.exact)))
+
+
+def math_match(prompt: Prompt, response: str) -> float:
+    r"""1 if math-verify finds the response's final answer (in \boxed{}, after "answer is", or the last
+    expression) equal to the expected one; else 0.
+
+    Its time limit rests on SIGALRM, which only the main thread may set: elsewhere there is no limit.
+    """
+    from math_verify import parse, verify
+
+    seconds = _MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
+    expected = _expected(prompt, VerifierKind.math)
+    gold = parse(f"${expected}$", parsing_timeout=seconds) or parse(expected, parsing_timeout=seconds)
+    found = parse(extract_answer(response), parsing_timeout=seconds)
+    return float(verify(gold, found, timeout_seconds=seconds))
+
+
+def reasoning_gym_score(prompt: Prompt, response: str) -> float:
+    """The task family's own score of the extracted answer; some families give partial credit.
+
+    Raises:
+        ValueError: the prompt was not made by reasoning_gym.
+    """
+    if not {"task", "entry"} <= prompt.metadata.keys():
+        raise ValueError(
+            f"data.verifier=reasoning_gym cannot grade prompt {prompt.id!r}, which no reasoning_gym task made; "
+            "set data.train.kind and data.heldout.kind to reasoning_gym, or choose another verifier"
+        )
+    score = _scorer(prompt.metadata["task"])
+    return float(score(extract_answer(response), prompt.metadata["entry"]))
+
+
+@cache
+def _scorer(task: str) -> Callable[[str, Mapping[str, Any]], float]:
+    from reasoning_gym import get_score_answer_fn
+
+    return get_score_answer_fn(task)
+
+
+def _expected(prompt: Prompt, kind: VerifierKind) -> str:
+    if prompt.answer is None:
+        raise ValueError(
+            f"data.verifier={kind.value} needs an answer, and prompt {prompt.id!r} has none; name the column with "
+            "data.train.answer_column and data.heldout.answer_column, or set data.verifier=none"
+        )
+    return prompt.answer
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+_VERIFIERS: dict[VerifierKind, Verifier | None] = {
+    VerifierKind.none: None,
+    VerifierKind.exact: exact_match,
+    VerifierKind.math: math_match,
+    VerifierKind.reasoning_gym: reasoning_gym_score,
+}
