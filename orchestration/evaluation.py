@@ -8,22 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from learner.batch import Example
 from learner.evaluation import ExampleDivergence
 from learner.packing import pack
 from orchestration.config import RunConfig
+from orchestration.intervals import ratio_interval
 from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
 from orchestration.schedule import derive_seed
-from orchestration.summary import Evaluation, Interval
+from orchestration.summary import Evaluation
 from orchestration.workers import LearnerGroup, RolloutGroup, ScoringGroup
 from rollout.prompts import Prompt
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
 from scoring.signal import ScoringRequest
 
 Verifier = Callable[[Prompt, str], float]
-BOOTSTRAP_DRAWS = 2000
 TEACHER = "teacher"  # key of the one teacher
 
 
@@ -112,16 +111,3 @@ class Evaluator:
         intervals = {name: ratio_interval(total, weight) for name, (total, weight) in columns.items()}
         means = {name: interval.mean for name, interval in intervals.items()}
         return Answers(Evaluation(n_prompts=len(answers), intervals=intervals, **means), texts)
-
-
-def ratio_interval(totals: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval:
-    """Σ totals / Σ weights with its 95 % percentile bootstrap interval over prompts.
-
-    Args:
-        totals: [n] sums over a prompt's tokens (or one value a prompt).
-        weights: [n] the number of terms in each sum.
-    """
-    draws = np.random.default_rng(0).integers(0, len(totals), size=(BOOTSTRAP_DRAWS, len(totals)))
-    ratios = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Interval(float(totals.sum() / weights.sum()), float(low), float(high))

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from orchestration.evaluation import Answers
 from orchestration.files import write_json, write_text
+from orchestration.intervals import Interval
 from orchestration.preparation import Prepared
-from orchestration.summary import Evaluation, Interval, Summary
+from orchestration.summary import Evaluation, Summary
 
 ROLES = ("student_before", "student_after", "teacher")
 SHOWN_ANSWERS = 4

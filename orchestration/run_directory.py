@@ -52,6 +52,9 @@ class RunDirectory:
         self.path = path
         self._lock = lock  # an open file: the kernel frees it when the process ends, however it ends
 
+    def close(self) -> None:
+        self._lock.close()
+
     @property
     def logs(self) -> Path:
         return self.path / "logs"
@@ -164,7 +167,7 @@ def check_identity(path: Path, config: DictConfig) -> None:
 
 def _first_difference(key: str, before: Any, now: Any) -> str:
     if isinstance(before, DictConfig) and isinstance(now, DictConfig):
-        for name in now:
+        for name in map(str, now):
             if before.get(name) != now[name]:
                 return _first_difference(f"{key}.{name}", before.get(name), now[name])
     return f"{key}={now}: was {before}"

@@ -3,16 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestration.intervals import Interval
+
 STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over prompts with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Composition, and every rule on the values alone."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from orchestration.command import explain
+from orchestration.config import ConfigError, RunConfig, build, register_schema
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = [
+    f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))
+]  # every option of every group
+
+
+def configured(*overrides: str) -> RunConfig:
+    register_schema()
+    with initialize_config_module(version_base="1.3", config_module="conf"):
+        return build(compose("config", overrides=list(overrides)))
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(Exception) as caught:  # Hydra, OmegaConf and our own
+        configured(*overrides)
+    return explain(caught.value)
+
+
+@pytest.mark.parametrize("option", [option for option in GROUPS if not option.startswith("tracking=online")])
+def test_every_yaml_composes(option: str) -> None:
+    gpus = ["rollout=gpu", "learner=gpu"] if option in ("rollout=gpu", "learner=gpu") else []
+    configured(option, *gpus)
+
+
+def test_yaml_values_are_choices_not_a_second_set_of_defaults() -> None:
+    config = configured()
+    assert config.objective.k == RunConfig().objective.k
+    assert config.objective.name == "student_topk_reverse_kl"
+
+
+def test_a_built_config_is_read_only() -> None:
+    config = configured()
+    with pytest.raises(AttributeError, match="frozen"):
+        config.learner.learning_rate = 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("learner.learning_rat=1", ["learner.learning_rat", "did you mean learner.learning_rate"]),
+        ("pipline.steps=3", ["pipline.steps", "did you mean pipeline.steps"]),
+        ("objective=student_topk", ["student_topk_reverse_kl", "did you mean"]),
+        ("learner.dtype=float8", ["learner.dtype"]),
+        ("pipeline.steps=many", ["pipeline.steps"]),
+        ("objective.name=nonsense", ["objective.name=nonsense", "sampled_reverse_kl"]),
+        ("pipeline.batch_size=0", ["pipeline.batch_size=0", "at least 1"]),
+        ("pipeline.max_staleness=-1", ["pipeline.max_staleness=-1"]),
+        ("sampling.temperature=0", ["sampling.temperature=0"]),
+        ("learner.zero_stage=4", ["learner.zero_stage=4"]),
+        ("sampling.max_tokens=4096", ["rollout.max_model_len"]),
+        ("learner.weight_transfer=nccl", ["learner.weight_transfer=nccl", "shared_memory"]),
+        ("rollout=gpu", ["learner.weight_transfer", "nccl"]),
+        ("data.train.path=''", ["data.train.path"]),
+        ("data.verifier=reasoning_gym", ["data.verifier=reasoning_gym"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_fix(override: str, parts: list[str]) -> None:
+    text = message(override)
+    for part in parts:
+        assert part in text
+    assert "Traceback" not in text
+
+
+def test_truncated_sampling_is_refused_where_ratios_are_needed() -> None:
+    text = message("objective=sampled_reverse_kl", "sampling.top_p=0.9")
+    assert "sampling.top_p=0.9" in text
+    assert "sampling.top_p=1" in text
+    assert "sampling.top_k=20" in message("objective=sampled_reverse_kl", "sampling.top_k=20")
+
+
+def test_online_tracking_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert "WANDB_API_KEY" in message("tracking=online")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    configured("tracking=online")
+
+
+def test_secrets_are_not_part_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    assert "a-very-secret-key" not in OmegaConf.to_yaml(OmegaConf.structured(configured("tracking=online")))
+
+
+def test_a_config_error_explains_itself() -> None:
+    assert explain(ConfigError("a.b=1: no")) == "a.b=1: no"

@@ -1,0 +1,72 @@
+"""The run's folder: locks, checkpoints, resumption."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from orchestration.config import ConfigError, Resume, RunConfig
+from orchestration.files import write_json
+from orchestration.pipeline import Cursor
+from orchestration.run_directory import RunState, locate, open_run_directory
+
+
+def config(tmp_path: Path, **values: object) -> tuple[RunConfig, DictConfig]:
+    made = RunConfig(output_root=str(tmp_path), experiment="test")
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made, OmegaConf.structured(made)
+
+
+def test_a_folder_in_use_is_refused_and_free_again_when_its_run_ends(tmp_path: Path) -> None:
+    made = config(tmp_path, run_dir=str(tmp_path / "run"))
+    directory = open_run_directory(*made)
+    again = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    with pytest.raises(ConfigError, match="in use"):
+        open_run_directory(*again)
+    directory.close()
+    open_run_directory(*again).close()
+
+
+def test_another_runs_folder_is_refused_without_resume(tmp_path: Path) -> None:
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    with pytest.raises(ConfigError, match="resume=auto"):
+        locate(config(tmp_path, run_dir=str(tmp_path / "run"))[0])
+
+
+def test_checkpoints_appear_whole_and_only_the_newest_stay(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    for step in (1, 2, 3):
+        partial = directory.begin_checkpoint(step)
+        (partial / "weights").write_text(str(step))
+        directory.commit_checkpoint(partial, RunState(step=step, cursor=Cursor(16, (3, 5))), keep=2)
+    interrupted = directory.begin_checkpoint(4)
+    (interrupted / "state.json").write_text("{}")
+    assert [path.name for path in sorted(directory.checkpoints.glob("*"))] == [
+        "step-000002", "step-000003", "step-000004.partial",
+    ]  # fmt: skip
+    newest = directory.latest_checkpoint()
+    assert newest is not None and newest.name == "step-000003"
+    assert directory.load_state(newest) == RunState(step=3, cursor=Cursor(16, (3, 5)))
+    directory.close()
+
+
+def test_auto_resume_finds_the_newest_unfinished_run(tmp_path: Path) -> None:
+    made = config(tmp_path, resume=Resume.auto)
+    first = open_run_directory(*made)
+    first.commit_checkpoint(first.begin_checkpoint(1), RunState(step=1), keep=1)
+    first.close()
+    assert locate(made[0]) == first.path
+    write_json(first.path / "summary.json", {"status": "completed"})
+    assert locate(made[0]) != first.path
+
+
+def test_a_resumed_run_keeps_its_meaning(tmp_path: Path) -> None:
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    changed, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    changed.sampling.temperature = 0.5
+    with pytest.raises(ConfigError, match=r"sampling\.temperature=0\.5: was 1\.0"):
+        open_run_directory(changed, OmegaConf.structured(changed))
+    longer, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    longer.pipeline.steps = 1000
+    open_run_directory(longer, OmegaConf.structured(longer)).close()
