@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vllm import SamplingParams, TokensPrompt
+from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -170,8 +171,7 @@ class RolloutEngine:
                     await self._llm.resume_generation()
 
     async def _add(self, token_ids: Sequence[int], params: SamplingParams) -> RequestOutputCollector:
-        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
-        return await self._llm.add_request(str(next(self._numbers)), prompt, params)
+        return await self._llm.add_request(str(next(self._numbers)), tokens_input(list(token_ids)), params)
 
     async def _abandon(
         self, tasks: Sequence[asyncio.Task[Trajectory]], collectors: Sequence[RequestOutputCollector]
@@ -203,6 +203,9 @@ def _prepare_environment(config: RolloutConfig, transfer_backend: str) -> None:
         # Otherwise vLLM pins each engine to the cores that it believes free, the same ones for every engine.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        if config.enforce_eager:
+            # vLLM's sampler compiles a small function even so: 25 s at the first request of a fresh machine.
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if transfer_backend == "ipc":
         # CUDA IPC handles reach vLLM's own child processes as pickles.
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
