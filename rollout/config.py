@@ -49,7 +49,7 @@ class PromptSourceConfig:
 class DataConfig:
     train: PromptSourceConfig = field(default_factory=PromptSourceConfig)
     heldout: PromptSourceConfig = field(default_factory=PromptSourceConfig)
-    system_prompt: str | None = None  # of the student; the teacher sees its own context instead when it has one
+    system_prompt: str | None = None  # of both; the teacher-only context is added to it for the teacher
     shuffle: bool = True
     over_length: OverLength = OverLength.drop
     verifier: VerifierKind = VerifierKind.none
