@@ -34,7 +34,7 @@ class StudentConfig:
 @dataclass
 class LearnerConfig:
     ranks: int = 1
-    cpus_per_rank: float = 1
+    cpus_per_rank: float = 0.5  # Ray's share; what it computes on is `threads`
     gpus_per_rank: float = 0
     threads: int = 1
     dtype: DType = DType.bfloat16

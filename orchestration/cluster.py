@@ -38,11 +38,9 @@ class Cluster:
             ConnectionError: no cluster at `cluster.address`.
         """
         if config.cluster.address == "local":
-            cpus = local_cpus(config)
-            check_resources(config, cpus, float("inf"))
             context = ray.init(
                 address="local",
-                num_cpus=max(1, round(cpus)),
+                num_cpus=max(1, round(local_cpus(config))),
                 object_store_memory=int(config.cluster.object_store_gib * 2**30),
                 include_dashboard=False,
                 log_to_driver=False,

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from orchestration.command import run
 from orchestration.config import build, register_schema
-from orchestration.plan import print_plan
+from orchestration.plan import check_resources, local_cpus, local_gpus, print_plan
 from orchestration.preparation import prepare
 
 register_schema()
@@ -17,6 +17,8 @@ register_schema()
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def main(composed: DictConfig) -> None:
     config = build(composed)
+    if config.cluster.address == "local":
+        check_resources(config, local_cpus(config), local_gpus())
     prepared = prepare(config)
     print_plan(config, prepared)
     if config.dry_run:

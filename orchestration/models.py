@@ -55,7 +55,7 @@ def _convert_smollm2(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _build_once(target: Path, build: Callable[[Path], None]) -> None:
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
     """Build a directory beside its place and rename it there; of two processes that race, the first wins."""
     if target.exists():
         return
@@ -75,7 +75,7 @@ def _build_once(target: Path, build: Callable[[Path], None]) -> None:
 def _built_in_model() -> Path:
     _package_directory(SMOLLM2_PACKAGE)
     target = cache_directory() / "models" / f"{SMOLLM2}-{metadata.version(SMOLLM2_PACKAGE)}"
-    _build_once(target, _convert_smollm2)
+    build_once(target, _convert_smollm2)
     return target
 
 

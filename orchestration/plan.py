@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +44,10 @@ def check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
 
 def local_cpus(config: RunConfig) -> float:
     return float(config.cluster.cpus or os.cpu_count() or 1)
+
+
+def local_gpus() -> float:
+    return float(torch.cuda.device_count())
 
 
 def print_plan(config: RunConfig, prepared: Prepared) -> None:

@@ -18,7 +18,7 @@ class ScoringConfig:
     """Teacher forwards; each worker is one Ray actor around one model."""
 
     workers: int = 1
-    cpus_per_worker: float = 1
+    cpus_per_worker: float = 0.5
     gpus_per_worker: float = 0
     threads: int = 1
     max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone

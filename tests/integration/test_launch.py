@@ -1,0 +1,196 @@
+"""`python -m orchestration.launch` from outside, as a user runs it, on tiny models and real engines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+WORDS = "red blue green small large old new warm cold quiet loud soft hard quick slow".split()
+SUMMARY_FIELDS = {
+    "status", "steps", "wall_seconds", "stage_seconds", "tokens", "tokens_per_second", "evaluation", "gap_recovery",
+    "alarms", "remedies",
+}  # fmt: skip
+EVALUATION_FIELDS = {
+    "accuracy", "reverse_kl", "forward_kl", "overlap_ratio", "mean_response_tokens", "truncated_share", "n_prompts",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    for name, count in (("train", 40), ("heldout", 4)):
+        rows = [{"prompt": f"{name} {WORDS[i % 15]} {WORDS[i // 15]} ?"} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "teacher.dtype=float32",
+        f"data.train.path={folder}/train.jsonl", f"data.heldout.path={folder}/heldout.jsonl",
+        "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
+        "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",
+        "learner.learning_rate=1e-3", "experiment=quickstart", "tracking.samples_every=1", "tracking.samples=4",
+    ]  # fmt: skip
+
+
+class Launched:
+    """A run in its own process group, so that a signal reaches it as it would from a terminal."""
+
+    def __init__(self, run_dir: Path, *overrides: str) -> None:
+        self.run_dir = run_dir
+        self.output = run_dir.with_name(run_dir.name + ".out")
+        command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
+        with self.output.open("a") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def wait(self, seconds: float = 400) -> int:
+        return self.process.wait(seconds)
+
+    def wait_for_step(self, step: int, seconds: float = 400) -> None:
+        self.wait_until(lambda: step in self.steps(), seconds)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"ended early:\n{self.text()}"
+            assert time.monotonic() < deadline, f"too slow:\n{self.text()}"
+            time.sleep(0.1)
+
+    def rows(self) -> list[dict[str, float]]:
+        path = self.run_dir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def steps(self) -> list[int]:
+        return [int(row["policy_version"]) for row in self.rows() if "train/loss" in row]
+
+    def summary(self) -> dict:
+        return json.loads((self.run_dir / "summary.json").read_text())
+
+    def trained_prompts(self) -> Counter[str]:
+        files = sorted((self.run_dir / "samples").glob("step-*.jsonl"))
+        return Counter(json.loads(line)["prompt_id"] for file in files for line in file.read_text().splitlines())
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def kill(self, number: signal.Signals) -> None:
+        os.killpg(self.process.pid, number)
+
+
+@pytest.fixture(scope="module")
+def launch(settings: list[str]) -> Iterator[Callable[..., Launched]]:
+    started: list[Launched] = []
+
+    def start(run_dir: Path, *overrides: str) -> Launched:
+        started.append(Launched(run_dir, *settings, *overrides))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.kill(signal.SIGKILL)
+
+
+REPEATABLE = ("pipeline.max_staleness=0", "pipeline.steps=6", "checkpoint.every=2", "scoring.max_tokens_per_forward=1")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    run = launch(tmp_path_factory.mktemp("uninterrupted") / "run", *REPEATABLE)
+    assert run.wait() == 0, run.text()
+    return run
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
+    folder, summary = uninterrupted.run_dir, uninterrupted.summary()
+    assert set(summary) == SUMMARY_FIELDS
+    assert summary["status"] == "completed" and summary["steps"] == 6
+    for role in ("student_before", "student_after", "teacher"):
+        assert EVALUATION_FIELDS <= set(summary["evaluation"][role])
+    assert summary["evaluation"]["teacher"]["reverse_kl"] is None
+    assert summary["evaluation"]["student_after"]["reverse_kl"] < summary["evaluation"]["student_before"]["reverse_kl"]
+    assert set(summary["stage_seconds"]) == {"rollout", "scoring", "learning", "weight_sync", "waiting"}
+    assert summary["tokens"]["trained"] == summary["tokens"]["scored"] == summary["tokens"]["rollout"] > 0
+    for name in ("config.yaml", "versions.json", "run.log", "metrics.jsonl", "curves.png", "final/README.md"):
+        assert (folder / name).is_file(), name
+    assert uninterrupted.steps() == [1, 2, 3, 4, 5, 6]
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_the_engine_and_the_learner_agree_through_the_whole_run(uninterrupted: Launched) -> None:
+    gaps = [row["health/rollout_logprob_gap_max"] for row in uninterrupted.rows() if "train/loss" in row]
+    assert len(gaps) == 6 and max(gaps) < 1e-3
+
+
+def test_strictly_on_policy_is_on_policy(uninterrupted: Launched) -> None:
+    assert {row["rollout/staleness_max"] for row in uninterrupted.rows() if "train/loss" in row} == {0}
+
+
+def test_the_final_checkpoint_loads_and_is_the_trained_model(uninterrupted: Launched, tiny_tied: Path) -> None:
+    final = uninterrupted.run_dir / "final"
+    model = AutoModelForCausalLM.from_pretrained(final)
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    ids = torch.tensor([tokenizer("warm and quiet").input_ids])
+    initial = AutoModelForCausalLM.from_pretrained(tiny_tied)
+    assert (model(ids).logits - initial(ids).logits).abs().max() > 1e-3
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_a_killed_run_resumes_bit_for_bit(
+    uninterrupted: Launched, launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    killed = launch(tmp_path / "run", *REPEATABLE)
+    killed.wait_for_step(3)
+    killed.kill(signal.SIGKILL)
+    killed.process.wait(30)
+    resumed = launch(tmp_path / "run", *REPEATABLE)
+    assert resumed.wait() == 0, resumed.text()
+    assert resumed.steps() == uninterrupted.steps()
+    assert resumed.trained_prompts() == uninterrupted.trained_prompts()
+    assert sum(resumed.trained_prompts().values()) == 24
+    ours, theirs = (load_file(run.run_dir / "final" / "model.safetensors") for run in (resumed, uninterrupted))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    overrides = ("pipeline.max_staleness=1", "pipeline.steps=2000", "checkpoint.every=0", "cluster.cpus=2")
+    run = launch(tmp_path / "run", *overrides)
+    run.wait_for_step(2)
+    run.kill(signal.SIGINT)
+    assert run.wait(120) == 130, run.text()
+    assert run.summary()["status"] == "interrupted"
+    assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == [f"step-{run.summary()['steps']:06d}"]
+
+    stopped_at = run.summary()["steps"]
+    again = launch(tmp_path / "run", *overrides)
+    again.wait_for_step(stopped_at + 2)
+    os.kill(_child(again.process.pid, "RolloutWorker"), signal.SIGKILL)
+    assert again.wait(120) == 1, again.text()
+    assert "rollout-0 died" in again.text()
+    assert again.summary()["status"] == "failed"
+    newest = max(path.name for path in (again.run_dir / "checkpoints").iterdir())
+    assert newest == f"step-{again.summary()['steps']:06d}" and again.summary()["steps"] >= stopped_at + 2
+    ages = [row["rollout/staleness_max"] for row in again.rows() if "train/loss" in row]
+    assert max(ages) == 1
+
+
+def _child(driver: int, name: str) -> int:
+    """The process of a Ray actor that descends from the driver."""
+    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in listing.splitlines() if f"ray::{name}" in line]
+    ours = [int(pid) for pid, session, *_ in found if int(session) == driver]
+    assert len(ours) == 1, listing
+    return ours[0]
