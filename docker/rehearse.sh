@@ -4,8 +4,7 @@
 #   docker/rehearse.sh [command of the job]     default: python -m orchestration.launch dry_run=true
 # PYTHON          the interpreter of the new environment (python3.11)
 # REHEARSE_VENV   an environment that has the packages already: skips the install
-# Away from PyTorch's wheels set PIP_EXTRA_INDEX_URL as Dockerfile.cpu does. Needs git and g++; the committed
-# state is what gets rehearsed. Every step has a deadline.
+# Needs git and g++; the committed state is what gets rehearsed. Every step has a deadline.
 set -euo pipefail
 
 job=("$@")
