@@ -122,9 +122,9 @@ def _load(source: PromptSourceConfig, key: str, path: str, **options: Any) -> An
         return load_dataset(path, split=source.split, **options)
     # StopIteration is what the JSON reader raises for a file of blank lines.
     except (DatasetsError, OSError, ValueError, StopIteration) as error:
-        reason = str(error) or "no row in it"
         raise ValueError(
-            f"{key}.path={source.path} (split={source.split}, subset={source.subset}) cannot be read: {reason}"
+            f"{key}.path={source.path} (split={source.split}, subset={source.subset}) has no rows or cannot "
+            f"be read: {error}"
         ) from error
 
 

@@ -1,0 +1,119 @@
+"""Scoring from rendered prompts to marks: against a plain float32 forward, in process and through the Ray worker."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from transformers import AutoTokenizer
+
+from learner.config import ObjectiveConfig
+from learner.objectives import get_objective
+from rollout.config import DType
+from rollout.prompts import Message, Prompt
+from rollout.rendering import render_prompt, render_teacher_prompt
+from rollout.trajectory import FinishReason, PolicySpan, Trajectory
+from scoring.config import ScoringConfig, TeacherConfig
+from scoring.request import build_request
+from scoring.signal import ScoringRequest
+from scoring.worker import ScoringWorker
+from tests.scoring.reference import Reference, load_teacher, random_request
+from tests.scoring.test_teacher import assert_matches
+
+pytestmark = pytest.mark.integration
+
+PROMPT = Prompt("q", (Message("user", "What is the capital of France?"),))
+CONTEXT = "Please answer with one short sentence."
+CONFIG = ScoringConfig(max_tokens_per_forward=128, head_chunk_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def worker(local_ray: None, tiny_untied: Path) -> Iterator[ray.actor.ActorHandle]:
+    actor = ray.remote(ScoringWorker).options(num_cpus=1, max_concurrency=100)
+    handle = actor.remote(str(tiny_untied), TeacherConfig(dtype=DType.float32), CONFIG)
+    assert ray.get(handle.ready.remote()) == 576
+    yield handle
+    ray.kill(handle)
+
+
+def make_trajectory(path: Path, text: str, finish: FinishReason, candidates: int) -> Trajectory:
+    """A response as the rollout engine would return it: with its EOS if it stopped, without if it was cut."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    ids = tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if finish is FinishReason.STOP else [])
+    length = len(ids)
+    return Trajectory(
+        slot=0,
+        prompt_id=PROMPT.id,
+        sample_index=0,
+        prompt_ids=render_prompt(tokenizer, PROMPT),
+        response_ids=np.array(ids, np.int32),
+        loss_mask=np.ones(length, np.bool_),
+        sampling_logprobs=np.zeros(length, np.float32),
+        temperature=1.0,
+        candidate_ids=np.random.default_rng(0).integers(0, 576, (length, candidates), dtype=np.int32),
+        spans=(PolicySpan(0, 0, length),),
+        finish_reason=finish,
+    )
+
+
+@pytest.mark.parametrize("finish", FinishReason)
+@pytest.mark.parametrize("context", [None, CONTEXT])
+def test_teacher_marks_the_students_tokens(
+    worker: ray.actor.ActorHandle, tiny_untied: Path, finish: FinishReason, context: str | None
+) -> None:
+    """The same response under either rendering, stopped or cut: packed or alone, what a plain forward says."""
+    needs = get_objective("student_topk_reverse_kl", ObjectiveConfig(k=8)).requirements
+    tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
+    trajectory = make_trajectory(tiny_untied, "Paris, the city of light.", finish, candidates=12)
+    assert (trajectory.response_ids[-1] == tokenizer.eos_token_id) == (finish is FinishReason.STOP)
+    teacher_ids = render_teacher_prompt(tokenizer, PROMPT, context)
+    assert (len(teacher_ids) > len(trajectory.prompt_ids)) == (context is not None)
+    request = build_request("teacher", teacher_ids, trajectory, needs)
+    expected = Reference(tiny_untied).logprobs(request)
+    alone = load_teacher(tiny_untied, max_tokens_per_forward=1).score([request])[0]
+    neighbour = random_request(30, 20)
+    _, packed = load_teacher(tiny_untied).score([neighbour, request])
+    through_ray = ray.get(worker.score.remote(request))
+    for signal in (alone, packed, through_ray):
+        assert_matches(signal, request, expected)
+        assert signal.support_logprobs is not None and signal.support_logprobs.shape[1] == 8
+
+
+def test_context_changes_the_marks(tiny_untied: Path) -> None:
+    """Otherwise the test above could not tell one rendering from the other."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
+    response = np.array(tokenizer("Paris.")["input_ids"], np.int32)
+    with_context, without = (
+        ScoringRequest("teacher", render_teacher_prompt(tokenizer, PROMPT, context), response)
+        for context in (CONTEXT, None)
+    )
+    first, second = load_teacher(tiny_untied).score([with_context, without])
+    assert np.abs(first.logprobs - second.logprobs).max() > 0.01
+
+
+def test_many_requests_at_once(worker: ray.actor.ActorHandle, tiny_untied: Path) -> None:
+    """They wait, share forwards, and each gets its own answer."""
+    requests = [random_request(5 + i % 7, i % 11, seed=i, support=2, top_k=1 + i % 3) for i in range(60)]
+    signals = ray.get([worker.score.remote(request) for request in requests])
+    reference = Reference(tiny_untied)
+    for request, signal in zip(requests, signals, strict=True):
+        assert_matches(signal, request, reference.logprobs(request))
+
+
+def test_hidden_states_and_head_travel(worker: ray.actor.ActorHandle, tiny_untied: Path) -> None:
+    request = random_request(9, 12, hidden_states=True)
+    (weight, bias), signal = ray.get([worker.lm_head.remote(), worker.score.remote(request)])
+    assert bias is None
+    logits = signal.hidden_states @ weight.T
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(logprobs, Reference(tiny_untied).logprobs(request), atol=1e-4)
+
+
+def test_bad_request_harms_no_other(worker: ray.actor.ActorHandle, tiny_untied: Path) -> None:
+    good, bad = random_request(4, 5), random_request(4, 5, vocabulary=100_000)
+    results = [worker.score.remote(request) for request in (good, bad, good)]
+    with pytest.raises(ValueError, match="only 576 rows"):
+        ray.get(results[1])
+    for result in (results[0], results[2]):
+        assert_matches(ray.get(result), good, Reference(tiny_untied).logprobs(good))

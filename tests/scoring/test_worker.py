@@ -1,0 +1,83 @@
+"""The worker's queue, without Ray: what shares a forward, and what an abandoned call leaves behind."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rollout.config import DType
+from scoring.config import ScoringConfig, TeacherConfig
+from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.worker import ScoringWorker
+from tests.scoring.reference import load_teacher, random_request
+
+
+class RecordingWorker(ScoringWorker):
+    """Remembers how many requests each forward had."""
+
+    def __init__(self, path: Path, budget: int) -> None:
+        super().__init__(str(path), TeacherConfig(dtype=DType.float32), ScoringConfig(max_tokens_per_forward=budget))
+        self.groups: list[int] = []
+        score = self._model.score
+
+        def recorded(requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+            self.groups.append(len(requests))
+            return score(requests)
+
+        self._model.score = recorded  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("budget", "groups"),
+    [
+        (1, [1, 1, 1, 1, 1, 1]),  # smaller than any trajectory: one each
+        (40, [1, 3, 2]),  # 13 tokens each; the first finds an idle worker
+        (512, [1, 5]),
+    ],
+)
+def test_requests_that_wait_share_the_next_forward(tiny_tied: Path, budget: int, groups: list[int]) -> None:
+    worker = RecordingWorker(tiny_tied, budget)
+    requests = [random_request(6, 8, seed=i) for i in range(6)]
+
+    async def score_all() -> list[TeacherSignal]:
+        return await asyncio.gather(*(worker.score(request) for request in requests))
+
+    signals = asyncio.run(score_all())
+    assert worker.groups == groups
+    for signal, expected in zip(signals, load_teacher(tiny_tied).score(requests), strict=True):
+        np.testing.assert_allclose(signal.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_abandoned_calls_do_not_stop_the_others(tiny_tied: Path) -> None:
+    worker = RecordingWorker(tiny_tied, budget=1)
+
+    async def give_up_on_the_first_ones() -> list[TeacherSignal]:
+        tasks = [asyncio.create_task(worker.score(random_request(6, 8, seed=i))) for i in range(6)]
+        await asyncio.sleep(0)
+        for task in tasks[:4]:
+            task.cancel()
+        return await asyncio.gather(*tasks[4:])
+
+    signals = asyncio.run(give_up_on_the_first_ones())
+    assert [len(signal.logprobs) for signal in signals] == [8, 8]
+
+
+def test_a_request_that_cannot_be_scored_fails_alone(tiny_tied: Path) -> None:
+    worker = RecordingWorker(tiny_tied, budget=512)
+    good, bad = random_request(6, 8), random_request(6, 8, vocabulary=100_000)
+
+    async def score_both() -> list[TeacherSignal | BaseException]:
+        return await asyncio.gather(worker.score(good), worker.score(bad), worker.score(good), return_exceptions=True)
+
+    first, second, third = asyncio.run(score_both())
+    assert isinstance(second, ValueError)
+    assert isinstance(first, TeacherSignal) and isinstance(third, TeacherSignal)
+
+
+def test_head_and_readiness(tiny_tied: Path) -> None:
+    worker = RecordingWorker(tiny_tied, budget=512)
+    assert asyncio.run(worker.ready()) == 576
+    weight, bias = asyncio.run(worker.lm_head())
+    assert weight.shape == (576, 128) and weight.dtype == np.float32 and bias is None
