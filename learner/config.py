@@ -46,7 +46,7 @@ class LearnerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 1024  # packing budget; a longer trajectory runs alone
-    head_chunk_tokens: int = 256  # the LM head sees this many positions at a time
+    head_chunk_tokens: int = 128  # the LM head sees this many positions at a time
     gradient_checkpointing: bool = False
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     weight_transfer: WeightTransfer = WeightTransfer.shared_memory

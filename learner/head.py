@@ -154,9 +154,11 @@ def chunk_logits(hidden_Cd: Tensor, weight: Tensor, bias: Tensor | None, out: Te
 
 
 def _chunk(logits_CV: Tensor, spare_CV: Tensor, rows: Rows, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
-    sampling_logprob = _tempered_logprobs(logits_CV, spare_CV, rows)
+    tempered = bool((rows.temperatures != 1).any())
+    sampling_logprob = _tempered_logprobs(logits_CV, spare_CV, rows) if tempered else None
     student = StudentChunk.from_logits(logits_CV, spare_CV)
     logp = student.logprobs_of(rows.target_ids)
+    sampling_logprob = logp if sampling_logprob is None else sampling_logprob
     common = {
         "learner_logprob": logp,
         "student_entropy": student.entropy(),

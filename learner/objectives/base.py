@@ -38,6 +38,19 @@ class Requirements:
     k: int = 0  # ids a position, for the top-k supports
     needs_full_softmax_sampling: bool = False  # top-p and top-k sampling cannot be corrected
 
+    @property
+    def candidates(self) -> int:
+        """How many of its most likely ids the rollout engine must return at each position."""
+        return self.k if self.support is Support.student_topk else 0
+
+    @property
+    def teacher_top_k(self) -> int:
+        return self.k if self.support is Support.teacher_topk else 0
+
+    @property
+    def hidden_states(self) -> bool:
+        return self.support is Support.full
+
 
 @dataclass(frozen=True)
 class Rows:

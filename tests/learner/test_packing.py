@@ -88,7 +88,7 @@ def test_bad_examples_are_named() -> None:
     example = make_example(0, 4, 3)
     with pytest.raises(ValueError, match="no examples"):
         pack([], 1, 10, 0)
-    with pytest.raises(ValueError, match="prompt-0.*at least one token"):
+    with pytest.raises(ValueError, match=r"prompt-0.*at least one token"):
         pack([make_example(0, 0, 3)], 1, 10, 0)
     short = replace(example, signal=replace(example.signal, logprobs=example.signal.logprobs[:-1]))
     with pytest.raises(ValueError, match=r"prompt-0.*signal\.logprobs has 2 rows for 3"):

