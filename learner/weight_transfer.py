@@ -7,6 +7,7 @@ The learner waits for the engines here, up to a deadline; the engines wait for n
 `nccl` and `ipc` are vLLM's own trainer engines, `shared_memory` is ours.
 """
 
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -147,12 +148,12 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
         return cls(client=client, source=source, is_sender=True, buffer=buffer)
 
     def send_weights(self) -> None:
-        checksums = []
+        update, checksums = secrets.token_hex(8), []
         self.write_seconds = 0.0
         if self.is_sender:
             self.client.start_weight_update()
         for index, bucket in enumerate(self.source.buckets):
-            info = self._write(index, bucket)
+            info = self._write(update, index, bucket)
             if info is not None:
                 checksums.append(info.checksum)
                 self.client.update_weights(asdict(info))
@@ -160,7 +161,7 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
             self.client.finish_weight_update()
         self.checksum = xxhash.xxh3_64_hexdigest("".join(checksums).encode())
 
-    def _write(self, index: int, bucket: Sequence[NamedWeight]) -> SharedMemoryUpdateInfo | None:
+    def _write(self, update: str, index: int, bucket: Sequence[NamedWeight]) -> SharedMemoryUpdateInfo | None:
         """Fill the buffer with a bucket; ranks that do not send only take part in gathering it."""
         with self.source.gathered(bucket):
             if self._buffer is None:
@@ -170,6 +171,7 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
             self.write_seconds += time.perf_counter() - started
         sizes = [weight.nbytes for weight in bucket]
         return SharedMemoryUpdateInfo(
+            update=update,
             index=index,
             last=index == len(self.source.buckets) - 1,
             nbytes=sum(sizes),

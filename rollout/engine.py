@@ -53,10 +53,11 @@ class RolloutEngine:
         self.weight_dtype = config.dtype.value
         self.tensor_parallel_size = config.tensor_parallel_size
         self._max_model_len = config.max_model_len
-        self._reports_reload = transfer_backend == weight_transfer.BACKEND
+        self._has_extension = transfer_backend == weight_transfer.BACKEND
         self._llm = AsyncLLM.from_engine_args(_engine_args(model_path, config, transfer_backend, seed))
         self._numbers = itertools.count()
-        self._admission = asyncio.Lock()  # held from the start of a weight update to its end
+        self._admission = asyncio.Lock()  # held while frozen
+        self._frozen = False  # from the start of a weight update to its end, even if it fails in between
         self._updating_to: int | None = None
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
@@ -101,21 +102,21 @@ class RolloutEngine:
     async def start_weight_update(self, version: int) -> None:
         """Freeze the requests in flight and prepare for the weights of policy `version`.
 
-        A second call for the same version does nothing; an update that failed half-way may be started again.
+        An update that failed half-way may be started again.
 
         Raises:
             ValueError: the engine already has newer weights.
         """
         if version < self.policy_version:
             raise ValueError(f"the engine has policy version {self.policy_version}: it cannot go back to {version}")
-        if self._updating_to == version:
-            return
-        if not self._admission.locked() or not await self._llm.is_paused():
+        if not self._frozen:
             await self._admission.acquire()
+            self._frozen = True
             # Layers lie on the meta device during a reload: a forward then would crash. Requests in flight
             # lose their keys and values with the rest of the cache and recompute them from the new weights.
             await self._llm.pause_generation(mode="keep", clear_cache=True)
-        await self._llm.start_weight_update()
+        if self._updating_to is None:
+            await self._llm.start_weight_update()
         self._updating_to = version
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -131,15 +132,21 @@ class RolloutEngine:
 
         Returns the seconds that vLLM itself spent on loading, where the backend can tell. A second call for
         the same version does nothing.
+
+        Raises:
+            ValueError: the update has not been started, or not all of it has arrived.
         """
         if self._updating_to is None and version == self.policy_version:
             return None
         if self._updating_to != version:
             raise ValueError(f"no weight update to policy version {version} is under way")
+        if not all(await self._ask_workers("weight_update_complete")):
+            raise ValueError(f"the weight update to policy version {version} ends before its last bucket")
         await self._llm.finish_weight_update(str(version))
-        seconds = await self._reload_seconds()
+        seconds = max(await self._ask_workers("weight_reload_seconds"), default=None)
         self.policy_version, self._updating_to = version, None
         await self._llm.resume_generation()
+        self._frozen = False
         self._admission.release()
         return seconds
 
@@ -147,10 +154,9 @@ class RolloutEngine:
         """End vLLM's processes."""
         self._llm.shutdown()
 
-    async def _reload_seconds(self) -> float | None:
-        if not self._reports_reload:
-            return None
-        return max(await self._llm.collective_rpc("weight_reload_seconds"))
+    async def _ask_workers(self, method: str) -> list[Any]:
+        """What each worker process answers; nothing where they run a backend of vLLM's own."""
+        return await self._llm.collective_rpc(method) if self._has_extension else []
 
     def _check_length(self, request: RolloutRequest) -> None:
         needed = len(request.prompt_ids) + request.max_tokens

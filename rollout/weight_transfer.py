@@ -45,6 +45,7 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
     """One bucket: tensor i is `shapes[i]` of `dtype_names[i]` at byte `offsets[i]` of the buffer."""
 
+    update: str  # tells an update from an earlier one that broke off
     index: int  # of this bucket in the update, from 0
     last: bool
     nbytes: int
@@ -75,17 +76,16 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         super().__init__(config, vllm_config, device, model)
         self.reload_seconds = 0.0  # of the latest update, without reading and checking the buckets
         self._buffer: SharedBuffer | None = None
+        self._update: str | None = None
         self._next_bucket = 0
-        self._complete = False
+        self.complete = False  # whether the latest update's last bucket has been loaded
         self._reloading = False
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
         self._buffer = SharedBuffer.open(Path(init_info.path), init_info.nbytes)
 
     def start_weight_update(self) -> None:
-        # What an interrupted update left half-loaded is put away; this update loads every layer anew.
-        self._finalize()
-        self._next_bucket, self._complete, self.reload_seconds = 0, False, 0.0
+        self._begin(None)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one bucket. Unlike the base class it does not synchronise an accelerator: CPUs have none."""
@@ -97,6 +97,8 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         Raises:
             ChecksumMismatch: nothing of the bucket has been loaded.
         """
+        if update_info.update != self._update:
+            self._begin(update_info.update)
         if update_info.index < self._next_bucket:
             return
         if update_info.index > self._next_bucket:
@@ -110,22 +112,20 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         if not update_info.last:
             self._keep_unprocessed_weights()
         self.reload_seconds += time.perf_counter() - started
-        self._next_bucket, self._complete = update_info.index + 1, update_info.last
+        self._next_bucket, self.complete = update_info.index + 1, update_info.last
 
     def finish_weight_update(self) -> None:
-        """Process what is left.
-
-        Raises:
-            RuntimeError: the last bucket never came.
-        """
-        if not self._complete:
-            raise RuntimeError(f"the weight update ended after {self._next_bucket} buckets, before its last one")
         started = time.perf_counter()
         self._finalize()
         self.reload_seconds += time.perf_counter() - started
 
     def shutdown(self) -> None:
         self._buffer = None
+
+    def _begin(self, update: str | None) -> None:
+        """Put away what an interrupted update left half-loaded; the new one loads every layer anew."""
+        self._finalize()
+        self._update, self._next_bucket, self.complete, self.reload_seconds = update, 0, False, 0.0
 
     def _verified(self, info: SharedMemoryUpdateInfo) -> Tensor:
         if self._buffer is None:
@@ -153,9 +153,12 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, so that the engine's frontend can ask what an update cost."""
+    """Mixed into vLLM's worker, so that the engine's frontend can ask how an update went."""
 
     weight_transfer_engine: SharedMemoryWeightTransferEngine
+
+    def weight_update_complete(self) -> bool:
+        return self.weight_transfer_engine.complete
 
     def weight_reload_seconds(self) -> float:
         return self.weight_transfer_engine.reload_seconds

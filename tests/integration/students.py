@@ -55,11 +55,11 @@ class Student:
     def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         return ray.get(self.worker.prompt_logprobs.remote(token_ids), timeout=60)
 
-    def publisher(self, model: PreTrainedModel, timeout_s: float = 60, bucket_mib: int = 512) -> WeightPublisher:
-        config = LearnerConfig(zero_stage=0, weight_bucket_mib=bucket_mib)
+    def publisher(self, model: PreTrainedModel, timeout_s: float = 60, bucket_mib: float = 512) -> WeightPublisher:
+        config = LearnerConfig(zero_stage=0, weight_bucket_mib=bucket_mib)  # type: ignore[arg-type]
         return WeightPublisher(model, 0, config, [self.worker], timeout_s)
 
-    def publish(self, model: PreTrainedModel, bucket_mib: int = 512) -> PublishReport:
+    def publish(self, model: PreTrainedModel, bucket_mib: float = 512) -> PublishReport:
         self.model = model
         return self.publisher(model, bucket_mib=bucket_mib).publish(self.version + 1)
 
