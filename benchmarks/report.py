@@ -46,17 +46,18 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line that reproduces this run."""
-    return shlex.join(["python", *sys.argv])
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table, and below it the machine and the command."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row))
     console = Console(width=max(100, Console().width))
+    console.print(title)
     console.print(table)
     here = machine()
     console.print(f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB · {command()}", highlight=False)

@@ -8,6 +8,7 @@ given the same calls in the same order.
 Shape suffixes: R response tokens, V vocabulary, d hidden size.
 """
 
+import math
 import time
 from functools import partial
 
@@ -214,7 +215,10 @@ class LearnerEngine:
         plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer  # float32 under ZeRO-0: no wrapper
         norm = self._plain_grad_norm() if plain else None
         self.deepspeed.step()
-        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+        norm = float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+        if not math.isfinite(norm):  # finite gradients whose squares overflow
+            raise NonFiniteError(f"step {self._version + 1}: the gradient norm is {norm}; discard these weights")
+        return norm
 
     def _plain_grad_norm(self) -> Tensor:
         grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient of a step is not finite; the weights have not changed."""
+    """The loss or a gradient of a step is not finite: nothing may be published or saved after it."""
 
 
 class GradientWatch:
