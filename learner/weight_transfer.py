@@ -10,7 +10,9 @@ The learner waits for the engines here, up to a deadline; the engines wait for n
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -37,7 +39,7 @@ from rollout.shared_buffer import SharedBuffer
 from rollout.weight_transfer import BACKEND, SharedMemoryUpdateInfo
 from rollout.worker import EngineInfo
 
-CHUNK_BYTES = 2**20  # copied, then hashed while still in the cache
+CHUNK_BYTES = 2**18  # copied, then hashed while still in the cache
 
 
 class WeightSyncError(RuntimeError):
@@ -110,7 +112,10 @@ class SharedMemoryTrainerInitInfo(TrainerInitInfo):
 
 
 class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
-    """Rank 0 copies bucket after bucket into one buffer that it shares with the engines of its node."""
+    """Rank 0 copies buckets in turn into the two halves of a buffer that it shares with the engines of its node.
+
+    While the engines verify and load one half, it fills the other.
+    """
 
     init_info_cls = SharedMemoryTrainerInitInfo
     source: CausalLMSource
@@ -140,40 +145,52 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
             raise ValueError(f"learner.weight_transfer={BACKEND} sends from a CausalLMSource, not {source!r}")
         if not init_info.is_sender:
             return cls(client=client, source=source, is_sender=False, buffer=None)
-        buffer = SharedBuffer.create(source.largest_bucket_bytes)
+        nbytes = 2 * source.largest_bucket_bytes
+        buffer = SharedBuffer.create(nbytes)
         try:
-            client.init_weight_transfer_engine({"path": str(buffer.path), "nbytes": source.largest_bucket_bytes})
+            client.init_weight_transfer_engine({"path": str(buffer.path), "nbytes": nbytes})
         finally:
             buffer.unlink()
         return cls(client=client, source=source, is_sender=True, buffer=buffer)
 
     def send_weights(self) -> None:
-        update, checksums = secrets.token_hex(8), []
         self.write_seconds = 0.0
         if self.is_sender:
             self.client.start_weight_update()
-        for index, bucket in enumerate(self.source.buckets):
-            info = self._write(update, index, bucket)
-            if info is not None:
-                checksums.append(info.checksum)
-                self.client.update_weights(asdict(info))
+        checksums = self._send_buckets(secrets.token_hex(8))
         if self.is_sender:
             self.client.finish_weight_update()
         self.checksum = xxhash.xxh3_64_hexdigest("".join(checksums).encode())
 
+    def _send_buckets(self, update: str) -> list[str]:
+        """Returns the checksum of each; ranks that do not send only take part in gathering."""
+        checksums, loading = [], deque[Future[None]]()
+        with ThreadPoolExecutor(max_workers=1) as calls:
+            for index, bucket in enumerate(self.source.buckets):
+                if len(loading) == 2:
+                    loading.popleft().result()  # the half that this bucket goes to is free now
+                info = self._write(update, index, bucket)
+                if info is not None:
+                    checksums.append(info.checksum)
+                    loading.append(calls.submit(self.client.update_weights, asdict(info)))
+            for call in loading:
+                call.result()
+        return checksums
+
     def _write(self, update: str, index: int, bucket: Sequence[NamedWeight]) -> SharedMemoryUpdateInfo | None:
-        """Fill the buffer with a bucket; ranks that do not send only take part in gathering it."""
+        start = (index % 2) * self.source.largest_bucket_bytes
         with self.source.gathered(bucket):
             if self._buffer is None:
                 return None
             started = time.perf_counter()
-            checksum = write_bucket(self._buffer.data, bucket, self.source.dtype)
+            checksum = write_bucket(self._buffer.data[start:], bucket, self.source.dtype)
             self.write_seconds += time.perf_counter() - started
         sizes = [weight.nbytes for weight in bucket]
         return SharedMemoryUpdateInfo(
             update=update,
             index=index,
             last=index == len(self.source.buckets) - 1,
+            start=start,
             nbytes=sum(sizes),
             checksum=checksum,
             names=[weight.name for weight in bucket],

@@ -59,6 +59,7 @@ class RolloutEngine:
         self._admission = asyncio.Lock()  # held while frozen
         self._frozen = False  # from the start of a weight update to its end, even if it fails in between
         self._updating_to: int | None = None
+        self._complete = False  # whether all of the update under way has arrived
 
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
         """Yield a trajectory for each request, in the order in which they finish.
@@ -114,10 +115,10 @@ class RolloutEngine:
             self._frozen = True
             # Layers lie on the meta device during a reload: a forward then would crash. Requests in flight
             # lose their keys and values with the rest of the cache and recompute them from the new weights.
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            await self._pause(clear_cache=True)
         if self._updating_to is None:
             await self._llm.start_weight_update()
-        self._updating_to = version
+        self._updating_to, self._complete = version, False
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one part of the new weights; a part that fails to load ends the update."""
@@ -126,6 +127,7 @@ class RolloutEngine:
         except Exception:
             self._updating_to = None
             raise
+        self._complete = update_info.get("last", True)  # only our own backend sends several parts
 
     async def finish_weight_update(self, version: int) -> float | None:
         """Put the new weights to use and let requests go on.
@@ -140,10 +142,10 @@ class RolloutEngine:
             return None
         if self._updating_to != version:
             raise ValueError(f"no weight update to policy version {version} is under way")
-        if not all(await self._ask_workers("weight_update_complete")):
+        if not self._complete:
             raise ValueError(f"the weight update to policy version {version} ends before its last bucket")
         await self._llm.finish_weight_update(str(version))
-        seconds = max(await self._ask_workers("weight_reload_seconds"), default=None)
+        seconds = await self._reload_seconds()
         self.policy_version, self._updating_to = version, None
         await self._llm.resume_generation()
         self._frozen = False
@@ -154,9 +156,10 @@ class RolloutEngine:
         """End vLLM's processes."""
         self._llm.shutdown()
 
-    async def _ask_workers(self, method: str) -> list[Any]:
-        """What each worker process answers; nothing where they run a backend of vLLM's own."""
-        return await self._llm.collective_rpc(method) if self._has_extension else []
+    async def _reload_seconds(self) -> float | None:
+        if not self._has_extension:
+            return None
+        return max(await self._llm.collective_rpc("weight_reload_seconds"))
 
     def _check_length(self, request: RolloutRequest) -> None:
         needed = len(request.prompt_ids) + request.max_tokens
@@ -169,12 +172,16 @@ class RolloutEngine:
     async def _admit(self, requests: Sequence[RolloutRequest]) -> list[RequestOutputCollector]:
         async with self._admission:
             if len(requests) > 1:
-                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                await self._pause(clear_cache=False)
             try:
                 return [await self._add(r.prompt_ids.tolist(), sampling_params(r)) for r in requests]
             finally:
                 if len(requests) > 1:
                     await self._llm.resume_generation()
+
+    async def _pause(self, clear_cache: bool) -> None:
+        """`AsyncLLM.pause_generation(mode="keep")` without its 20 ms of sleep, in which the engine would idle."""
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
 
     async def _add(self, token_ids: Sequence[int], params: SamplingParams) -> RequestOutputCollector:
         return await self._llm.add_request(str(next(self._numbers)), tokens_input(list(token_ids)), params)

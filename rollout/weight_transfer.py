@@ -43,13 +43,14 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """One bucket: tensor i is `shapes[i]` of `dtype_names[i]` at byte `offsets[i]` of the buffer."""
+    """One bucket, bytes `start` to `start + nbytes` of the buffer; `offsets` count from its start."""
 
     update: str  # tells an update from an earlier one that broke off
     index: int  # of this bucket in the update, from 0
     last: bool
+    start: int
     nbytes: int
-    checksum: str  # xxh3_64 of the first nbytes bytes of the buffer, in hex
+    checksum: str  # xxh3_64 of the bucket, in hex
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
@@ -78,7 +79,6 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         self._buffer: SharedBuffer | None = None
         self._update: str | None = None
         self._next_bucket = 0
-        self.complete = False  # whether the latest update's last bucket has been loaded
         self._reloading = False
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
@@ -103,16 +103,16 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
             return
         if update_info.index > self._next_bucket:
             raise ValueError(f"weight bucket {update_info.index} came before bucket {self._next_bucket}")
-        buffer = self._verified(update_info)
+        bucket = self._verified(update_info)
         started = time.perf_counter()
         if not self._reloading:
             initialize_layerwise_reload(self.model)
             self._reloading = True
-        self.model.load_weights(_views(buffer, update_info))
+        self.model.load_weights(_views(bucket, update_info))
         if not update_info.last:
             self._keep_unprocessed_weights()
         self.reload_seconds += time.perf_counter() - started
-        self._next_bucket, self.complete = update_info.index + 1, update_info.last
+        self._next_bucket = update_info.index + 1
 
     def finish_weight_update(self) -> None:
         started = time.perf_counter()
@@ -125,12 +125,12 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
     def _begin(self, update: str | None) -> None:
         """Put away what an interrupted update left half-loaded; the new one loads every layer anew."""
         self._finalize()
-        self._update, self._next_bucket, self.complete, self.reload_seconds = update, 0, False, 0.0
+        self._update, self._next_bucket, self.reload_seconds = update, 0, 0.0
 
     def _verified(self, info: SharedMemoryUpdateInfo) -> Tensor:
         if self._buffer is None:
             raise RuntimeError("the shared-memory weight transfer has not been initialised")
-        data = self._buffer.data[: info.nbytes]
+        data = self._buffer.data[info.start : info.start + info.nbytes]
         found = xxhash.xxh3_64_hexdigest(data.numpy())
         if found != info.checksum:
             raise ChecksumMismatch(
@@ -153,23 +153,20 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, so that the engine's frontend can ask how an update went."""
+    """Mixed into vLLM's worker, so that the engine's frontend can ask what an update cost."""
 
     weight_transfer_engine: SharedMemoryWeightTransferEngine
-
-    def weight_update_complete(self) -> bool:
-        return self.weight_transfer_engine.complete
 
     def weight_reload_seconds(self) -> float:
         return self.weight_transfer_engine.reload_seconds
 
 
-def _views(buffer: Tensor, info: SharedMemoryUpdateInfo) -> list[tuple[str, Tensor]]:
+def _views(bucket: Tensor, info: SharedMemoryUpdateInfo) -> list[tuple[str, Tensor]]:
     weights = []
     for name, dtype_name, shape, offset in zip(info.names, info.dtype_names, info.shapes, info.offsets, strict=True):
         dtype = getattr(torch, dtype_name)
         nbytes = torch.Size(shape).numel() * dtype.itemsize
-        weights.append((name, buffer[offset : offset + nbytes].view(dtype).view(shape)))
+        weights.append((name, bucket[offset : offset + nbytes].view(dtype).view(shape)))
     return weights
 
 

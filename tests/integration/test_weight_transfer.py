@@ -100,6 +100,7 @@ def test_a_wrong_checksum_is_refused_and_a_good_update_repairs(student: Student)
         update="one",
         index=0,
         last=True,
+        start=0,
         nbytes=source.nbytes,
         checksum=checksum,
         names=[weight.name for weight in bucket],
