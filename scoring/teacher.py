@@ -35,7 +35,7 @@ class TeacherModel:
             ValueError: the model cannot be packed, or its logits are not a linear map of its hidden states.
         """
         self.device = torch.device("cuda" if scoring.gpus_per_worker > 0 else "cpu")
-        dtype = getattr(torch, teacher.dtype.value)
+        dtype = getattr(torch, scoring.dtype.value)
         model = load_causal_lm(path, dtype, scoring.attention, teacher.trust_remote_code).to(self.device)
         model.requires_grad_(False)
         head = model.get_output_embeddings()

@@ -34,7 +34,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_unt
         rows = [{"prompt": f"{name} {WORDS[i % 15]} {WORDS[i // 15]} ?"} for i in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
-        f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "teacher.dtype=float32",
+        f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "scoring.dtype=float32",
         f"data.train.path={folder}/train.jsonl", f"data.heldout.path={folder}/heldout.jsonl",
         "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
         "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",

@@ -25,13 +25,13 @@ pytestmark = pytest.mark.integration
 
 PROMPT = Prompt("q", (Message("user", "What is the capital of France?"),))
 CONTEXT = "Please answer with one short sentence."
-CONFIG = ScoringConfig(max_tokens_per_forward=128, head_chunk_tokens=16)
+CONFIG = ScoringConfig(dtype=DType.float32, max_tokens_per_forward=128, head_chunk_tokens=16)
 
 
 @pytest.fixture(scope="module")
 def worker(local_ray: None, tiny_untied: Path) -> Iterator[ray.actor.ActorHandle]:
     actor = ray.remote(ScoringWorker).options(num_cpus=1, max_concurrency=100)
-    handle = actor.remote(str(tiny_untied), TeacherConfig(dtype=DType.float32), CONFIG)
+    handle = actor.remote(str(tiny_untied), TeacherConfig(), CONFIG)
     assert ray.get(handle.ready.remote()) == 576
     yield handle
     ray.kill(handle)

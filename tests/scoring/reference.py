@@ -29,8 +29,8 @@ class Reference:
 
 
 def load_teacher(path: Path, **scoring: object) -> TeacherModel:
-    teacher = TeacherConfig(model=str(path), dtype=DType.float32)
-    return TeacherModel(str(path), teacher, ScoringConfig(**scoring))  # type: ignore[arg-type]
+    teacher = TeacherConfig(model=str(path))
+    return TeacherModel(str(path), teacher, ScoringConfig(dtype=DType.float32, **scoring))  # type: ignore[arg-type]
 
 
 def random_request(

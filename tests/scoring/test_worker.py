@@ -18,7 +18,7 @@ class RecordingWorker(ScoringWorker):
     """Remembers how many requests each forward had."""
 
     def __init__(self, path: Path, budget: int) -> None:
-        super().__init__(str(path), TeacherConfig(dtype=DType.float32), ScoringConfig(max_tokens_per_forward=budget))
+        super().__init__(str(path), TeacherConfig(), ScoringConfig(dtype=DType.float32, max_tokens_per_forward=budget))
         self.groups: list[int] = []
         score = self._model.score
 
