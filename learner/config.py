@@ -50,7 +50,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     weight_transfer: WeightTransfer = WeightTransfer.shared_memory
-    weight_bucket_mib: int = 64  # weights leave in buckets of this size: one is written while another is loaded
+    weight_bucket_mib: int = 32  # weights leave in buckets of this size: one is written while another is loaded
 
 
 @dataclass

@@ -12,7 +12,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -39,11 +38,20 @@ from rollout.shared_buffer import SharedBuffer
 from rollout.weight_transfer import BACKEND, SharedMemoryUpdateInfo
 from rollout.worker import EngineInfo
 
+SLOTS = 3  # buckets that the shared buffer holds
 CHUNK_BYTES = 2**18  # copied, then hashed while still in the cache
 
 
 class WeightSyncError(RuntimeError):
     """The engines did not take the weights; the message says why. They must not be used further."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call to every engine that may still be under way."""
+
+    method: str
+    answers: list[ray.ObjectRef]
 
 
 class RayWeightSyncClient:
@@ -69,7 +77,11 @@ class RayWeightSyncClient:
         self._call_all("start_weight_update", self.version)
 
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
-        self._call_all("update_weights", update_info)
+        self.wait(self.begin_update_weights(update_info))
+
+    def begin_update_weights(self, update_info: WeightTransferUpdatePayload) -> "Call":
+        """The same without waiting; the engines take what they are sent in order."""
+        return self._begin("update_weights", [(update_info,) for _ in self._handles])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """The version is the one given to `begin`, whatever `weight_version` says: vLLM's engines give none."""
@@ -90,9 +102,21 @@ class RayWeightSyncClient:
         return self._call(method, [args for _ in self._handles])
 
     def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        refs = [getattr(handle, method).remote(*args) for handle, args in zip(self._handles, arguments, strict=True)]
+        return self.wait(self._begin(method, arguments))
+
+    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> "Call":
+        pairs = zip(self._handles, arguments, strict=True)
+        return Call(method, [getattr(handle, method).remote(*args) for handle, args in pairs])
+
+    def wait(self, call: "Call") -> list[Any]:
+        """What the engines answer.
+
+        Raises:
+            WeightSyncError: the deadline has passed, or an engine refused or died.
+        """
+        method = call.method
         try:
-            return ray.get(refs, timeout=max(0.0, self._deadline - time.monotonic()))
+            return ray.get(call.answers, timeout=max(0.0, self._deadline - time.monotonic()))
         except GetTimeoutError as error:
             raise WeightSyncError(
                 f"policy version {self.version}: a rollout worker did not answer {method} within "
@@ -112,18 +136,19 @@ class SharedMemoryTrainerInitInfo(TrainerInitInfo):
 
 
 class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
-    """Rank 0 copies buckets in turn into the two halves of a buffer that it shares with the engines of its node.
+    """Rank 0 copies buckets in turn into the slots of a buffer that it shares with the engines of its node.
 
-    While the engines verify and load one half, it fills the other.
+    While the engines verify and load one, the next already lies ready and the one after it is being written.
     """
 
     init_info_cls = SharedMemoryTrainerInitInfo
     source: CausalLMSource
+    client: RayWeightSyncClient
 
     def __init__(
         self,
         *,
-        client: VLLMWeightSyncClient,
+        client: RayWeightSyncClient,
         source: CausalLMSource,
         is_sender: bool,
         buffer: SharedBuffer | None,
@@ -143,9 +168,11 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
     ) -> Self:
         if not isinstance(source, CausalLMSource):
             raise ValueError(f"learner.weight_transfer={BACKEND} sends from a CausalLMSource, not {source!r}")
+        if not isinstance(client, RayWeightSyncClient):
+            raise ValueError(f"learner.weight_transfer={BACKEND} sends through Ray, not {client!r}")
         if not init_info.is_sender:
             return cls(client=client, source=source, is_sender=False, buffer=None)
-        nbytes = 2 * source.largest_bucket_bytes
+        nbytes = SLOTS * source.largest_bucket_bytes
         buffer = SharedBuffer.create(nbytes)
         try:
             client.init_weight_transfer_engine({"path": str(buffer.path), "nbytes": nbytes})
@@ -164,21 +191,20 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
 
     def _send_buckets(self, update: str) -> list[str]:
         """Returns the checksum of each; ranks that do not send only take part in gathering."""
-        checksums, loading = [], deque[Future[None]]()
-        with ThreadPoolExecutor(max_workers=1) as calls:
-            for index, bucket in enumerate(self.source.buckets):
-                if len(loading) == 2:
-                    loading.popleft().result()  # the half that this bucket goes to is free now
-                info = self._write(update, index, bucket)
-                if info is not None:
-                    checksums.append(info.checksum)
-                    loading.append(calls.submit(self.client.update_weights, asdict(info)))
-            for call in loading:
-                call.result()
+        checksums, loading = [], deque[Call]()
+        for index, bucket in enumerate(self.source.buckets):
+            if len(loading) == SLOTS:
+                self.client.wait(loading.popleft())  # the slot that this bucket goes to is free now
+            info = self._write(update, index, bucket)
+            if info is not None:
+                checksums.append(info.checksum)
+                loading.append(self.client.begin_update_weights(asdict(info)))
+        for call in loading:
+            self.client.wait(call)
         return checksums
 
     def _write(self, update: str, index: int, bucket: Sequence[NamedWeight]) -> SharedMemoryUpdateInfo | None:
-        start = (index % 2) * self.source.largest_bucket_bytes
+        start = (index % SLOTS) * self.source.largest_bucket_bytes
         with self.source.gathered(bucket):
             if self._buffer is None:
                 return None
