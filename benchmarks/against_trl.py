@@ -1,0 +1,160 @@
+"""Completion tokens a second and a CPU-second against TRL's `DistillationTrainer`.
+
+    python -m benchmarks.against_trl [--json PATH] [--peers trl trl_bfloat16 trl_vllm]
+
+Both sides train the quickstart's student on the same prompts in the same order, 16 completions a step, with the same
+length limit, sampling, optimiser settings and the same two cores; ours with streaming (max_staleness 1) and a thread
+for each worker, TRL with two threads. Runs take turns, start-up and first step are left out, and every process counts.
+
+What differs, because each side does what it does by default: TRL (mixed precision over float32 weights, gradient
+checkpointing, transformers' generation) compares whole distributions with a teacher that sees the student's prompt,
+since it cannot give the teacher another one; ours compares the student's top 16 with the teacher's, and the teacher
+reads its system prompt besides.
+
+`trl_bfloat16` has the student in bfloat16, as ours has it, and no gradient checkpointing: what a user could tune.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ideal import interleaved_ratio
+from benchmarks.job import CORES, WARM_UP_STEPS, on_two_cores, run_job, window
+from benchmarks.report import finish, print_table
+from orchestration.config import RunConfig
+from orchestration.models import resolve_model
+from rollout.sources import load_prompts
+
+PEER_PYTHON = Path(".venv-bench/bin/python")
+PEERS: dict[str, dict[str, Any]] = {
+    "trl": {},
+    "trl_bfloat16": {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False},
+    "trl_vllm": {"use_vllm": True, "vllm_max_model_length": 1024},
+}
+MAX_STALENESS = 1
+OUR_STEPS, PEER_STEPS, REPEATS = 7, 3, 2
+TAIL_CHARACTERS = 3000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the steps after the first."""
+
+    tokens_per_step: float
+    seconds_per_step: float
+    cpu_seconds_per_step: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.seconds_per_step
+
+    @property
+    def tokens_per_cpu_second(self) -> float:
+        return self.tokens_per_step / self.cpu_seconds_per_step
+
+
+def run_ours() -> tuple[Speed, RunConfig]:
+    overrides = ("data.shuffle=false", f"pipeline.max_staleness={MAX_STALENESS}", f"pipeline.steps={OUR_STEPS}")
+    marks, config = run_job(overrides)
+    steady = window(marks, MAX_STALENESS)
+    cpu = sum(steady.cpu.values())
+    return Speed(steady.tokens / steady.steps, steady.seconds / steady.steps, cpu / steady.steps), config
+
+
+def peer_job(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """Our run's settings as `benchmarks.trl_peer` reads them."""
+    learner, sampling = config.learner, config.sampling
+    return {
+        "model": resolve_model(config.student.model),
+        "teacher": resolve_model(config.teacher.model),
+        "prompts": [[asdict(message) for message in prompt.messages] for prompt in load_prompts(config.data.train)],
+        "steps": PEER_STEPS + WARM_UP_STEPS,
+        "batch_size": config.pipeline.batch_size,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "seed": config.seed,
+        "learning_rate": learner.learning_rate,
+        "schedule": learner.schedule.value,
+        "warmup_steps": learner.warmup_steps,
+        "weight_decay": learner.weight_decay,
+        "betas": list(learner.betas),
+        "max_grad_norm": learner.max_grad_norm,
+        "threads": CORES,
+        "options": options,
+    }
+
+
+def run_peer(job: dict[str, Any]) -> Speed:
+    """Raises RuntimeError, with the end of what it printed, if TRL fails."""
+    with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as folder:
+        job_path, figures_path = Path(folder) / "job.json", Path(folder) / "figures.json"
+        job_path.write_text(json.dumps(job))
+        environment = os.environ | {"OMP_NUM_THREADS": str(CORES), "VLLM_CPU_KVCACHE_SPACE": "1"}
+        command = [str(PEER_PYTHON), "-m", "benchmarks.trl_peer", str(job_path), str(figures_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=on_two_cores)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-TAIL_CHARACTERS:]}")
+        return speed_of(json.loads(figures_path.read_text()))
+
+
+def speed_of(steps: Sequence[dict[str, float]]) -> Speed:
+    """From the end of the warm-up to the end of the last step."""
+    first, last, inside = steps[WARM_UP_STEPS - 1], steps[-1], steps[WARM_UP_STEPS:]
+    return Speed(
+        tokens_per_step=sum(step["tokens"] for step in inside) / len(inside),
+        seconds_per_step=(last["seconds"] - first["seconds"]) / len(inside),
+        cpu_seconds_per_step=(last["cpu_seconds"] - first["cpu_seconds"]) / len(inside),
+    )
+
+
+def compare(peers: Sequence[str], json_path: Path | None) -> None:
+    speeds: dict[str, list[Speed]] = {"tutelage": [], **{name: [] for name in peers}}
+    for _ in range(REPEATS):
+        ours, config = run_ours()
+        speeds["tutelage"].append(ours)
+        for name in peers:
+            speeds[name].append(run_peer(peer_job(config, PEERS[name])))
+    rows = [
+        (
+            name,
+            speed.tokens_per_step,
+            speed.seconds_per_step,
+            speed.cpu_seconds_per_step,
+            speed.tokens_per_second,
+            speed.tokens_per_cpu_second,
+        )
+        for name, runs in speeds.items()
+        for speed in runs
+    ]
+    columns = ("", "tokens/step", "s/step", "CPU s/step", "tokens/s", "tokens/CPU s")
+    print_table("The quickstart's job against TRL's DistillationTrainer, two cores", columns, rows)
+    figures = {
+        f"{quantity}_over_{name}": interleaved_ratio(
+            [getattr(speed, quantity) for speed in speeds[name]],
+            [getattr(speed, quantity) for speed in speeds["tutelage"]],
+        )
+        ** -1
+        for name in peers
+        for quantity in ("tokens_per_second", "tokens_per_cpu_second")
+    }
+    finish(figures, json_path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["trl"], help="what to compare with")
+    arguments = parser.parse_args()
+    if not PEER_PYTHON.exists():
+        parser.error(f"{PEER_PYTHON} is missing; make bench builds it")
+    compare(arguments.peers, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
