@@ -17,7 +17,7 @@ from orchestration.intervals import ratio_interval
 from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
 from orchestration.schedule import derive_seed
 from orchestration.summary import Evaluation
-from orchestration.workers import LearnerGroup, RolloutGroup, ScoringGroup
+from orchestration.workers import RolloutGroup, Workers
 from rollout.prompts import Prompt
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
 from scoring.signal import ScoringRequest
@@ -52,28 +52,19 @@ def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[Rollo
 
 
 class Evaluator:
-    def __init__(
-        self,
-        config: RunConfig,
-        prepared: Prepared,
-        scorers: ScoringGroup,
-        learner: LearnerGroup,
-        verifier: Verifier | None,
-    ) -> None:
+    def __init__(self, config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> None:
         self._config = config
         self._prepared = prepared
         self._prompts = with_ids(prepared.heldout)
-        self._scorers = scorers
-        self._learner = learner
         self._verifier = verifier
 
-    async def student(self, rollouts: RolloutGroup, version: int) -> Answers:
+    async def student(self, workers: Workers, version: int) -> Answers:
         """The current student on its own answers, with exact KLs to the teacher."""
-        answers = await self._answers(rollouts, self._prepared.heldout)
-        signals = await self._scorers.score_all([self._full_request(trajectory) for trajectory in answers])
+        answers = await self._answers(workers.rollouts, self._prepared.heldout)
+        signals = await workers.scorers.score_all([self._full_request(trajectory) for trajectory in answers])
         examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
         batch = pack(examples, self._config.learner.ranks, self._config.learner.micro_batch_tokens, version)
-        return self._judge(answers, await self._learner.evaluate(batch, TEACHER))
+        return self._judge(answers, await workers.learner.evaluate(batch, TEACHER))
 
     async def teacher(self, rollouts: RolloutGroup) -> Answers:
         """The teacher's own answers, from workers that hold its weights."""

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from rollout.rendering import render_prompt, render_teacher_prompt
-from rollout.sources import load_prompts
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from orchestration.config import ConfigError, RunConfig
 from orchestration.models import resolve_model
 from rollout.config import OverLength, PromptSourceConfig
 from rollout.prompts import Prompt
+from rollout.rendering import render_prompt, render_teacher_prompt
+from rollout.sources import load_prompts
+
+ANSWER = "{answer}"  # in teacher.context
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,20 @@ def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
 
 def _render(prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
     student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
-    teacher_ids = render_teacher_prompt(tokenizer, prompt, config.teacher.context, config.data.system_prompt)
+    teacher_ids = render_teacher_prompt(tokenizer, prompt, _context(prompt, config), config.data.system_prompt)
     return RenderedPrompt(prompt, student_ids, teacher_ids)
+
+
+def _context(prompt: Prompt, config: RunConfig) -> str | None:
+    """The teacher's context for this prompt; `{answer}` in it stands for the prompt's own answer."""
+    context = config.teacher.context
+    if context is None or ANSWER not in context:
+        return context
+    if prompt.answer is None:
+        raise ConfigError(
+            f"teacher.context: it has {ANSWER} and prompt {prompt.id!r} has no answer; add an answer column"
+        )
+    return context.replace(ANSWER, prompt.answer)
 
 
 def _length_limit(config: RunConfig, *model_paths: str) -> int:

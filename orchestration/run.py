@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from rollout.verifiers import make_verifier
 
 from learner.batch import Example
 from learner.report import StepReport
 from orchestration.clock import StageClock
 from orchestration.cluster import Cluster, WorkerFailure
 from orchestration.config import RunConfig
-from orchestration.evaluation import Answers
+from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
 from orchestration.interruption import Interrupted, Interruption
 from orchestration.metrics import sample, step_metrics
@@ -30,7 +29,8 @@ from orchestration.run_directory import RunDirectory, RunState, open_run_directo
 from orchestration.stages.distil import Distillation
 from orchestration.summary import STAGES, Summary, gap_recovery
 from orchestration.tracking import Tracker
-from orchestration.workers import LearnerFailure, Workers
+from orchestration.workers import LearnerFailure, RolloutGroup, Workers
+from rollout.verifiers import make_verifier
 
 log = logging.getLogger("tutelage")
 PACKAGES = (
@@ -94,6 +94,8 @@ class Run:
         self.tokens = Counter({"rollout": 0, "scored": 0, "trained": 0} | self.state.tokens)
         self.interruption = Interruption()
         self.evaluations = EvaluationStore(directory.path)
+        self.verifier = make_verifier(config.data.verifier)
+        self.evaluator = Evaluator(config, prepared, self.verifier)
         self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
         self.view = ProgressView(config.pipeline.steps, self.state.step, self.clock)
         self.stage: Distillation | None = None
@@ -105,6 +107,7 @@ class Run:
         self.interruption.listen()
         guard = self.interruption.guard
         try:
+            await guard(self._teacher_answers(cluster))
             self.say("starting the workers: vLLM, teacher, DeepSpeed …")
             workers = await guard(Workers.start(self.config, self.prepared, cluster))
             stage = self._make_stage(workers)
@@ -125,6 +128,19 @@ class Run:
             await self._last_checkpoint()
         return "failed"
 
+    async def _teacher_answers(self, cluster: Cluster) -> None:
+        """Let a teacher with weights of its own answer, on an engine that is gone before the workers start.
+
+        A teacher with the student's initial weights answers on the student's engine, before it is trained.
+        """
+        if self.prepared.teacher_is_initial_student or self.evaluations.has("teacher"):
+            return
+        self.say("the teacher answers the held-out prompts, on an engine of its own …")
+        path = self.prepared.teacher_path
+        engine = await RolloutGroup.start(self.config, path, cluster, name="teacher-rollout", count=1)
+        self.evaluations.keep("teacher", await self.evaluator.teacher(engine))
+        await engine.stop()
+
     def _make_stage(self, workers: Workers) -> Distillation:
         return Distillation(
             self.config,
@@ -133,7 +149,8 @@ class Run:
             self.clock,
             self.interruption,
             self.evaluations,
-            make_verifier(self.config.data.verifier),
+            self.evaluator,
+            self.verifier,
             cursor=self.state.cursor,
             version=self.state.step,
             tokens=self.tokens,

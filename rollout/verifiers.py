@@ -12,6 +12,7 @@ from rollout.prompts import Prompt
 Verifier = Callable[[Prompt, str], float]
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _MATH_SECONDS = 5
 
 
@@ -49,6 +50,9 @@ def math_match(prompt: Prompt, response: str) -> float:
 def reasoning_gym_score(prompt: Prompt, response: str) -> float:
     """The task family's own score of the extracted answer; some families give partial credit.
 
+    Where the expected answer is a number and the response has no <answer> tag, its last number is the answer: a
+    sentence such as "The answer is 7." is right or wrong, not partly right for being long.
+
     Raises:
         ValueError: the prompt was not made by reasoning_gym.
     """
@@ -58,7 +62,15 @@ def reasoning_gym_score(prompt: Prompt, response: str) -> float:
             "set data.train.kind and data.heldout.kind to reasoning_gym, or choose another verifier"
         )
     score = _scorer(prompt.metadata["task"])
-    return float(score(extract_answer(response), prompt.metadata["entry"]))
+    return float(score(_number_or_answer(prompt, response), prompt.metadata["entry"]))
+
+
+def _number_or_answer(prompt: Prompt, response: str) -> str:
+    numbers = _NUMBER.findall(response)
+    expects_number = prompt.answer is not None and _NUMBER.fullmatch(prompt.answer.strip())
+    if expects_number and numbers and not _ANSWER_TAG.search(response):
+        return numbers[-1]
+    return extract_answer(response)
 
 
 @cache

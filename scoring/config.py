@@ -8,7 +8,7 @@ from rollout.config import DType
 @dataclass
 class TeacherConfig:
     model: str = "smollm2-135m-instruct"
-    context: str | None = None  # a system prompt that only the teacher sees
+    context: str | None = None  # a system prompt that only the teacher sees; {answer}: the prompt's own answer
     trust_remote_code: bool = False
 
 

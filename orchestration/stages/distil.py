@@ -22,7 +22,7 @@ from orchestration.outcome import EvaluationStore
 from orchestration.pipeline import Cursor, Pipeline
 from orchestration.preparation import Prepared, with_ids
 from orchestration.schedule import PromptSchedule
-from orchestration.workers import RolloutGroup, Workers
+from orchestration.workers import Workers
 from rollout.trajectory import RolloutRequest, Trajectory
 from scoring.request import build_request
 from scoring.signal import TeacherSignal
@@ -51,6 +51,7 @@ class Distillation:
         clock: StageClock,
         interruption: Interruption,
         evaluations: EvaluationStore,
+        evaluator: Evaluator,
         verifier: Verifier | None,
         *,
         cursor: Cursor,
@@ -67,7 +68,7 @@ class Distillation:
         self._schedule = PromptSchedule(
             len(prepared.train), config.sampling.samples_per_prompt, config.seed, config.data.shuffle
         )
-        self._evaluator = Evaluator(config, prepared, workers.scorers, workers.learner, verifier)
+        self._evaluator = evaluator
         self.pipeline = Pipeline(
             self._roll_out,
             self._score,
@@ -155,13 +156,13 @@ class Distillation:
         await learner.set_teacher_head(TEACHER, await self.workers.scorers.lm_head())
 
     async def evaluate_before(self, observer: Observer) -> None:
-        """The teacher's answers and the untrained student's, unless an earlier start of this run has them.
+        """The untrained student's answers, and the teacher's where it has the same weights, unless they are kept.
 
         The engines hold the initial student until this ends; a resumed run publishes the learner's weights then.
         """
         if not self._evaluations.has("teacher"):
             observer.say("the teacher answers the held-out prompts …")
-            self._evaluations.keep("teacher", await self._evaluate_teacher())
+            self._evaluations.keep("teacher", await self._evaluator.teacher(self.workers.rollouts))
         if not self._evaluations.has("student_before"):
             observer.say("the student answers them before training …")
             before = await self.evaluate_student()
@@ -172,16 +173,4 @@ class Distillation:
 
     async def evaluate_student(self) -> Answers:
         with self.clock.span("evaluation"):
-            return await self._evaluator.student(self.workers.rollouts, self.version)
-
-    async def _evaluate_teacher(self) -> Answers:
-        with self.clock.span("evaluation"):
-            if self.prepared.teacher_is_initial_student:
-                return await self._evaluator.teacher(self.workers.rollouts)
-            engine = await RolloutGroup.start(
-                self.config, self.prepared.teacher_path, self.workers.cluster, name="teacher-rollout", count=1
-            )
-            try:
-                return await self._evaluator.teacher(engine)
-            finally:
-                await engine.stop()
+            return await self._evaluator.student(self.workers, self.version)

@@ -17,7 +17,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-WORDS = "red blue green small large old new warm cold quiet loud soft hard quick slow".split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "small",
+    "large",
+    "old",
+    "new",
+    "warm",
+    "cold",
+    "quiet",
+    "loud",
+    "soft",
+    "hard",
+    "quick",
+    "slow",
+]
 SUMMARY_FIELDS = {
     "status", "steps", "wall_seconds", "stage_seconds", "tokens", "tokens_per_second", "evaluation", "gap_recovery",
     "alarms", "remedies",
@@ -31,7 +47,7 @@ EVALUATION_FIELDS = {
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     for name, count in (("train", 40), ("heldout", 4)):
-        rows = [{"prompt": f"{name} {WORDS[i % 15]} {WORDS[i // 15]} ?"} for i in range(count)]
+        rows = [{"prompt": f"{name} {WORDS[i % 8]} {WORDS[i // 8]} ?"} for i in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
         f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "scoring.dtype=float32",
@@ -118,7 +134,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
     assert set(summary) == SUMMARY_FIELDS
     assert summary["status"] == "completed" and summary["steps"] == 6
     for role in ("student_before", "student_after", "teacher"):
-        assert EVALUATION_FIELDS <= set(summary["evaluation"][role])
+        assert set(summary["evaluation"][role]) >= EVALUATION_FIELDS
     assert summary["evaluation"]["teacher"]["reverse_kl"] is None
     assert summary["evaluation"]["student_after"]["reverse_kl"] < summary["evaluation"]["student_before"]["reverse_kl"]
     assert set(summary["stage_seconds"]) == {"rollout", "scoring", "learning", "weight_sync", "waiting"}
