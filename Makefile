@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= cpu
 BIN := .venv/bin
+BENCHMARKS ?= objectives weight_sync pipeline against_trl
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -20,9 +21,20 @@ test-fast: .venv/ready
 lint: .venv/ready
 	.ci/lint
 
+bench: .venv/ready .venv-bench/ready
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+
 .venv/ready: pyproject.toml docker/install.sh
 	$(PYTHON) -m venv .venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" docker/install.sh $(ENGINE),dev --quiet --editable
+	touch $@
+
+# What only benchmarks compare with, on top of what .venv has: it reads .venv and never writes to it.
+.venv-bench/ready: .venv/ready
+	$(BIN)/python -m venv --clear .venv-bench
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$(.venv-bench/bin/python -c 'import site; print(site.getsitepackages()[0])')/product.pth"
+	.venv-bench/bin/python -m pip install --quiet --no-deps trl==1.16.0
 	touch $@
 
 clean:

@@ -1,17 +1,21 @@
 """Completion tokens a second and a CPU-second against TRL's `DistillationTrainer`.
 
-    python -m benchmarks.against_trl [--json PATH] [--peers trl trl_bfloat16 trl_vllm]
+    python -m benchmarks.against_trl [--json PATH] [--peers trl trl_float32]
 
-Both sides train the quickstart's student on the same prompts in the same order, 16 completions a step, with the same
-length limit, sampling, optimiser settings and the same two cores; ours with streaming (max_staleness 1) and a thread
-for each worker, TRL with two threads. Runs take turns, start-up and first step are left out, and every process counts.
+Both sides train the quickstart's student on the same prompts in the same order, as many completions a step, with the
+same length limit, sampling, optimiser settings and the same two cores; ours with streaming (max_staleness 1) and one
+thread for each worker, TRL with two threads. Runs take turns, start-up and the first step are left out, and every
+process counts, Ray's own too.
 
-What differs, because each side does what it does by default: TRL (mixed precision over float32 weights, gradient
-checkpointing, transformers' generation) compares whole distributions with a teacher that sees the student's prompt,
-since it cannot give the teacher another one; ours compares the student's top 16 with the teacher's, and the teacher
-reads its system prompt besides.
+What differs is what each side does by default. TRL computes in bfloat16 over float32 weights with gradient
+checkpointing, generates with transformers, and compares whole distributions with a teacher that sees the student's
+prompt, since it cannot show the teacher another one. Ours computes in float32, compares at the student's top 16
+tokens, and its teacher reads a system prompt besides. `trl_float32` is TRL as a user could tune it for this machine:
+float32 throughout, no gradient checkpointing.
 
-`trl_bfloat16` has the student in bfloat16, as ours has it, and no gradient checkpointing: what a user could tune.
+TRL's vLLM mode does not run on CPU: colocated, its weight sync fails in vLLM's `load_weights`, since the CPU engine
+has packed its weights away ("'Parameter' object has no attribute 'weight_loader'"); its server mode needs NCCL.
+`--peers trl_vllm` shows it.
 """
 
 import argparse
@@ -34,7 +38,11 @@ from rollout.sources import load_prompts
 PEER_PYTHON = Path(".venv-bench/bin/python")
 PEERS: dict[str, dict[str, Any]] = {
     "trl": {},
-    "trl_bfloat16": {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False},
+    "trl_float32": {
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "teacher_model_init_kwargs": {"dtype": "float32"},
+    },
     "trl_vllm": {"use_vllm": True, "vllm_max_model_length": 1024},
 }
 MAX_STALENESS = 1

@@ -22,6 +22,7 @@ TAIL_CHARACTERS = 3000
 WARM_UP_STEPS = 1
 # A run that is only there to be timed: hardly any evaluation, one checkpoint at the end, no tracking service.
 BARE = (
+    "evaluation.every=0",
     "evaluation.prompts=2",
     "evaluation.max_tokens=2",
     "checkpoint.every=0",
@@ -66,9 +67,8 @@ class Window:
 
 
 def on_two_cores() -> None:
-    """Keep this process and its children on the first two cores, with the priority that Ray gives its workers."""
+    """Keep this process and its children on the first two cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    os.nice(15 - os.nice(0))
 
 
 def role(process: Process) -> str:
@@ -88,7 +88,8 @@ def run_job(overrides: Sequence[str]) -> tuple[list[Mark], RunConfig]:
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as folder:
         run_dir, output = Path(folder) / "run", Path(folder) / "output"
         command = [sys.executable, "-m", "orchestration.launch", *BARE, *overrides, f"run_dir={run_dir}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # Ray gives its workers a lower priority than other processes; what is compared here has the same.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
         with output.open("w") as file:
             job = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=on_two_cores
