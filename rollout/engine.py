@@ -216,6 +216,9 @@ def _prepare_environment(config: RolloutConfig, transfer_backend: str) -> None:
         # Otherwise vLLM pins each engine to the cores that it believes free, the same ones for every engine.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        if config.tensor_parallel_size == 1:
+            # Lets the model run in the engine's own process: one that waits for another spins on a core.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if config.enforce_eager:
             # vLLM's sampler compiles a small function even so: 25 s at the first request of a fresh machine.
             os.environ["TORCHDYNAMO_DISABLE"] = "1"
@@ -232,6 +235,7 @@ def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, 
         if on_cpu
         else {"gpu_memory_utilization": config.gpu_memory_utilization}
     )
+    in_process = on_cpu and config.tensor_parallel_size == 1
     return AsyncEngineArgs(
         model=model_path,
         seed=seed,
@@ -241,6 +245,7 @@ def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, 
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel_size,
+        distributed_executor_backend="uni" if in_process else None,
         enforce_eager=config.enforce_eager,
         enable_prefix_caching=True,
         logprobs_mode="processed_logprobs",

@@ -159,7 +159,7 @@ def test_processes_of_the_engine_die_with_its_worker(local_ray: None, tiny_tied:
     ray.get(worker.ready.remote(), timeout=300)
     pid = ray.get(worker.__ray_call__.remote(lambda _self: os.getpid()))
     children = descendants(pid)
-    assert len(children) >= 2
+    assert children
     ray.kill(worker)
     gone_by = time.monotonic() + 15
     while any(map(alive, children)) and time.monotonic() < gone_by:
