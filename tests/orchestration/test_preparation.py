@@ -1,0 +1,111 @@
+"""What only files and models can tell, refused before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from orchestration.config import ConfigError
+from orchestration.plan import check_resources
+from orchestration.preparation import Prepared, prepare
+from tests.models import make_tiny_model
+from tests.orchestration.test_config import configured
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "prompts.jsonl"
+
+
+@pytest.fixture
+def overrides(prompts: Path, tiny_tied: Path, tiny_untied: Path) -> list[str]:
+    return [
+        f"student.model={tiny_tied}",
+        f"teacher.model={tiny_untied}",
+        "teacher.context=null",
+        f"data.train.path={prompts}",
+        f"data.heldout.path={prompts}",
+        "rollout.max_model_len=256",
+        "evaluation.prompts=3",
+    ]
+
+
+def prepared(overrides: list[str], *changes: str) -> Prepared:
+    return prepare(configured(*overrides, *changes))
+
+
+def refusal(overrides: list[str], *changes: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        prepared(overrides, *changes)
+    return str(caught.value)
+
+
+def test_a_good_configuration_is_prepared(overrides: list[str]) -> None:
+    found = prepared(overrides)
+    assert len(found.train) == 6 and len(found.heldout) == 3 and found.over_length == 0
+    assert not found.teacher_is_initial_student
+
+
+def test_the_context_reaches_the_teacher_alone(overrides: list[str], tiny_tied: Path) -> None:
+    found = prepared(overrides, "teacher.context='The answer is {answer}.'")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tied)
+    item = found.train[3]
+    assert "The answer is 6." in tokenizer.decode(item.teacher_ids)
+    assert "The answer is" not in tokenizer.decode(item.student_ids)
+
+
+def test_a_context_with_the_answer_needs_answers(overrides: list[str]) -> None:
+    text = refusal(overrides, "teacher.context='It is {answer}.'", "data.train.answer_column=nothing")
+    assert "teacher.context" in text and "answer column" in text
+
+
+def test_a_missing_model_or_dataset_is_named(overrides: list[str]) -> None:
+    assert "student.model" in refusal(overrides, "student.model=/nowhere/model")
+    assert "teacher.model" in refusal(overrides, "teacher.model=/nowhere/model")
+    assert "data.train.path" in refusal(overrides, "data.train.path=/nowhere/prompts.jsonl")
+
+
+def test_an_empty_dataset_and_one_without_prompts_are_named(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "data.heldout" in refusal(overrides, f"data.heldout.path={tmp_path}/empty.jsonl")
+    (tmp_path / "other.jsonl").write_text('{"question": "why"}\n')
+    text = refusal(overrides, f"data.train.path={tmp_path}/other.jsonl")
+    assert "question" in text and "data.train.prompt_column" in text
+
+
+def test_a_teacher_without_anything_new_is_refused(overrides: list[str], tiny_tied: Path) -> None:
+    text = refusal(overrides, f"teacher.model={tiny_tied}")
+    assert "teacher.context" in text and "nothing to learn" in text
+    assert prepared(overrides, f"teacher.model={tiny_tied}", "teacher.context=Be brief.").teacher_is_initial_student
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    text = refusal(overrides, f"teacher.model={other}")
+    assert "teacher.model" in text and "<|new|>" in text
+
+
+def test_over_long_prompts_are_dropped_with_a_count_or_refused_never_cut(overrides: list[str], prompts: Path) -> None:
+    long = {"prompt": "far " * 300}
+    prompts.write_text(prompts.read_text() + json.dumps(long) + "\n")
+    found = prepared(overrides)
+    assert len(found.train) == 6 and found.over_length == 1
+    text = refusal(overrides, "data.over_length=refuse")
+    assert "rollout.max_model_len=256" in text and "data.over_length=drop" in text
+
+
+def test_a_context_longer_than_the_model_is_refused(overrides: list[str]) -> None:
+    assert "rollout.max_model_len" in refusal(overrides, "rollout.max_model_len=100000")
+
+
+def test_more_workers_than_the_cluster_has_are_refused() -> None:
+    config = configured("rollout.workers=3")
+    with pytest.raises(ConfigError, match=r"4 CPUs and the cluster has 2: lower rollout\.workers=3"):
+        check_resources(config, 2, 0)
+    check_resources(config, 4, 0)
