@@ -1,5 +1,7 @@
 """The learner as a Ray actor: one DeepSpeed rank, no algorithm.
 
+The engines are imported inside the actor: the driver knows this class too, and needs neither DeepSpeed nor vLLM.
+
 Waits for the driver's calls; inside a call it waits for its sibling ranks. Every rank gets the same calls in the
 same order, without a retry by Ray: a step that ran may be asked for again and answers from memory.
 """
@@ -8,7 +10,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -16,20 +18,20 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from learner.batch import Batch
-from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig, ObjectiveConfig, StudentConfig
-from learner.engine import LearnerEngine
 from learner.evaluation import ExampleDivergence
-from learner.export import export
 from learner.report import StepReport
-from learner.weight_transfer import WeightPublisher
+
+if TYPE_CHECKING:
+    from learner.engine import LearnerEngine
+    from learner.weight_transfer import WeightPublisher
 
 
 class LearnerWorker:
     """Wrap in `ray.remote`. Constructed idle; `setup` on all ranks at once brings the group up."""
 
-    _engine: LearnerEngine
-    _publisher: WeightPublisher
+    _engine: "LearnerEngine"
+    _publisher: "WeightPublisher"
 
     def address(self) -> tuple[str, int]:
         """This node's IP address and a free port on it, for the group to meet at (ask rank 0)."""
@@ -51,6 +53,8 @@ class LearnerWorker:
         seed: int,
     ) -> int:
         """Join the group and load the student from `model_path`; returns the version of the weights."""
+        from learner.engine import LearnerEngine
+
         host, port = address
         os.environ.update(
             RANK=str(rank),
@@ -76,6 +80,8 @@ class LearnerWorker:
 
     def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
         """Remember whom `publish` sends the weights to."""
+        from learner.weight_transfer import WeightPublisher
+
         self._publisher = WeightPublisher(
             self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s
         )
@@ -87,14 +93,20 @@ class LearnerWorker:
         return self._publisher.publish(version)
 
     def save_checkpoint(self, directory: str) -> None:
+        from learner.checkpoint import save_checkpoint
+
         save_checkpoint(self._engine, Path(directory))
 
     def load_checkpoint(self, directory: str, run_directory: str) -> int:
         """Returns the version of the restored weights."""
+        from learner.checkpoint import load_checkpoint
+
         load_checkpoint(self._engine, Path(directory), Path(run_directory))
         return self._engine.version
 
     def export(self, directory: str) -> None:
+        from learner.export import export
+
         export(self._engine, Path(directory))
 
     def version(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
+import datasets
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,6 +69,8 @@ def explain(error: BaseException) -> str:
 def run(main: Callable[[], None]) -> None:
     """Run a Hydra main; print one message and exit 1 for anything the user can mend."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of Hydra's own printing
+    os.environ.setdefault("WANDB_SILENT", "true")
+    datasets.disable_progress_bars()  # prompts are read in a blink
     try:
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:

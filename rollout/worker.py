@@ -1,5 +1,7 @@
 """The Ray face of a rollout engine: an asynchronous actor without a thought of its own.
 
+The engine is imported inside the actor: the driver knows this class too, and needs no vLLM.
+
 produces trajectories, streamed as they finish (`generate`)
 waits for requests from the driver and weights from learner rank 0, which freeze and release it
 """
@@ -12,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollout.config import RolloutConfig
-from rollout.engine import RolloutEngine
 from rollout.trajectory import RolloutRequest, Trajectory
 
 
@@ -27,6 +28,8 @@ class EngineInfo:
 
 class RolloutWorker:
     def __init__(self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> None:
+        from rollout.engine import RolloutEngine
+
         self._engine = RolloutEngine(model_path, config, transfer_backend, seed)
 
     async def ready(self) -> EngineInfo:
