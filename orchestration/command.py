@@ -5,14 +5,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import get_type_hints
+from typing import NoReturn, get_type_hints
 
 import datasets
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestration.config import RunConfig
+from orchestration.config import ConfigError, RunConfig
 
 
 def _keys(cls: type, prefix: str = "") -> Iterator[str]:
@@ -24,18 +25,26 @@ def _keys(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest_key(key: str) -> str | None:
-    known = list(_keys(RunConfig))
-    by_path = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if by_path:
-        return by_path[0]
-    leaf = key.rsplit(".", 1)[-1]
-    by_leaf = difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.7)
-    return next((k for k in known if by_leaf and k.rsplit(".", 1)[-1] == by_leaf[0]), None)
+    every = list(_keys(RunConfig))
+    settings = [name for name in every if not any(other.startswith(f"{name}.") for other in every)]
+    group, _, leaf = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in settings if name.rpartition(".")[0] == group}
+    near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
+    if near:
+        return siblings[near[0]]
+    near = difflib.get_close_matches(key, settings, n=1, cutoff=0.8)
+    return near[0] if near else None
 
 
 def _unknown_key_message(key: str) -> str:
     nearest = _nearest_key(key)
-    advice = f"did you mean {nearest}?" if nearest else "python -m orchestration.launch --cfg job lists every key"
+    group = key.rpartition(".")[0]
+    siblings = [name.rpartition(".")[2] for name in _keys(RunConfig) if group and name.rpartition(".")[0] == group]
+    advice = "python -m orchestration.launch --cfg job lists every key"
+    if siblings:
+        advice = f"{group} has {', '.join(siblings)}"
+    if nearest:
+        advice = f"did you mean {nearest}?"
     return f"{key}: there is no such configuration key; {advice}"
 
 
@@ -66,13 +75,29 @@ def explain(error: BaseException) -> str:
     return text
 
 
+def _fail(error: BaseException) -> NoReturn:
+    print(f"error: {explain(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+@contextmanager
+def refusing_wrong_settings() -> Iterator[None]:
+    """Print one message and exit 1 for what the user can mend: settings, files, models, prompts.
+
+    Inside Hydra's task, since Hydra prints a line of its own about errors that leave it.
+    """
+    try:
+        yield
+    except (OmegaConfBaseException, ValueError) as error:
+        _fail(error)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a Hydra main; print one message and exit 1 for anything the user can mend."""
+    """Run a Hydra main; a composition that fails prints one message and exits 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of Hydra's own printing
     os.environ.setdefault("WANDB_SILENT", "true")
     datasets.disable_progress_bars()  # prompts are read in a blink
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(1)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        _fail(error)

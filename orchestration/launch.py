@@ -6,26 +6,28 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from orchestration.command import run
+from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import build, register_schema
 from orchestration.plan import check_resources, local_cpus, local_gpus, print_plan
 from orchestration.preparation import prepare
+from orchestration.run import execute
+from orchestration.run_directory import open_run_directory
 
 register_schema()
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def main(composed: DictConfig) -> None:
-    config = build(composed)
-    if config.cluster.address == "local":
-        check_resources(config, local_cpus(config), local_gpus())
-    prepared = prepare(config)
-    print_plan(config, prepared)
-    if config.dry_run:
-        return
-    from orchestration.run import execute  # the engines' imports take seconds; a dry run needs none
-
-    exit_code = asyncio.run(execute(config, composed, prepared))
+    with refusing_wrong_settings():
+        config = build(composed)
+        if config.cluster.address == "local":
+            check_resources(config, local_cpus(config), local_gpus())
+        prepared = prepare(config)
+        print_plan(config, prepared)
+        if config.dry_run:
+            return
+        directory = open_run_directory(config, composed)
+    exit_code = asyncio.run(execute(config, composed, prepared, directory))
     if exit_code:
         sys.exit(exit_code)
 

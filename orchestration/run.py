@@ -25,7 +25,7 @@ from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_m
 from orchestration.plots import draw_curves
 from orchestration.preparation import Prepared
 from orchestration.progress import ProgressView
-from orchestration.run_directory import RunDirectory, RunState, open_run_directory
+from orchestration.run_directory import RunDirectory, RunState
 from orchestration.stages.distil import Distillation
 from orchestration.summary import STAGES, Summary, gap_recovery
 from orchestration.tracking import Tracker
@@ -48,10 +48,9 @@ PACKAGES = (
 EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": 130}
 
 
-async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared) -> int:
+async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared, directory: RunDirectory) -> int:
     """Run the distillation stage; returns the exit code of the process."""
-    directory = open_run_directory(config, composed)
-    _log_to(directory.path / "run.log")
+    handler = _log_to(directory.path / "run.log")
     write_json(directory.path / "versions.json", _versions())
     cluster = Cluster.join(config)
     try:
@@ -63,14 +62,17 @@ async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared) -
     finally:
         cluster.keep_logs(directory.logs)
         cluster.leave()
+        log.removeHandler(handler)
+        directory.close()
     return EXIT_CODES[status]
 
 
-def _log_to(path: Path) -> None:
+def _log_to(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    return handler
 
 
 def _versions() -> dict[str, str]:

@@ -51,6 +51,7 @@ def test_a_built_config_is_read_only() -> None:
         ("learner.learning_rat=1", ["learner.learning_rat", "did you mean learner.learning_rate"]),
         ("pipline.steps=3", ["pipline.steps", "did you mean pipeline.steps"]),
         ("objective=student_topk", ["student_topk_reverse_kl", "did you mean"]),
+        ("learner.lr=1", ["learner.lr", "learner has", "learning_rate"]),
         ("learner.dtype=float8", ["learner.dtype"]),
         ("pipeline.steps=many", ["pipeline.steps"]),
         ("objective.name=nonsense", ["objective.name=nonsense", "sampled_reverse_kl"]),
