@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.report import finish, print_table
 from learner.config import LearnerConfig
-from learner.weight_transfer import PublishReport, WeightPublisher
+from learner.report import PublishReport
+from learner.weight_transfer import WeightPublisher
 from orchestration.models import resolve_model
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker

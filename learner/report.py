@@ -1,4 +1,4 @@
-"""What one optimiser step did."""
+"""What one optimiser step and one publication of weights did."""
 
 from dataclasses import dataclass, field
 
@@ -15,3 +15,15 @@ class StepReport:
     seconds: float
     cpu_seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What one publication of weights did."""
+
+    version: int
+    seconds: float
+    engine_seconds: float | None  # of them, spent by the slowest engine on loading; None where it cannot tell
+    write_seconds: float | None  # of them, spent on copying and hashing; None where vLLM does it
+    nbytes: int
+    checksum: str | None  # of all buckets; None where vLLM carries them

@@ -33,6 +33,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from learner.config import LearnerConfig, WeightTransfer
+from learner.report import PublishReport
 from learner.weight_source import CausalLMSource, NamedWeight
 from rollout.shared_buffer import SharedBuffer
 from rollout.weight_transfer import BACKEND, SharedMemoryUpdateInfo
@@ -243,18 +244,6 @@ def write_bucket(buffer: Tensor, bucket: Sequence[NamedWeight], dtype: torch.dty
 
 if BACKEND not in WeightTransferTrainerFactory._registry:
     WeightTransferTrainerFactory.register_engine(BACKEND, SharedMemoryTrainerWeightTransferEngine)
-
-
-@dataclass(frozen=True)
-class PublishReport:
-    """What one publication of weights did."""
-
-    version: int
-    seconds: float
-    engine_seconds: float | None  # of them, spent by the slowest engine on loading; None where it cannot tell
-    write_seconds: float | None  # of them, spent on copying and hashing; None where vLLM does it
-    nbytes: int
-    checksum: str | None  # of all buckets; None where vLLM carries them
 
 
 class WeightPublisher:

@@ -14,7 +14,7 @@ import ray
 
 from learner.batch import Batch
 from learner.evaluation import ExampleDivergence
-from learner.report import StepReport
+from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
 from orchestration.cluster import Cluster, Worker, WorkerFailure
 from orchestration.config import RunConfig
@@ -180,8 +180,9 @@ class LearnerGroup:
             raise LearnerFailure(str(error)) from error
         return reports[0]
 
-    async def publish(self, version: int) -> None:
-        await self._all("publish", version, deadline=self._timeouts.weight_sync)
+    async def publish(self, version: int) -> PublishReport:
+        reports = await self._all("publish", version, deadline=self._timeouts.weight_sync)
+        return reports[0]
 
     async def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
         """One record an example, in the order of the batch."""

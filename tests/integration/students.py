@@ -12,7 +12,8 @@ from ray.actor import ActorHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.config import LearnerConfig
-from learner.weight_transfer import PublishReport, WeightPublisher
+from learner.report import PublishReport
+from learner.weight_transfer import WeightPublisher
 from rollout.config import DType, RolloutConfig
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.worker import RolloutWorker

@@ -1,5 +1,6 @@
 """`python -m orchestration.launch` from outside, as a user runs it, on tiny models and real engines."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,10 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rollout.config import DType, RolloutConfig
+from rollout.engine import RolloutEngine
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -162,6 +167,24 @@ def test_the_final_checkpoint_loads_and_is_the_trained_model(uninterrupted: Laun
     initial = AutoModelForCausalLM.from_pretrained(tiny_tied)
     assert (model(ids).logits - initial(ids).logits).abs().max() > 1e-3
     assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_the_final_checkpoint_loads_in_vllm(uninterrupted: Launched) -> None:
+    final = str(uninterrupted.run_dir / "final")
+    config = RolloutConfig(dtype=DType.float32, max_model_len=128, kv_cache_gib=0.2)
+    ids = AutoTokenizer.from_pretrained(final)("Winter nights are long and cold").input_ids
+
+    async def marks() -> np.ndarray:
+        engine = RolloutEngine(final, config, "shared_memory", 0)
+        try:
+            return await engine.prompt_logprobs(ids)
+        finally:
+            engine.shutdown()
+
+    found = asyncio.run(marks())
+    logits = AutoModelForCausalLM.from_pretrained(final, dtype=torch.float32)(torch.tensor([ids])).logits[0]
+    expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    assert np.abs(found - expected.detach().numpy()).max() < 1e-3
 
 
 def test_a_killed_run_resumes_bit_for_bit(

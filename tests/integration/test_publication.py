@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from learner.config import LearnerConfig, ObjectiveConfig, StudentConfig
-from learner.weight_transfer import PublishReport
+from learner.report import PublishReport
 from learner.worker import LearnerWorker
 from rollout.config import DType
 from tests.integration.students import (

@@ -11,7 +11,8 @@ from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
 from learner.config import LearnerConfig, WeightTransfer
-from learner.weight_transfer import PublishReport, WeightPublisher
+from learner.report import PublishReport
+from learner.weight_transfer import WeightPublisher
 from rollout.trajectory import Trajectory
 from rollout.worker import RolloutWorker
 from tests.integration.students import ENGINE, perturbed, reference_logprobs, request, sampled
