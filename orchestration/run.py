@@ -107,6 +107,10 @@ class Run:
     async def go(self, cluster: Cluster) -> str:
         """Start, train, finish; whatever stops it early leaves a checkpoint if the learner still can."""
         self.interruption.listen()
+        for partial in self.directory.interrupted_checkpoints():
+            self.say(f"ignoring {partial}: writing it was interrupted")
+        if self.checkpoint is not None:
+            self.say(f"continuing from {self.checkpoint}")
         guard = self.interruption.guard
         try:
             await guard(self._teacher_answers(cluster))

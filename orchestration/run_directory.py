@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -15,8 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from orchestration.config import ConfigError, Resume, RunConfig
 from orchestration.files import write_json, write_text
 from orchestration.pipeline import Cursor
-
-log = logging.getLogger("tutelage")
 
 # A resumed run must mean the same training: these parts of the configuration may not change in between.
 IDENTITY = (
@@ -66,6 +63,9 @@ class RunDirectory:
     def latest_checkpoint(self) -> Path | None:
         return latest_checkpoint(self.path)
 
+    def interrupted_checkpoints(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("step-*.partial"))
+
     def load_state(self, checkpoint: Path) -> RunState:
         raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         cursor = raw.pop("cursor")
@@ -92,10 +92,8 @@ class RunDirectory:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run; interrupted ones are named and passed over."""
+    """The newest whole checkpoint of a run; one whose writing was interrupted still has its temporary name."""
     folder = run_dir / "checkpoints"
-    for partial in sorted(folder.glob("step-*.partial")):
-        log.warning("ignoring %s: writing it was interrupted", partial)
     whole = sorted(path for path in folder.glob("step-??????") if (path / "state.json").is_file())
     return whole[-1] if whole else None
 

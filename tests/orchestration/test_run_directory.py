@@ -45,6 +45,7 @@ def test_checkpoints_appear_whole_and_only_the_newest_stay(tmp_path: Path) -> No
     assert [path.name for path in sorted(directory.checkpoints.glob("*"))] == [
         "step-000002", "step-000003", "step-000004.partial",
     ]  # fmt: skip
+    assert [path.name for path in directory.interrupted_checkpoints()] == ["step-000004.partial"]
     newest = directory.latest_checkpoint()
     assert newest is not None and newest.name == "step-000003"
     assert directory.load_state(newest) == RunState(step=3, cursor=Cursor(16, (3, 5)))
