@@ -46,7 +46,7 @@ PEERS: dict[str, dict[str, Any]] = {
     "trl_vllm": {"use_vllm": True, "vllm_max_model_length": 1024},
 }
 MAX_STALENESS = 1
-OUR_STEPS, PEER_STEPS, REPEATS = 7, 3, 2
+OUR_STEPS, PEER_STEPS, REPEATS = 5, 2, 2
 TAIL_CHARACTERS = 3000
 
 
@@ -57,6 +57,7 @@ class Speed:
     tokens_per_step: float
     seconds_per_step: float
     cpu_seconds_per_step: float
+    neighbours: float  # cores busy with something else
 
     @property
     def tokens_per_second(self) -> float:
@@ -71,8 +72,13 @@ def run_ours() -> tuple[Speed, RunConfig]:
     overrides = ("data.shuffle=false", f"pipeline.max_staleness={MAX_STALENESS}", f"pipeline.steps={OUR_STEPS}")
     marks, config = run_job(overrides)
     steady = window(marks, MAX_STALENESS)
-    cpu = sum(steady.cpu.values())
-    return Speed(steady.tokens / steady.steps, steady.seconds / steady.steps, cpu / steady.steps), config
+    speed = Speed(
+        tokens_per_step=steady.tokens / steady.steps,
+        seconds_per_step=steady.seconds / steady.steps,
+        cpu_seconds_per_step=sum(steady.cpu.values()) / steady.steps,
+        neighbours=steady.neighbours,
+    )
+    return speed, config
 
 
 def peer_job(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
@@ -114,11 +120,17 @@ def run_peer(job: dict[str, Any]) -> Speed:
 def speed_of(steps: Sequence[dict[str, float]]) -> Speed:
     """From the end of the warm-up to the end of the last step."""
     first, last, inside = steps[WARM_UP_STEPS - 1], steps[-1], steps[WARM_UP_STEPS:]
+    spent = {name: last[name] - first[name] for name in ("seconds", "cpu_seconds", "machine")}
     return Speed(
         tokens_per_step=sum(step["tokens"] for step in inside) / len(inside),
-        seconds_per_step=(last["seconds"] - first["seconds"]) / len(inside),
-        cpu_seconds_per_step=(last["cpu_seconds"] - first["cpu_seconds"]) / len(inside),
+        seconds_per_step=spent["seconds"] / len(inside),
+        cpu_seconds_per_step=spent["cpu_seconds"] / len(inside),
+        neighbours=(spent["machine"] - spent["cpu_seconds"]) / spent["seconds"],
     )
+
+
+def ratio_over(ours: Sequence[Speed], theirs: Sequence[Speed], quantity: str) -> float:
+    return interleaved_ratio([getattr(run, quantity) for run in ours], [getattr(run, quantity) for run in theirs])
 
 
 def compare(peers: Sequence[str], json_path: Path | None) -> None:
@@ -136,18 +148,15 @@ def compare(peers: Sequence[str], json_path: Path | None) -> None:
             speed.cpu_seconds_per_step,
             speed.tokens_per_second,
             speed.tokens_per_cpu_second,
+            speed.neighbours,
         )
         for name, runs in speeds.items()
         for speed in runs
     ]
-    columns = ("", "tokens/step", "s/step", "CPU s/step", "tokens/s", "tokens/CPU s")
+    columns = ("", "tokens/step", "s/step", "CPU s/step", "tokens/s", "tokens/CPU s", "others' cores")
     print_table("The quickstart's job against TRL's DistillationTrainer, two cores", columns, rows)
     figures = {
-        f"{quantity}_over_{name}": interleaved_ratio(
-            [getattr(speed, quantity) for speed in speeds[name]],
-            [getattr(speed, quantity) for speed in speeds["tutelage"]],
-        )
-        ** -1
+        f"{quantity}_over_{name}": ratio_over(speeds["tutelage"], speeds[name], quantity)
         for name in peers
         for quantity in ("tokens_per_second", "tokens_per_cpu_second")
     }

@@ -72,7 +72,7 @@ def ideal_step_seconds(times: StageTimes, cores: int) -> float:
 
 
 def interleaved_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of ours / theirs over neighbours in the order theirs, ours, theirs, ours …"""
+    """Median of ours / theirs over all neighbouring runs, ours and theirs having taken turns, ours first."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    ratios += [mine / other for mine, other in zip(ours, theirs[1:], strict=False)]
+    ratios += [mine / other for mine, other in zip(ours[1:], theirs, strict=False)]
     return statistics.median(ratios)

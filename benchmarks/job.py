@@ -13,7 +13,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from benchmarks.processes import Process, cpu_seconds
+from benchmarks.processes import Process, cpu_seconds, machine_cpu_seconds
 from orchestration.config import RunConfig
 
 CORES = 2
@@ -45,6 +45,7 @@ class Mark:
     seconds: float  # of a monotonic clock
     cpu: dict[str, float]  # CPU seconds by role since the run started
     metrics: dict[str, float]
+    machine: float = 0.0  # CPU seconds of the whole machine
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Window:
     seconds: float
     cpu: dict[str, float]  # seconds by role
     stages: dict[str, float]  # seconds by stage, as the run itself counts them
+    machine: float = 0.0  # CPU seconds of the whole machine
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,6 +66,11 @@ class Window:
     @property
     def tokens_per_cpu_second(self) -> float:
         return self.tokens / sum(self.cpu.values())
+
+    @property
+    def neighbours(self) -> float:
+        """Cores that were busy with something else: the less, the more the times can be trusted."""
+        return (self.machine - sum(self.cpu.values())) / self.seconds
 
 
 def on_two_cores() -> None:
@@ -120,7 +127,8 @@ def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[Mark]:
         for line in lines[seen:]:
             row = json.loads(line)
             if "train/loss" in row:
-                yield Mark(row["policy_version"], time.monotonic(), cpu_seconds(job.pid, role), row)
+                spent = cpu_seconds(job.pid, role)
+                yield Mark(row["policy_version"], time.monotonic(), spent, row, machine_cpu_seconds())
         seen = len(lines)
 
 
@@ -144,4 +152,5 @@ def window(marks: Sequence[Mark], max_staleness: int) -> Window:
         seconds=last.seconds - first.seconds,
         cpu={name: spent - first.cpu.get(name, 0.0) for name, spent in last.cpu.items()},
         stages={name.removeprefix("time/"): sum(row[name] for row in inside) for name in stages},
+        machine=last.machine - first.machine,
     )

@@ -1,4 +1,4 @@
-"""CPU time of a process and everything that it started, from /proc."""
+"""CPU time of a process and everything that it started, and of the whole machine, from /proc."""
 
 import os
 from collections import defaultdict
@@ -57,3 +57,14 @@ def cpu_seconds(root: int, role: Callable[[Process], str]) -> dict[str, float]:
     for process in tree(root, running()):
         totals[role(process)] += process.cpu_seconds
     return dict(totals)
+
+
+def parse_busy(stat: str) -> float:
+    """CPU seconds from the first line of /proc/stat: everything but idling and waiting for discs."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.splitlines()[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICK
+
+
+def machine_cpu_seconds() -> float:
+    """CPU seconds that all processes of this machine, and what runs beside it on the host, have taken so far."""
+    return parse_busy(Path("/proc/stat").read_text())

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import cpu_seconds, machine_cpu_seconds
 
 PROMPTS_PER_MICRO_BATCH = 8  # TRL's default
 
@@ -34,7 +34,8 @@ class StepRecorder(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         spent = sum(cpu_seconds(self._process, lambda _process: "all").values())
-        self.steps.append({"seconds": time.monotonic(), "cpu_seconds": spent})
+        here = {"seconds": time.monotonic(), "cpu_seconds": spent, "machine": machine_cpu_seconds()}
+        self.steps.append(here)
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
         mean_length = logs.get("completions/mean_length")

@@ -17,17 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from learner.objectives.base import Objective, Rows, StudentChunk, teacher_floor
-
-# Settings under which a model's logits are not `head(hidden)`, and the values that leave them alone.
-_LOGIT_TRANSFORMS: dict[str, tuple[float | None, float]] = {
-    "final_logit_softcapping": (None, 0.0),
-    "logits_soft_cap": (None, 0.0),
-    "output_logit_soft_cap": (None, 0.0),
-    "logits_scaling": (None, 1.0),
-    "logit_scale": (None, 1.0),
-    "logits_mup_width_multiplier": (None, 1.0),
-    "lm_head_multiplier": (None, 1.0),
-}
+from scoring.packed_model import refuse_transformed_logits
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:
@@ -36,14 +26,7 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
     Raises:
         ValueError: the logits are not a linear function of the final hidden states.
     """
-    config = model.config.get_text_config()
-    for name, harmless in _LOGIT_TRANSFORMS.items():
-        value = getattr(config, name, None)
-        if value not in harmless:
-            raise ValueError(
-                f"student.model: its config scales or caps the logits ({name}={value}), which the learner's "
-                "chunked head does not do yet; choose a model with plain logits"
-            )
+    refuse_transformed_logits(model.config)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"student.model: its LM head is {type(head).__name__}, not a linear layer")

@@ -13,6 +13,7 @@ from rollout.config import OverLength, PromptSourceConfig
 from rollout.prompts import Prompt
 from rollout.rendering import render_prompt, render_teacher_prompt
 from rollout.sources import load_prompts
+from scoring.packed_model import refuse_transformed_logits, refuse_unpackable_layers
 
 ANSWER = "{answer}"  # in teacher.context
 
@@ -91,16 +92,18 @@ def _context(prompt: Prompt, config: RunConfig) -> str | None:
 
 
 def _length_limit(config: RunConfig, *model_paths: str) -> int:
-    positions = [
-        getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", config.rollout.max_model_len)
-        for path in model_paths
-    ]
-    if min(positions) < config.rollout.max_model_len:
-        raise ConfigError(
-            f"rollout.max_model_len={config.rollout.max_model_len}: a model has only {min(positions)} positions; "
-            f"set it to {min(positions)} or less"
-        )
-    return config.rollout.max_model_len
+    """`rollout.max_model_len`, once the models are known to be of a kind that can be run, and long enough."""
+    limit = config.rollout.max_model_len
+    for path in model_paths:
+        model = AutoConfig.from_pretrained(path)
+        refuse_transformed_logits(model)
+        refuse_unpackable_layers(model)
+        positions = getattr(model, "max_position_embeddings", limit)
+        if positions < limit:
+            raise ConfigError(
+                f"rollout.max_model_len={limit}: {path} has only {positions} positions; set it to {positions} or less"
+            )
+    return limit
 
 
 def _fits(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:

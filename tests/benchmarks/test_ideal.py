@@ -53,7 +53,6 @@ def test_the_ideal_step_is_the_tightest_bottleneck(times: StageTimes, seconds: f
 
 
 def test_interleaved_ratios_compare_neighbours() -> None:
-    """A machine that slows down by half on the way does not change the ratio."""
-    theirs, ours = [10.0, 5.0], [20.0, 10.0]
-    assert interleaved_ratio(ours, theirs) == pytest.approx(2.0)
+    """In the order ours, theirs, ours, theirs: 20/10, 10/10 and 10/5."""
+    assert interleaved_ratio([20.0, 10.0], [10.0, 5.0]) == pytest.approx(2.0)
     assert interleaved_ratio([30.0], [10.0]) == pytest.approx(3.0)

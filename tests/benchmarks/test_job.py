@@ -8,12 +8,13 @@ import time
 import pytest
 
 from benchmarks.job import Mark, role, window
-from benchmarks.processes import Process, cpu_seconds, parse_stat, running, tree
+from benchmarks.processes import Process, cpu_seconds, parse_busy, parse_stat, running, tree
 
 
 def mark(step: int, cpu: float) -> Mark:
     metrics = {"train/loss_tokens": 100.0 * step, "time/learning": 2.0, "train/loss": 0.0}
-    return Mark(step, seconds=10.0 * step, cpu={"learning": cpu, "ray": 1.0}, metrics=metrics)
+    cpus = {"learning": cpu, "ray": 1.0}
+    return Mark(step, seconds=10.0 * step, cpu=cpus, metrics=metrics, machine=8.0 * step)
 
 
 def test_a_window_leaves_out_the_first_step_and_those_without_rollouts_beside_them() -> None:
@@ -24,6 +25,7 @@ def test_a_window_leaves_out_the_first_step_and_those_without_rollouts_beside_th
     assert steady.seconds == 30
     assert steady.cpu == {"learning": 15.0, "ray": 0.0}
     assert steady.stages == {"learning": 6.0}
+    assert steady.neighbours == pytest.approx((24 - 15) / 30)
     assert steady.tokens_per_second == pytest.approx(30)
     assert steady.tokens_per_cpu_second == pytest.approx(60)
 
@@ -38,6 +40,11 @@ def test_a_stat_line_is_read_whatever_the_process_calls_itself() -> None:
     found = parse_stat(f"12 (a ) (b) S 7 {numbers}", "")
     assert (found.pid, found.parent, found.title) == (12, 7, "a ) (b")
     assert found.cpu_seconds == pytest.approx(1000 / os.sysconf("SC_CLK_TCK"))
+
+
+def test_waiting_is_no_work_of_the_machine() -> None:
+    found = parse_busy("cpu  1 2 4 1000 1000 8 16 32 0 0\ncpu0 1 2 4 1000 1000 8 16 32 0 0\n")
+    assert found == pytest.approx(63 / os.sysconf("SC_CLK_TCK"))
 
 
 def test_the_tree_has_descendants_and_nobody_else() -> None:

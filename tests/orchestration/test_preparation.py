@@ -104,6 +104,13 @@ def test_a_context_longer_than_the_model_is_refused(overrides: list[str]) -> Non
     assert "rollout.max_model_len" in refusal(overrides, "rollout.max_model_len=100000")
 
 
+def test_a_model_that_would_be_computed_wrongly_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    capped = make_tiny_model(tmp_path / "capped", tied=True)
+    settings = json.loads((capped / "config.json").read_text()) | {"final_logit_softcapping": 30.0}
+    (capped / "config.json").write_text(json.dumps(settings))
+    assert "final_logit_softcapping=30.0" in refusal(overrides, f"student.model={capped}")
+
+
 def test_more_workers_than_the_cluster_has_are_refused() -> None:
     config = configured("rollout.workers=3")
     with pytest.raises(ConfigError, match=r"4 CPUs and the cluster has 2: lower rollout\.workers=3"):
