@@ -18,6 +18,7 @@ from orchestration.plan import check_resources, local_cpus, required_cpus, requi
 log = logging.getLogger("tutelage")
 T = TypeVar("T")
 TAIL_LINES = 25
+PING_SECONDS = 5.0
 
 
 class WorkerFailure(RuntimeError):
@@ -115,6 +116,16 @@ class Worker:
             raise WorkerFailure(f"{self.name} died during {method}: {_reason(error)}\n{self._last_words()}") from None
         except RayTaskError as error:
             raise WorkerFailure(f"{self.name} failed in {method}: {error.cause!r}\n{self._last_words()}") from error
+
+    async def obituary(self) -> str | None:
+        """Who died and what it last printed; None for a worker that lives or is too busy to say."""
+        try:
+            await asyncio.wait_for(self.handle.__ray_call__.remote(lambda _self: None), PING_SECONDS)
+        except RayActorError as error:
+            return f"{self.name} died: {_reason(error)}\n{self._last_words()}"
+        except TimeoutError:
+            return None
+        return None
 
     def _last_words(self) -> str:
         tails = [_tail(path) for path in self.log_files]

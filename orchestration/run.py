@@ -128,11 +128,20 @@ class Run:
             await self._last_checkpoint()
             return "interrupted"
         except LearnerFailure as error:
-            self.view.error(f"{error}\nthe step was not published; the checkpoints before it stay as they are")
+            await self._explain(error)
+            self.view.error("the step was not published; the checkpoints before it stay as they are")
         except WorkerFailure as error:
-            self.view.error(str(error))
+            await self._explain(error)
             await self._last_checkpoint()
         return "failed"
+
+    async def _explain(self, failure: WorkerFailure) -> None:
+        """Name the worker that died, even where another one noticed it first."""
+        dead = await self.stage.workers.obituaries() if self.stage is not None else {}
+        for name, obituary in dead.items():
+            if not str(failure).startswith(name):
+                self.view.error(obituary)
+        self.view.error(str(failure))
 
     async def _teacher_answers(self, cluster: Cluster) -> None:
         """Let a teacher with weights of its own answer, on an engine that is gone before the workers start.

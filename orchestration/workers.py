@@ -227,6 +227,11 @@ class Workers:
         )
         return cls(cluster, rollouts, scorers, learner)
 
+    async def obituaries(self) -> dict[str, str]:
+        """The last words of every worker that is dead, by name."""
+        found = await asyncio.gather(*(worker.obituary() for worker in self.all))
+        return {worker.name: text for worker, text in zip(self.all, found, strict=True) if text is not None}
+
     @property
     def all(self) -> list[Worker]:
         return [*self.rollouts.workers, *self.scorers.workers, *self.learner.workers]

@@ -57,6 +57,8 @@ class RolloutEngine:
         self._llm = AsyncLLM.from_engine_args(_engine_args(model_path, config, transfer_backend, seed))
         self._numbers = itertools.count()
         self._admission = asyncio.Lock()  # held while frozen
+        self._parts = asyncio.Condition()  # held while a part of the new weights is loaded
+        self._next_part = 0
         self._frozen = False  # from the start of a weight update to its end, even if it fails in between
         self._updating_to: int | None = None
         self._complete = False  # whether all of the update under way has arrived
@@ -118,16 +120,29 @@ class RolloutEngine:
             await self._pause(clear_cache=True)
         if self._updating_to is None:
             await self._llm.start_weight_update()
-        self._updating_to, self._complete = version, False
+        self._updating_to, self._complete, self._next_part = version, False, 0
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load one part of the new weights; a part that fails to load ends the update."""
-        try:
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-        except Exception:
-            self._updating_to = None
-            raise
-        self._complete = update_info.get("last", True)  # only our own backend sends several parts
+        """Load one part of the new weights, after all earlier ones; a part that fails to load ends the update.
+
+        Raises:
+            ValueError: no update is under way, or an earlier part ended it.
+        """
+        part = update_info.get("index", 0)  # only our own backend sends several parts
+        async with self._parts:
+            # Calls to an asynchronous actor may arrive out of order.
+            await self._parts.wait_for(lambda: part <= self._next_part or self._updating_to is None)
+            try:
+                if self._updating_to is None:
+                    raise ValueError(f"part {part} of a weight update has come, and no weight update is under way")
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+            except Exception:
+                self._updating_to = None
+                raise
+            finally:
+                self._parts.notify_all()
+            self._next_part = part + 1
+            self._complete = update_info.get("last", True)
 
     async def finish_weight_update(self, version: int) -> float | None:
         """Put the new weights to use and let requests go on.

@@ -86,7 +86,7 @@ class Distillation:
         while self.version < steps:
             batch = await self._guard(self.pipeline.next_batch())
             report = await self._learn(batch)
-            await self._publish(report.policy_version)
+            await self._publish()
             self.pipeline.advance(report.policy_version)
             observer.record(batch, report, self.pipeline.ready)
             if self._due(self.config.evaluation.every) and self.version < steps:
@@ -99,13 +99,13 @@ class Distillation:
         packed = pack(batch, learner.ranks, learner.micro_batch_tokens, self.version)
         with self.clock.span("learning"):
             report = await self.workers.learner.step(packed)
+        self.version = report.policy_version
         self.tokens["trained"] += report.loss_tokens
         return report
 
-    async def _publish(self, version: int) -> None:
+    async def _publish(self) -> None:
         with self.clock.span("weight_sync"):
-            await self.workers.learner.publish(version)
-        self.version = version
+            await self.workers.learner.publish(self.version)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.version % every == 0
@@ -169,7 +169,7 @@ class Distillation:
             self._evaluations.keep("student_before", before)
             observer.evaluated(0, before)
         if self.version > 0:
-            await self._publish(self.version)
+            await self._publish()
 
     async def evaluate_student(self) -> Answers:
         with self.clock.span("evaluation"):

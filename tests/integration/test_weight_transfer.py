@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from learner.weight_source import CausalLMSource
-from learner.weight_transfer import RayWeightSyncClient, WeightSyncError, write_bucket
+from learner.weight_transfer import SLOTS, RayWeightSyncClient, WeightSyncError, write_bucket
 from rollout.shared_buffer import DIRECTORY, PREFIX, SharedBuffer
 from rollout.weight_transfer import SharedMemoryUpdateInfo
 from tests.integration.students import (
@@ -130,6 +130,22 @@ def test_an_update_that_breaks_off_half_way_is_repaired_by_the_next(tied_student
         client.finish_weight_update()
     assert tied_student.publisher(perturbed(tied_student.path, 32)).publish(client.version + 1)
     tied_student.model = perturbed(tied_student.path, 32)
+    assert_agrees(tied_student)
+
+
+def test_parts_that_arrive_out_of_order_are_loaded_in_order(tied_student: Student) -> None:
+    model = perturbed(tied_student.path, 51)
+    publisher = tied_student.publisher(model, bucket_mib=1)
+    engine, client = publisher._engine, publisher._client
+    buckets = engine.source.buckets
+    assert 2 <= len(buckets) <= SLOTS
+    client.begin(tied_student.version + 1)
+    client.start_weight_update()
+    parts = [engine._write("shuffled", index, bucket) for index, bucket in enumerate(buckets)]
+    for call in [client.begin_update_weights(asdict(part)) for part in reversed(parts)]:
+        client.wait(call)
+    client.finish_weight_update()
+    tied_student.model = model
     assert_agrees(tied_student)
 
 
