@@ -22,6 +22,7 @@ from orchestration.clock import StageClock
 
 log = logging.getLogger("tutelage")
 REFRESH_SECONDS = 0.5
+SHOWN_STAGES = ("rollout", "scoring", "learning", "weight_sync", "evaluation")
 
 
 class ProgressView:
@@ -33,7 +34,7 @@ class ProgressView:
         self._live = self.console.is_terminal
         self._bar = Progress(
             TextColumn("[bold]distil"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -83,9 +84,6 @@ class ProgressView:
 
     async def _refresh(self) -> None:
         while True:
-            stages = [
-                f"{name}: {self._clock.active(name) or 'idle'}"
-                for name in ("rollout", "scoring", "learning", "weight_sync", "evaluation")
-            ]
-            self._bar.update(self._task, description=" · ".join([*stages, f"ready: {self._ready}", self._note]))
+            busy = [f"{name} {self._clock.active(name)}" for name in SHOWN_STAGES if self._clock.active(name)]
+            self._bar.update(self._task, description=" · ".join([*busy, f"ready {self._ready}", self._note]))
             await asyncio.sleep(REFRESH_SECONDS)
