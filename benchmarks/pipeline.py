@@ -45,8 +45,8 @@ def long_tailed(name: str, median: float, learning: float) -> Workload:
 
 
 WORKLOADS = (
-    long_tailed("learner the slowest", median=0.1, learning=0.3),
-    long_tailed("rollouts the slowest", median=0.3, learning=0.2),
+    long_tailed("slow learner", median=0.1, learning=0.3),
+    long_tailed("slow rollouts", median=0.3, learning=0.2),
 )
 
 
@@ -107,8 +107,8 @@ def measure_sleeping() -> dict[str, float]:
             per_step = (1e3 * ideal / work.steps, 1e3 * measured / work.steps)
             rows.append((work.name, staleness, *per_step, ideal / measured, learner, strict / measured))
     print_table(
-        f"The pipeline over sleeping stages, {SLEEPING_STEPS} steps of {BATCH_SIZE}, against the shortest possible",
-        ("workload", "max_staleness", "ideal ms/step", "ms/step", "of ideal", "learner busy", "over strict ideal"),
+        f"Sleeping stages, {SLEEPING_STEPS} steps of {BATCH_SIZE}: time of a step against the shortest possible",
+        ("workload", "staleness", "ideal ms", "measured ms", "of ideal", "learner busy", "over strict"),
         rows,
     )
     return {"overlap_of_ideal": min(row[4] for row in rows)}
@@ -133,29 +133,31 @@ def stage_times(strict: Sequence[Window]) -> StageTimes:
     )
 
 
+def print_job_tables(runs: dict[int, list[Window]]) -> None:
+    stages = ("rollout", "scoring", "learning", "weight_sync", "waiting")
+    roles = ("engine", "rollout actor", "scoring", "learning", "driver", "ray")
+    every = [(staleness, run) for staleness, windows in runs.items() for run in windows]
+    print_table(
+        "The quickstart's job: seconds a step, and during how many of them each stage was busy",
+        ("staleness", "tokens/s", "seconds", *stages),
+        [
+            (staleness, run.tokens_per_second, run.seconds / run.steps, *(run.stages[x] / run.steps for x in stages))
+            for staleness, run in every
+        ],
+    )
+    print_table(
+        "CPU seconds a step of each part, and the cores that were busy with something else",
+        ("staleness", *roles, "others' cores"),
+        [(staleness, *(run.cpu.get(x, 0.0) / run.steps for x in roles), run.neighbours) for staleness, run in every],
+    )
+
+
 def measure_models(steps: int) -> dict[str, float]:
     runs: dict[int, list[Window]] = {1: [], 0: []}
     for _ in range(REPEATS):
         for staleness, windows in runs.items():
             windows.append(job_window(staleness, steps))
-    stages = ("rollout", "learning", "weight_sync", "waiting")
-    roles = ("engine", "rollout actor", "scoring", "learning", "driver", "ray")
-    print_table(
-        "The quickstart's job, seconds a step",
-        ("max_staleness", "tokens/s", "step", *stages, *(f"CPU {role}" for role in roles), "others' cores"),
-        [
-            (
-                staleness,
-                run.tokens_per_second,
-                run.seconds / run.steps,
-                *(run.stages[name] / run.steps for name in stages),
-                *(run.cpu.get(name, 0.0) / run.steps for name in roles),
-                run.neighbours,
-            )
-            for staleness, windows in runs.items()
-            for run in windows
-        ],
-    )
+    print_job_tables(runs)
     strict, streaming = ([run.tokens_per_second for run in runs[staleness]] for staleness in (0, 1))
     ideal_rate = 1 / ideal_step_seconds(stage_times(runs[0]), CORES)
     return {
