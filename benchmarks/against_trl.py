@@ -4,7 +4,7 @@
 
 Both sides train the quickstart's student on the same prompts in the same order, as many completions a step, with the
 same length limit, sampling, optimiser settings and the same two cores; ours with streaming (max_staleness 1) and one
-thread for each worker, TRL with two threads. Runs take turns, start-up and the first step are left out, and every
+thread for each worker, TRL with two threads. Runs take turns, start-up and the first two steps are left out, and every
 process counts, Ray's own too.
 
 What differs is what each side does by default. TRL computes in bfloat16 over float32 weights with gradient
@@ -46,13 +46,13 @@ PEERS: dict[str, dict[str, Any]] = {
     "trl_vllm": {"use_vllm": True, "vllm_max_model_length": 1024},
 }
 MAX_STALENESS = 1
-OUR_STEPS, PEER_STEPS, REPEATS = 5, 2, 2
+OUR_STEPS, PEER_STEPS, REPEATS = 6, 2, 2
 TAIL_CHARACTERS = 3000
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of the steps after the first."""
+    """Of the steps after the warm-up."""
 
     tokens_per_step: float
     seconds_per_step: float

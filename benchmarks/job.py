@@ -19,7 +19,7 @@ from orchestration.config import RunConfig
 CORES = 2
 POLL_SECONDS = 0.05
 TAIL_CHARACTERS = 3000
-WARM_UP_STEPS = 1
+WARM_UP_STEPS = 2  # the first steps touch their memory for the first time, which virtual machines make expensive
 # A run that is only there to be timed: hardly any evaluation, one checkpoint at the end, no tracking service.
 BARE = (
     "evaluation.every=0",
@@ -133,7 +133,7 @@ def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[Mark]:
 
 
 def window(marks: Sequence[Mark], max_staleness: int) -> Window:
-    """The steady part of a run: after its first step, and before rollouts run dry.
+    """The steady part of a run: after its warm-up, and before rollouts run dry.
 
     With staleness s a run of n steps admits its last prompts when step n − s − 1 ends, so that up to step n − s every
     step has as many rollouts beside it as any other: what is rolled out in the window is what is trained in it.

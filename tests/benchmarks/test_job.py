@@ -17,17 +17,17 @@ def mark(step: int, cpu: float) -> Mark:
     return Mark(step, seconds=10.0 * step, cpu=cpus, metrics=metrics, machine=8.0 * step)
 
 
-def test_a_window_leaves_out_the_first_step_and_those_without_rollouts_beside_them() -> None:
-    marks = [mark(step, cpu=5.0 * step) for step in range(1, 7)]
+def test_a_window_leaves_out_the_warm_up_and_those_without_rollouts_beside_them() -> None:
+    marks = [mark(step, cpu=5.0 * step) for step in range(1, 8)]
     steady = window(marks, max_staleness=2)
-    assert steady.steps == 3  # 2, 3 and 4
-    assert steady.tokens == 900
+    assert steady.steps == 3  # 3, 4 and 5
+    assert steady.tokens == 1200
     assert steady.seconds == 30
     assert steady.cpu == {"learning": 15.0, "ray": 0.0}
     assert steady.stages == {"learning": 6.0}
     assert steady.neighbours == pytest.approx((24 - 15) / 30)
-    assert steady.tokens_per_second == pytest.approx(30)
-    assert steady.tokens_per_cpu_second == pytest.approx(60)
+    assert steady.tokens_per_second == pytest.approx(40)
+    assert steady.tokens_per_cpu_second == pytest.approx(80)
 
 
 def test_a_run_without_a_steady_part_is_refused() -> None:
