@@ -6,11 +6,12 @@ Sleeping stages: the product's own pipeline over stages that only wait, with dur
 and have a long tail. `overlap_of_ideal` is the shortest possible time (see `benchmarks.ideal.ideal_seconds`) over the
 measured one, the worst of all rows. Sleeping rollouts go on during a weight sync; real engines pause.
 
-Real models: the quickstart's job with max_staleness 1 and 0 in turn, from the end of its second step to the last one that has
-rollouts beside it (see `benchmarks.job.window`). `async_over_sync` is trained tokens per second at 1 over those at 0,
-the median over neighbouring runs. What the stage times allow comes from the strictly on-policy runs, where rollout,
-learning and weight sync never run at the same time: rollout, learning and sync as the run's own clock has them,
-scoring as the CPU seconds of its process, all for one token, put together by `benchmarks.ideal.ideal_step_seconds`.
+Real models: the quickstart's job with max_staleness 1 and 0 in turn, from the end of its second step to the last one
+that has rollouts beside it (see `benchmarks.job.window`). `async_over_sync` is trained tokens per second at 1 over
+those at 0, the median over neighbouring runs. What the stage times allow comes from the strictly on-policy runs,
+where rollout, learning and weight sync never run at the same time: rollout, learning and sync as the run's own clock
+has them, scoring as the CPU seconds of its process, all for one token, put together by
+`benchmarks.ideal.ideal_step_seconds`; `async_of_allowed` is the share of that speed that was reached.
 """
 
 import argparse
