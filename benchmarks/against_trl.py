@@ -5,7 +5,8 @@
 Both sides train the quickstart's student on the same prompts in the same order, as many completions a step, with the
 same length limit, sampling, optimiser settings and the same two cores; ours with streaming (max_staleness 1) and one
 thread for each worker, TRL with two threads. Runs take turns, start-up and the first two steps are left out, and every
-process counts, Ray's own too.
+process counts, Ray's own too. The learning rate is TRL's default, so low that neither student gets to shorter
+answers within these few steps: the lengths stay the same.
 
 What differs is what each side does by default. TRL computes in bfloat16 over float32 weights with gradient
 checkpointing, generates with transformers, and compares whole distributions with a teacher that sees the student's
@@ -46,6 +47,7 @@ PEERS: dict[str, dict[str, Any]] = {
     "trl_vllm": {"use_vllm": True, "vllm_max_model_length": 1024},
 }
 MAX_STALENESS = 1
+LEARNING_RATE = 1e-6  # TRL's default
 OUR_STEPS, PEER_STEPS, REPEATS = 6, 2, 2
 TAIL_CHARACTERS = 3000
 
@@ -69,7 +71,12 @@ class Speed:
 
 
 def run_ours() -> tuple[Speed, RunConfig]:
-    overrides = ("data.shuffle=false", f"pipeline.max_staleness={MAX_STALENESS}", f"pipeline.steps={OUR_STEPS}")
+    overrides = (
+        "data.shuffle=false",
+        f"learner.learning_rate={LEARNING_RATE}",
+        f"pipeline.max_staleness={MAX_STALENESS}",
+        f"pipeline.steps={OUR_STEPS}",
+    )
     marks, config = run_job(overrides)
     steady = window(marks, MAX_STALENESS)
     speed = Speed(
