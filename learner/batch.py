@@ -1,6 +1,6 @@
 """What one optimiser step consumes.
 
-Shape suffixes: N tokens of a packed micro-batch, S sequences, R response positions, K support ids,
+Shape suffixes: N tokens of a packed micro-batch, S segments, R response positions, K support ids,
 d hidden size.
 """
 
@@ -23,11 +23,15 @@ class Example:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences laid end to end; row r of every [R, …] array is about one response token."""
+    """Sequences laid end to end, their common beginnings once (`scoring.prefix_tree`).
+
+    Row r of every [R, …] array is about one response token.
+    """
 
     token_ids: NDArray[np.int64]  # [N]
     position_ids: NDArray[np.int64]  # [N], from 0 in each sequence
-    sequence_starts: NDArray[np.int32]  # [S + 1], cumulative lengths
+    segment_starts: NDArray[np.int32]  # [S + 1], cumulative lengths
+    segment_parents: NDArray[np.int32]  # [S], the segment that each one continues; -1: none
     logit_positions: NDArray[np.int64]  # [R], index into N of the state that predicts the response token
     target_ids: NDArray[np.int64]  # [R]
     loss_mask: NDArray[np.bool_]  # [R]

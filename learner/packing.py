@@ -12,16 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch import Batch, Example, MicroBatch
+from scoring.prefix_tree import lay_out
 
 _Indexed = tuple[int, Example]  # its place among the examples, and the example
 
 
-def pack(examples: Sequence[Example], ranks: int, token_budget: int, policy_version: int) -> Batch:
+def pack(
+    examples: Sequence[Example], ranks: int, token_budget: int, policy_version: int, share_prefixes: bool = True
+) -> Batch:
     """Pack one optimiser step.
 
     Sequences go to ranks longest first, each to the rank with the fewest tokens so far; within a rank they
     stand in order of slot, and a micro-batch closes when the next sequence would exceed the budget. A
-    sequence longer than the budget runs alone. The order of `examples` changes nothing but `example_index`,
+    sequence longer than the budget runs alone. What the sequences of a micro-batch begin with in common is
+    computed once, unless `share_prefixes` is off (kernels that need whole sequences). The order of `examples` changes nothing but `example_index`,
     which refers to it.
 
     Raises:
@@ -32,7 +36,9 @@ def pack(examples: Sequence[Example], ranks: int, token_budget: int, policy_vers
         raise ValueError("pack: there are no examples")
     for example in examples:
         _check(example)
-    per_rank = [[_join(group) for group in _groups(share, token_budget)] for share in _balance(examples, ranks)]
+    per_rank = [
+        [_join(group, share_prefixes) for group in _groups(share, token_budget)] for share in _balance(examples, ranks)
+    ]
     longest = max(len(micro_batches) for micro_batches in per_rank)
     padded = tuple(tuple(m) + (None,) * (longest - len(m)) for m in per_rank)
     loss_tokens = sum(example.trajectory.loss_tokens for example in examples)
@@ -89,19 +95,18 @@ def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]
     return groups
 
 
-def _join(group: Sequence[_Indexed]) -> MicroBatch:
+def _join(group: Sequence[_Indexed], share_prefixes: bool) -> MicroBatch:
     examples = [example for _, example in group]
     trajectories = [example.trajectory for example in examples]
     signals = [example.signal for example in examples]
-    lengths = [_input_length(example) for example in examples]
-    starts = np.cumsum([0, *lengths])
+    tree = lay_out([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], share_prefixes)
     responses = [len(t.response_ids) for t in trajectories]
-    first_states = [start + len(t.prompt_ids) - 1 for start, t in zip(starts[:-1], trajectories, strict=True)]
     return MicroBatch(
-        token_ids=_cat([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], np.int64),
-        position_ids=_cat([np.arange(n) for n in lengths], np.int64),
-        sequence_starts=starts.astype(np.int32),
-        logit_positions=_cat([np.arange(s, s + n) for s, n in zip(first_states, responses, strict=True)], np.int64),
+        token_ids=tree.token_ids,
+        position_ids=tree.position_ids,
+        segment_starts=tree.segment_starts,
+        segment_parents=tree.segment_parents,
+        logit_positions=_cat([rows[-n:] for rows, n in zip(tree.rows, responses, strict=True)], np.int64),
         target_ids=_cat([t.response_ids for t in trajectories], np.int64),
         loss_mask=_cat([t.loss_mask for t in trajectories], np.bool_),
         example_index=np.repeat([index for index, _ in group], responses).astype(np.int64),

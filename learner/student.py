@@ -44,7 +44,11 @@ class Student(nn.Module):
 
     def forward(self, packed: PackedTensors, job: HeadJob) -> Any:
         hidden = final_hidden_states(
-            self.causal_lm.base_model, packed.token_ids, packed.position_ids, packed.sequence_starts
+            self.causal_lm.base_model,
+            packed.token_ids,
+            packed.position_ids,
+            packed.segment_starts,
+            packed.segment_parents,
         )
         return self.shared_head(hidden[packed.logit_positions], job)
 

@@ -1,6 +1,6 @@
 """Micro-batches as tensors on the learner's device, loss tokens only.
 
-Shape suffixes: N packed tokens, S sequences, R loss tokens (the rows whose mask is True), K support ids,
+Shape suffixes: N packed tokens, S segments, R loss tokens (the rows whose mask is True), K support ids,
 d hidden size.
 """
 
@@ -19,7 +19,8 @@ from learner.objectives.base import Rows
 class PackedTensors:
     token_ids: Tensor  # [N]
     position_ids: Tensor  # [N]
-    sequence_starts: Tensor  # [S + 1]
+    segment_starts: Tensor  # [S + 1]
+    segment_parents: Tensor  # [S]
     logit_positions: Tensor  # [R]
     example_index: Tensor  # [R]
     rows: Rows
@@ -41,7 +42,8 @@ def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTe
     return PackedTensors(
         token_ids=move(micro_batch.token_ids),
         position_ids=move(micro_batch.position_ids),
-        sequence_starts=move(micro_batch.sequence_starts),
+        segment_starts=move(micro_batch.segment_starts),
+        segment_parents=move(micro_batch.segment_parents),
         logit_positions=of_rows(micro_batch.logit_positions),
         example_index=of_rows(micro_batch.example_index),
         rows=Rows(
@@ -62,7 +64,8 @@ def _empty(device: torch.device) -> PackedTensors:
     return PackedTensors(
         token_ids=ids.new_zeros(1),
         position_ids=ids.new_zeros(1),
-        sequence_starts=torch.tensor([0, 1], dtype=torch.int32, device=device),
+        segment_starts=torch.tensor([0, 1], dtype=torch.int32, device=device),
+        segment_parents=torch.tensor([-1], dtype=torch.int32, device=device),
         logit_positions=ids,
         example_index=ids,
         rows=Rows(ids, values, values, values, ids.view(0, 1), values.view(0, 1)),

@@ -20,6 +20,7 @@ from orchestration.summary import Evaluation
 from orchestration.workers import RolloutGroup, Workers
 from rollout.prompts import Prompt
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
+from scoring.packed_model import shares_prefixes
 from scoring.signal import ScoringRequest
 
 Verifier = Callable[[Prompt, str], float]
@@ -63,7 +64,9 @@ class Evaluator:
         answers = await self._answers(workers.rollouts, self._prepared.heldout)
         signals = await workers.scorers.score_all([self._full_request(trajectory) for trajectory in answers])
         examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
-        batch = pack(examples, self._config.learner.ranks, self._config.learner.micro_batch_tokens, version)
+        learner = self._config.learner
+        share_prefixes = shares_prefixes(learner.attention)
+        batch = pack(examples, learner.ranks, learner.micro_batch_tokens, version, share_prefixes)
         return self._judge(answers, await workers.learner.evaluate(batch, TEACHER))
 
     async def teacher(self, rollouts: RolloutGroup) -> Answers:

@@ -1,9 +1,8 @@
 """A transformers causal language model run on packed sequences: one forward for teachers and learner.
 
-Shape suffixes: N tokens laid end to end, S sequences, d hidden size.
+Shape suffixes: N tokens laid end to end, S segments (whole sequences, or the parts of a tree of prefixes: see
+`scoring.prefix_tree`), d hidden size.
 """
-
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +32,25 @@ _LOGIT_TRANSFORMS: dict[str, tuple[float | None, ...]] = {
 }
 
 
-def _sliding_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[1, 1, length, length], True where a token sees one of the `window` latest; None if it sees all."""
-    if window is None or length <= window:
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[1, 1, queries, keys], True where the last tokens of a path see themselves and one of the `window` latest.
+
+    None where plain causal attention is the same.
+    """
+    sees_all = window is None or keys <= window
+    if sees_all and queries == keys:
         return None
-    mask = torch.ones(length, length, dtype=torch.bool, device=device)
-    return mask.tril().triu(1 - window)[None, None]
+    before = keys - queries
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(before)
+    return (mask if sees_all or window is None else mask.triu(before + 1 - window))[None, None]
+
+
+def _path(segment: int, parents: list[int]) -> list[int]:
+    """A segment and those it continues, the first one first."""
+    path = [segment]
+    while parents[path[0]] >= 0:
+        path.insert(0, parents[path[0]])
+    return path
 
 
 def _packed_sdpa(
@@ -48,12 +60,13 @@ def _packed_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     cu_seq_lens_q: Tensor,
+    segment_parents: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence, one kernel call a sequence: no [N, N] mask exists."""
+    """Causal attention of each segment to its path, one kernel call a segment: no [N, N] mask exists."""
     unsupported = [name for name in _UNSUPPORTED_ATTENTION if others.get(name) is not None]
     if unsupported:
         raise ValueError(
@@ -61,9 +74,13 @@ def _packed_sdpa(
             f"{', '.join(unsupported)}; use flash_attention_2 on a GPU, or another model"
         )
     parts = []
-    for start, stop in pairwise(cu_seq_lens_q.tolist()):
-        mask = _sliding_mask(stop - start, sliding_window, query.device)
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+    starts, parents = cu_seq_lens_q.tolist(), segment_parents.tolist()
+    own = [slice(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+    for segment in range(len(own)):
+        q = query[:, :, own[segment]]
+        path = [own[step] for step in _path(segment, parents)]
+        k, v = (torch.cat([x[:, :, step] for step in path], dim=2) for x in (key, value))
+        mask = _mask(q.shape[2], k.shape[2], sliding_window, query.device)
         out, _weights = sdpa_attention_forward(
             module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=mask is None
         )
@@ -73,6 +90,11 @@ def _packed_sdpa(
 
 AttentionInterface.register(PACKED_SDPA, _packed_sdpa)
 AttentionMaskInterface.register(PACKED_SDPA, lambda *_args, **_kwargs: None)
+
+
+def shares_prefixes(attention: str) -> bool:
+    """Whether an attention implementation can continue a segment that another sequence uses too."""
+    return attention == PACKED_SDPA
 
 
 def refuse_transformed_logits(config: PreTrainedConfig) -> None:
@@ -126,23 +148,30 @@ def load_causal_lm(
 
 
 def final_hidden_states(
-    backbone: nn.Module, token_ids: Tensor, position_ids: Tensor, sequence_starts: Tensor
+    backbone: nn.Module,
+    token_ids: Tensor,
+    position_ids: Tensor,
+    segment_starts: Tensor,
+    segment_parents: Tensor,
 ) -> Tensor:
     """States that enter the LM head, [N, d].
 
     Args:
         backbone: the causal LM without its head (`model.base_model`).
-        token_ids: [N] packed sequences.
-        position_ids: [N], from 0 in each sequence.
-        sequence_starts: [S + 1] int32, cumulative lengths.
+        token_ids: [N] packed segments.
+        position_ids: [N], each token's place in its sequence.
+        segment_starts: [S + 1] int32, cumulative lengths.
+        segment_parents: [S], the segment that each one continues, -1 where a sequence begins. Only
+            `packed_sdpa` continues segments; other kernels need whole sequences.
     """
-    longest = int(sequence_starts.diff().max())
+    longest = int(segment_starts.diff().max())
     output = backbone(
         input_ids=token_ids[None],
         position_ids=position_ids[None],
         use_cache=False,
-        cu_seq_lens_q=sequence_starts,
-        cu_seq_lens_k=sequence_starts,
+        cu_seq_lens_q=segment_starts,
+        cu_seq_lens_k=segment_starts,
+        segment_parents=segment_parents,
         max_length_q=longest,
         max_length_k=longest,
     )

@@ -7,7 +7,6 @@ T response tokens of a sequence, K support ids a position, V vocabulary, d hidde
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scoring.config import ScoringConfig, TeacherConfig
-from scoring.packed_model import final_hidden_states, load_causal_lm
+from scoring.packed_model import final_hidden_states, load_causal_lm, shares_prefixes
 from scoring.packing import first_group
+from scoring.prefix_tree import lay_out
 from scoring.signal import ScoringRequest, TeacherSignal
 
 
@@ -46,6 +46,7 @@ class TeacherModel:
         self._weight_Vd = head.weight.detach().float()
         self._bias_V = None if head.bias is None else head.bias.detach().float()
         self._max_tokens = scoring.max_tokens_per_forward
+        self._share_prefixes = shares_prefixes(scoring.attention)
         # Reused by every chunk, since first-touched memory is slow.
         self._chunks_CV = self._weight_Vd.new_empty(2, scoring.head_chunk_tokens, len(self._weight_Vd))
 
@@ -118,15 +119,16 @@ class TeacherModel:
     def _response_states(self, requests: Sequence[ScoringRequest]) -> list[Tensor]:
         """For each request [T, d]: the states that predict its response tokens."""
         sequences = [np.concatenate([request.prompt_ids, request.response_ids[:-1]]) for request in requests]
-        ends = list(accumulate(len(sequence) for sequence in sequences))
+        tree = lay_out(sequences, self._share_prefixes)
         states_Nd = final_hidden_states(
             self._backbone,
-            self._tensor(np.concatenate(sequences)),
-            self._tensor(np.concatenate([np.arange(len(sequence)) for sequence in sequences])),
-            torch.tensor([0, *ends], dtype=torch.int32, device=self.device),
+            self._tensor(tree.token_ids),
+            self._tensor(tree.position_ids),
+            torch.from_numpy(tree.segment_starts).to(self.device),
+            torch.from_numpy(tree.segment_parents).to(self.device),
         )
         lengths = [len(request.response_ids) for request in requests]
-        return [states_Nd[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        return [states_Nd[self._tensor(rows[-n:])] for rows, n in zip(tree.rows, lengths, strict=True)]
 
     def _distributions(self, states_Rd: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield first row, log-probs [C, V] and entropy [C] of each chunk; the next chunk overwrites them."""

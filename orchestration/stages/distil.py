@@ -24,6 +24,7 @@ from orchestration.preparation import Prepared, with_ids
 from orchestration.schedule import PromptSchedule
 from orchestration.workers import Workers
 from rollout.trajectory import RolloutRequest, Trajectory
+from scoring.packed_model import shares_prefixes
 from scoring.request import build_request
 from scoring.signal import TeacherSignal
 
@@ -96,7 +97,8 @@ class Distillation:
 
     async def _learn(self, batch: Sequence[Example]) -> StepReport:
         learner = self.config.learner
-        packed = pack(batch, learner.ranks, learner.micro_batch_tokens, self.version)
+        share_prefixes = shares_prefixes(learner.attention)
+        packed = pack(batch, learner.ranks, learner.micro_batch_tokens, self.version, share_prefixes)
         with self.clock.span("learning"):
             report = await self.workers.learner.step(packed)
         self.version = report.policy_version

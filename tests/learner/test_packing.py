@@ -16,6 +16,15 @@ def micro_batches(batch: Batch) -> list[MicroBatch]:
     return [m for rank in batch.ranks for m in rank if m is not None]
 
 
+def tokens_read(m: MicroBatch, state: int) -> list[int]:
+    """Every token that the state at a packed position has read, from the start of its sequence."""
+    segment = int(np.searchsorted(m.segment_starts, state, side="right")) - 1
+    read = m.token_ids[m.segment_starts[segment] : state + 1].tolist()
+    while (segment := int(m.segment_parents[segment])) >= 0:
+        read = m.token_ids[m.segment_starts[segment] : m.segment_starts[segment + 1]].tolist() + read
+    return read
+
+
 def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) -> None:
     """Each response token of each example has one row, whose state has read exactly what precedes the token."""
     seen: set[tuple[int, int]] = set()
@@ -26,10 +35,8 @@ def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) ->
             position[index] = t + 1
             seen.add((int(index), t))
             trajectory, signal = examples[index].trajectory, examples[index].signal
-            sequence = int(np.searchsorted(m.sequence_starts, state, side="right")) - 1
-            read = m.token_ids[m.sequence_starts[sequence] : state + 1]
             expected = np.concatenate([trajectory.prompt_ids, trajectory.response_ids[:t]])
-            np.testing.assert_array_equal(read, expected)
+            np.testing.assert_array_equal(tokens_read(m, state), expected)
             assert m.position_ids[state] == len(expected) - 1
             assert m.target_ids[row] == trajectory.response_ids[t]
             assert m.loss_mask[row] == trajectory.loss_mask[t]
@@ -56,13 +63,27 @@ def test_properties(lengths: list[tuple[int, int]], ranks: int, budget: int) -> 
     assert batch.loss_tokens == sum(int(m.loss_mask.sum()) for m in micro_batches(batch))
     assert batch.examples == len(examples) and batch.policy_version == 3
     for m in micro_batches(batch):
-        assert len(m.token_ids) <= budget or len(m.sequence_starts) == 2
-        assert m.sequence_starts[-1] == len(m.token_ids)
+        assert len(m.token_ids) <= budget or len(m.segment_starts) == 2
+        assert m.segment_starts[-1] == len(m.token_ids)
     for rank in batch.ranks:
         slots = [i for m in rank if m is not None for i in dict.fromkeys(m.example_index.tolist())]
         assert slots == sorted(slots)
     tokens = [sum(len(m.token_ids) for m in rank if m is not None) for rank in batch.ranks]
     assert max(tokens) - min(tokens) <= max(p + r - 1 for p, r in lengths)
+
+
+@pytest.mark.parametrize("share_prefixes", [False, True])
+def test_common_prompts_are_laid_down_once(share_prefixes: bool) -> None:
+    examples = [with_prompt(make_example(slot, 0, 5), prompt) for slot, prompt in enumerate((40, 40, 23, 9))]
+    batch = pack(examples, 1, 1000, 0, share_prefixes)
+    assert_rows_belong_to_their_tokens(batch, examples)
+    (m,) = micro_batches(batch)
+    separate = 40 + 40 + 23 + 9 + 4 * 4
+    assert len(m.token_ids) == (separate - 40 - 23 if share_prefixes else separate)
+
+
+def with_prompt(example: Example, tokens: int) -> Example:
+    return replace(example, trajectory=replace(example.trajectory, prompt_ids=np.arange(tokens, dtype=np.int32)))
 
 
 def test_arrival_order_does_not_matter() -> None:

@@ -1,5 +1,6 @@
 """The packed forward against a plain transformers forward of each sequence alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen3Config,
     Qwen3NextConfig,
 )
@@ -23,6 +25,7 @@ from scoring.packed_model import (
     refuse_transformed_logits,
     refuse_unpackable_layers,
 )
+from scoring.prefix_tree import lay_out
 
 SHAPE = {
     "vocab_size": 300,
@@ -56,23 +59,43 @@ def save_random_model(config: PreTrainedConfig, directory: Path) -> Path:
     return directory
 
 
-def packed_states(path: Path, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(torch.int32)
-    positions = torch.cat([torch.arange(int(length)) for length in lengths])
+def states_of(model: PreTrainedModel, sequences: list[torch.Tensor], share: bool = True) -> list[torch.Tensor]:
+    tree = lay_out([sequence.numpy() for sequence in sequences], share, shortest=3)
+    fields = (tree.token_ids, tree.position_ids, tree.segment_starts, tree.segment_parents)
+    states = final_hidden_states(model.base_model, *map(torch.from_numpy, fields))
+    return [states[torch.from_numpy(rows)] for rows in tree.rows]
+
+
+def packed_states(path: Path, sequences: list[torch.Tensor], share: bool = True) -> list[torch.Tensor]:
     model = load_causal_lm(str(path), torch.float32)
     with torch.inference_mode():
-        states = final_hidden_states(model.base_model, torch.cat(sequences), positions, starts)
-    return list(states.split(lengths.tolist()))
+        return states_of(model, sequences, share)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_packed_equals_plain(name: str, tmp_path: Path) -> None:
-    path = save_random_model(CONFIGS[name], tmp_path)
+def random_sequences(lengths: Sequence[int]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    sequences = [torch.randint(0, 300, (length,), generator=generator) for length in LENGTHS]
+    return [torch.randint(0, 300, (length,), generator=generator) for length in lengths]
+
+
+def related_sequences() -> list[torch.Tensor]:
+    """Two questions after one system prompt, one of them answered twice, once with nothing more."""
+    system, first, second, answer, other = random_sequences((11, 6, 7, 9, 4))
+    return [
+        torch.cat([system, first, answer]),
+        torch.cat([system, second, answer]),
+        torch.cat([system, first, other]),
+        torch.cat([system, first]),
+        other,
+    ]
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_equals_plain(name: str, share: bool, tmp_path: Path) -> None:
+    path = save_random_model(CONFIGS[name], tmp_path)
+    sequences = [*random_sequences(LENGTHS), *related_sequences()]
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
-    for sequence, states in zip(sequences, packed_states(path, sequences), strict=True):
+    for sequence, states in zip(sequences, packed_states(path, sequences, share), strict=True):
         with torch.inference_mode():
             expected = plain.base_model(input_ids=sequence[None]).last_hidden_state[0]
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
@@ -80,12 +103,9 @@ def test_packed_equals_plain(name: str, tmp_path: Path) -> None:
 
 def test_gradients_equal_plain(tmp_path: Path) -> None:
     path = save_random_model(CONFIGS["mixed layers"], tmp_path)
-    generator = torch.Generator().manual_seed(1)
-    sequences = [torch.randint(0, 300, (length,), generator=generator) for length in (17, 9)]
+    sequences = related_sequences()
     packed = load_causal_lm(str(path), torch.float32)
-    starts = torch.tensor([0, 17, 26], dtype=torch.int32)
-    positions = torch.cat([torch.arange(17), torch.arange(9)])
-    final_hidden_states(packed.base_model, torch.cat(sequences), positions, starts).square().sum().backward()
+    torch.cat(states_of(packed, sequences)).square().sum().backward()
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     for sequence in sequences:
         plain.base_model(input_ids=sequence[None]).last_hidden_state.square().sum().backward()
