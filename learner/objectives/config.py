@@ -26,6 +26,7 @@ class Normalisation(Enum):
     raw = "raw"  # as they are; the gradient of the support's own mass is left out (stop-gradient)
     naive = "naive"  # as they are, everything back-propagated: biased, a baseline only
     renormalised = "renormalised"  # both sum to one on the support
+    averaged = "averaged"  # raw, over the student's mass of the support (detached)
     tail = "tail"  # one more outcome: everything outside the support
 
 
@@ -40,6 +41,7 @@ class Divergence(Enum):
 class Realisation(Enum):
     direct = "direct"  # back-propagate the divergence
     policy_gradient = "policy_gradient"  # sum of -sg(w A) log p
+    scalar_advantage = "scalar_advantage"  # the divergence as the sampled token's advantage: refused by name
 
 
 class Estimator(Enum):
