@@ -54,14 +54,28 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Rows:
-    """What rollout and teacher said about R response tokens; log-probs in nats."""
+    """What rollout and teacher said about R response tokens; log-probs in nats.
+
+    What no objective of the run needs may be None.
+    """
 
     target_ids: Tensor  # [R]
     sampling_logprobs: Tensor  # [R], under the sampling distribution
     temperatures: Tensor  # [R], of the sampling distribution
     teacher_logprobs: Tensor  # [R], of the targets
-    support_ids: Tensor | None = None  # [R, K]
+    support_ids: Tensor | None = None  # [R, K], the student's most likely ids at rollout time, most likely first
     support_teacher_logprobs: Tensor | None = None  # [R, K]
+    teacher_top_ids: Tensor | None = None  # [R, Kt], the teacher's most likely ids, most likely first
+    teacher_top_logprobs: Tensor | None = None  # [R, Kt]
+    teacher_entropy: Tensor | None = None  # [R], nats
+    positions: Tensor | None = None  # [R] int64, place in the response, from 0
+    is_special: Tensor | None = None  # [R] bool, one of the tokenizer's special tokens
+    weights: Tensor | None = None  # [R], of the trajectory; 0 where a gate is shut
+    task_advantages: Tensor | None = None  # [R], of the trajectory's task reward
+    reference_logprobs: Tensor | None = None  # [R], of the targets under the reference model
+    example_index: Tensor | None = None  # [R] int64, the trajectory within the step
+    slots: Tensor | None = None  # [R] int64, the trajectory within the run: seeds random token masks
+    later_returns: Tensor | None = None  # [R], filled by `Objective.with_returns` where the objective has returns
 
     def __len__(self) -> int:
         return len(self.target_ids)
@@ -107,6 +121,13 @@ class StudentChunk:
 
 
 @dataclass(frozen=True)
+class TeacherChunk:
+    """The teacher's whole distribution at C positions; given only if `Requirements.hidden_states`."""
+
+    logprobs: Tensor  # [C, V], at least LOG_ZERO; a buffer that the objective may overwrite
+
+
+@dataclass(frozen=True)
 class TokenLosses:
     """What an objective makes of a chunk."""
 
@@ -120,8 +141,8 @@ class Objective(Protocol):
 
     requirements: Requirements
 
-    def __call__(self, student: StudentChunk, rows: Rows) -> TokenLosses:
-        """Loss and gradient of C positions; may overwrite the student's tensors."""
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
+        """Loss and gradient of C positions; may overwrite the student's and the teacher's tensors."""
         ...
 
 

@@ -15,6 +15,7 @@ from learner.objectives.base import (
     Rows,
     StudentChunk,
     Support,
+    TeacherChunk,
     TokenLosses,
     register,
     teacher_floor,
@@ -31,7 +32,7 @@ class SampledReverseKL:
         self.requirements = Requirements(support=Support.none, needs_full_softmax_sampling=True)
         self._cap = config.importance_ratio_cap
 
-    def __call__(self, student: StudentChunk, rows: Rows) -> TokenLosses:
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
         logp = student.logprobs_of(rows.target_ids)
         advantage = teacher_floor(rows.teacher_logprobs) - logp
         ratio = (logp - rows.sampling_logprobs).exp()

@@ -15,6 +15,7 @@ from learner.objectives.base import (
     Rows,
     StudentChunk,
     Support,
+    TeacherChunk,
     TokenLosses,
     register,
     teacher_floor,
@@ -28,7 +29,7 @@ class StudentTopKReverseKL:
             raise ValueError(f"objective.k={config.k} must be at least 1; 16 is usual")
         self.requirements = Requirements(support=Support.student_topk, k=config.k)
 
-    def __call__(self, student: StudentChunk, rows: Rows) -> TokenLosses:
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
         ids_CK, logq_CK = rows.support()
         logp_CK = student.logprobs_of(ids_CK)
         p_CK = logp_CK.exp()
