@@ -1,7 +1,7 @@
 """What one optimiser step consumes.
 
-Shape suffixes: N tokens of a packed micro-batch, S segments, R response positions, K support ids,
-d hidden size.
+Shape suffixes: N tokens of a packed micro-batch, S segments, R response positions, K support ids, M of the
+teacher's own most likely ids, d hidden size.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,12 @@ from scoring.signal import TeacherSignal
 
 @dataclass(frozen=True)
 class Example:
-    """A trajectory with its teacher's marks."""
+    """A trajectory with its teacher's marks, and what it counts for."""
 
     trajectory: Trajectory
     signal: TeacherSignal
+    weight: float = 1.0  # of its tokens' losses; the normaliser counts them whatever it is
+    advantage: float | None = None  # of its task reward
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,20 @@ class MicroBatch:
     target_ids: NDArray[np.int64]  # [R]
     loss_mask: NDArray[np.bool_]  # [R]
     example_index: NDArray[np.int64]  # [R], which example of the step the row belongs to
-    sampling_logprobs: NDArray[np.float32]  # [R]
+    slots: NDArray[np.int64]  # [R], of the example: the same in every run with the same seed
+    positions: NDArray[np.int64]  # [R], place in the response, from 0
+    is_special: NDArray[np.bool_]  # [R], whether the target is one of the tokenizer's special tokens
+    weights: NDArray[np.float32]  # [R], of the example
+    sampling_logprobs: NDArray[np.float32]  # [R], NaN where the student did not sample the token
     temperatures: NDArray[np.float32]  # [R], of the sampling distribution
     teacher_logprobs: NDArray[np.float32]  # [R]
     teacher_entropy: NDArray[np.float32]  # [R]
     support_ids: NDArray[np.int64] | None  # [R, K]
     support_teacher_logprobs: NDArray[np.float32] | None  # [R, K]
+    teacher_top_ids: NDArray[np.int64] | None  # [R, M], most likely first
+    teacher_top_logprobs: NDArray[np.float32] | None  # [R, M]
+    task_advantages: NDArray[np.float32] | None  # [R], of the example
+    reference_logprobs: NDArray[np.float32] | None  # [R], of the targets
     teacher_hidden_states: NDArray[np.float32] | None  # [R, d]
 
 

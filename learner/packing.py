@@ -6,7 +6,7 @@ Alignment: the input of a sequence is its prompt and all response tokens but the
 response token t is predicted by the state at position P + t - 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,23 @@ _Indexed = tuple[int, Example]  # its place among the examples, and the example
 
 
 def pack(
-    examples: Sequence[Example], ranks: int, token_budget: int, policy_version: int, share_prefixes: bool = True
+    examples: Sequence[Example],
+    ranks: int,
+    token_budget: int,
+    policy_version: int,
+    share_prefixes: bool = True,
+    special_ids: Collection[int] = (),
 ) -> Batch:
     """Pack one optimiser step.
 
     Sequences go to ranks longest first, each to the rank with the fewest tokens so far; within a rank they
     stand in order of slot, and a micro-batch closes when the next sequence would exceed the budget. A
     sequence longer than the budget runs alone. What the sequences of a micro-batch begin with in common is
-    computed once, unless `share_prefixes` is off (kernels that need whole sequences). The order of `examples` changes nothing but `example_index`,
-    which refers to it.
+    computed once, unless `share_prefixes` is off (kernels that need whole sequences). The order of `examples`
+    changes nothing but `example_index`, which refers to it.
+
+    Args:
+        special_ids: the tokenizer's special tokens, to be marked as such.
 
     Raises:
         ValueError: no examples, an empty prompt or response, a teacher's marks that do not fit the response,
@@ -37,7 +45,8 @@ def pack(
     for example in examples:
         _check(example)
     per_rank = [
-        [_join(group, share_prefixes) for group in _groups(share, token_budget)] for share in _balance(examples, ranks)
+        [_join(group, share_prefixes, special_ids) for group in _groups(share, token_budget)]
+        for share in _balance(examples, ranks)
     ]
     longest = max(len(micro_batches) for micro_batches in per_rank)
     padded = tuple(tuple(m) + (None,) * (longest - len(m)) for m in per_rank)
@@ -62,7 +71,10 @@ def _check(example: Example) -> None:
         "signal.entropy": signal.entropy,
         "signal.support_ids": signal.support_ids,
         "signal.support_logprobs": signal.support_logprobs,
+        "signal.top_ids": signal.top_ids,
+        "signal.top_logprobs": signal.top_logprobs,
         "signal.hidden_states": signal.hidden_states,
+        "signal.reference_logprobs": signal.reference_logprobs,
     }
     for field, array in aligned.items():
         if array is not None and len(array) != tokens:
@@ -95,29 +107,49 @@ def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]
     return groups
 
 
-def _join(group: Sequence[_Indexed], share_prefixes: bool) -> MicroBatch:
+def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collection[int]) -> MicroBatch:
     examples = [example for _, example in group]
     trajectories = [example.trajectory for example in examples]
     signals = [example.signal for example in examples]
     tree = lay_out([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], share_prefixes)
     responses = [len(t.response_ids) for t in trajectories]
+    target_ids = _cat([t.response_ids for t in trajectories], np.int64)
     return MicroBatch(
         token_ids=tree.token_ids,
         position_ids=tree.position_ids,
         segment_starts=tree.segment_starts,
         segment_parents=tree.segment_parents,
         logit_positions=_cat([rows[-n:] for rows, n in zip(tree.rows, responses, strict=True)], np.int64),
-        target_ids=_cat([t.response_ids for t in trajectories], np.int64),
+        target_ids=target_ids,
         loss_mask=_cat([t.loss_mask for t in trajectories], np.bool_),
-        example_index=np.repeat([index for index, _ in group], responses).astype(np.int64),
+        example_index=_repeat([index for index, _ in group], responses, np.int64),
+        slots=_repeat([t.slot for t in trajectories], responses, np.int64),
+        positions=_cat([np.arange(n) for n in responses], np.int64),
+        is_special=np.isin(target_ids, list(special_ids)),
+        weights=_repeat([example.weight for example in examples], responses, np.float32),
         sampling_logprobs=_cat([t.sampling_logprobs for t in trajectories], np.float32),
-        temperatures=np.repeat([t.temperature for t in trajectories], responses).astype(np.float32),
+        temperatures=_repeat([t.temperature for t in trajectories], responses, np.float32),
         teacher_logprobs=_cat([s.logprobs for s in signals], np.float32),
         teacher_entropy=_cat([s.entropy for s in signals], np.float32),
         support_ids=_cat_optional("support_ids", [s.support_ids for s in signals], np.int64),
         support_teacher_logprobs=_cat_optional("support_logprobs", [s.support_logprobs for s in signals], np.float32),
+        teacher_top_ids=_cat_optional("top_ids", [s.top_ids for s in signals], np.int64),
+        teacher_top_logprobs=_cat_optional("top_logprobs", [s.top_logprobs for s in signals], np.float32),
         teacher_hidden_states=_cat_optional("hidden_states", [s.hidden_states for s in signals], np.float32),
+        task_advantages=_advantages(examples, responses),
+        reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
     )
+
+
+def _advantages(examples: Sequence[Example], responses: Sequence[int]) -> NDArray[np.float32] | None:
+    known = [example.advantage for example in examples if example.advantage is not None]
+    if known and len(known) != len(examples):
+        raise ValueError("advantage: the examples of a batch must all have it")
+    return _repeat(known, responses, np.float32) if known else None
+
+
+def _repeat(values: Sequence[float], counts: Sequence[int], dtype: type) -> NDArray:
+    return np.repeat(np.array(values, dtype), counts)
 
 
 def _cat(arrays: Sequence[NDArray], dtype: type) -> NDArray:

@@ -1,38 +1,52 @@
-"""Sums over the micro-batches and ranks of a step."""
+"""Sums over the micro-batches and ranks of a step.
+
+Shape suffixes: R loss tokens of a micro-batch.
+
+A metric that is NaN at a token is not defined there (the rollout's log-prob of a token that the student did not
+sample): its mean is over the other tokens. The loss is not excused: a NaN in it stays one.
+"""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 GAP = "rollout_logprob_gap"
-_UNREPORTED = ("loss", "learner_logprob")
+LOSS = "loss"
+_UNREPORTED = (LOSS, "learner_logprob")
 
 
 class StepTotals:
     """Token sums of a step's per-token values, and the largest rollout/learner gap."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # [2] each: of the values, and of the tokens that have one
         self._gap_max = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, per_token: dict[str, Tensor]) -> None:
-        for name, values in per_token.items():
-            self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
+        """Add values [R] of each metric."""
+        for name, values_R in per_token.items():
+            undefined_R = values_R.isnan() if name != LOSS else torch.zeros_like(values_R, dtype=torch.bool)
+            total = values_R.double().masked_fill(undefined_R, 0.0).sum()
+            counted = torch.stack([total, (~undefined_R).sum().double()])
+            self._sums[name] = self._sums.get(name, 0.0) + counted
         if len(per_token[GAP]):
-            self._gap_max = torch.maximum(self._gap_max, per_token[GAP].double().max())
+            self._gap_max = torch.maximum(self._gap_max, per_token[GAP].double().nan_to_num(nan=0.0).max())
 
     @property
     def loss_is_finite(self) -> bool:
-        return bool(self._sums["loss"].isfinite())
+        return bool(self._sums[LOSS].isfinite().all())
 
     def reduce(self, loss_tokens: int) -> tuple[float, dict[str, float]]:
-        """Mean loss and mean metrics over all ranks' tokens. A collective: every rank must call it."""
+        """Mean loss over `loss_tokens`, and the mean of each metric over all ranks' tokens that have it.
+
+        A collective: every rank must call it.
+        """
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
         dist.all_reduce(sums)
         dist.all_reduce(self._gap_max, op=dist.ReduceOp.MAX)
-        means = dict(zip(names, (sums / max(loss_tokens, 1)).tolist(), strict=True))
-        metrics = {name: mean for name, mean in means.items() if name not in (*_UNREPORTED, GAP)}
-        metrics[f"{GAP}_mean"] = means[GAP]
-        metrics[f"{GAP}_max"] = float(self._gap_max)
-        return means["loss"], metrics
+        totals = dict(zip(names, sums.tolist(), strict=True))
+        loss = totals[LOSS][0] / max(loss_tokens, 1)
+        means = {name: total / max(count, 1) for name, (total, count) in totals.items() if name not in _UNREPORTED}
+        gap = means.pop(GAP)
+        return loss, {**means, f"{GAP}_mean": gap, f"{GAP}_max": float(self._gap_max)}

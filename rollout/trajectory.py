@@ -1,4 +1,4 @@
-"""The records of a student rollout.
+"""The records of a rollout.
 
 Shape suffixes: P prompt tokens, T response tokens, K candidates a position.
 """
@@ -8,6 +8,14 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Origin(Enum):
+    """Whose sequence it is."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    DATASET = "dataset"
 
 
 class FinishReason(Enum):
@@ -45,24 +53,30 @@ class PolicySpan:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One student response. The sampled EOS, if any, is its last token and a loss token."""
+    """One response to a student's prompt. The EOS, if any, is its last token and a loss token.
+
+    A sequence of another origin was not sampled by any version of the student: its `sampling_logprobs` are NaN,
+    and it has neither candidates nor spans.
+    """
 
     slot: int
     prompt_id: str
     sample_index: int
     prompt_ids: NDArray[np.int32]  # [P], the student's rendering
     response_ids: NDArray[np.int32]  # [T]
-    loss_mask: NDArray[np.bool_]  # [T], True where the token was sampled by the student
+    loss_mask: NDArray[np.bool_]  # [T], True where the token is learned from: what no tool or template wrote
     sampling_logprobs: NDArray[np.float32]  # [T], nats, under the sampling distribution (after temperature)
     temperature: float  # of the sampling distribution
     candidate_ids: NDArray[np.int32] | None  # [T, K], the engine's most likely ids, most likely first
-    spans: tuple[PolicySpan, ...]  # ascending, covering [0, T)
+    spans: tuple[PolicySpan, ...]  # ascending, covering [0, T); none if the student did not sample it
     finish_reason: FinishReason
     turns: int = 1
     reward: float | None = None  # the verifier's, None without one
+    origin: Origin = Origin.STUDENT
 
     @property
     def oldest_version(self) -> int:
+        """Of the student's own sequences."""
         return self.spans[0].version
 
     @property

@@ -37,6 +37,7 @@ class TeacherSignal:
     top_ids: NDArray[np.int32] | None = None  # [T, top_k], most likely first
     top_logprobs: NDArray[np.float32] | None = None  # [T, top_k]
     hidden_states: NDArray[np.float32] | None = None  # [T, d], input of the teacher's LM head; float16-free
+    reference_logprobs: NDArray[np.float32] | None = None  # [T], of the sampled tokens, by a reference model
 
     @property
     def support_mass(self) -> NDArray[np.float32] | None:

@@ -16,8 +16,13 @@ def make_example(
     k: int = 4,
     teacher_width: int | None = None,
     masked: bool = False,
+    top_k: int = 0,
+    reference: bool = False,
 ) -> Example:
-    """Random ids and log-probs, a function of the slot alone; a mask of about four in five unless `masked`."""
+    """Random ids and log-probs, a function of the slot alone; a mask of about four in five unless `masked`.
+
+    `top_k`, `reference` and `teacher_width` add what only some objectives need.
+    """
     rng = np.random.default_rng(slot)
     loss_mask = rng.random(response) < 0.8
     loss_mask[0] = True
@@ -36,13 +41,18 @@ def make_example(
         finish_reason=FinishReason.STOP,
     )
     hidden = None if teacher_width is None else rng.standard_normal((response, teacher_width)).astype(np.float32)
+    others = np.random.default_rng([slot, 1])  # the rest stays as it is whatever is added
+    top = np.argsort(others.random((response, vocabulary)), axis=1)[:, :top_k].astype(np.int32)
     signal = TeacherSignal(
         teacher="teacher",
         logprobs=(-5 * rng.random(response)).astype(np.float32),
         entropy=rng.random(response).astype(np.float32),
         support_ids=support,
         support_logprobs=(-1 - 5 * rng.random((response, k))).astype(np.float32),
+        top_ids=top if top_k else None,
+        top_logprobs=(-1 - 5 * others.random((response, top_k))).astype(np.float32) if top_k else None,
         hidden_states=hidden,
+        reference_logprobs=(-5 * others.random(response)).astype(np.float32) if reference else None,
     )
     return Example(trajectory, signal)
 

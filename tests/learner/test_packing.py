@@ -12,6 +12,9 @@ from learner.packing import pack
 from tests.learner.examples import make_example, make_examples
 
 
+SPECIAL = (0, 7)
+
+
 def micro_batches(batch: Batch) -> list[MicroBatch]:
     return [m for rank in batch.ranks for m in rank if m is not None]
 
@@ -46,6 +49,13 @@ def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) ->
             assert m.teacher_entropy[row] == signal.entropy[t]
             np.testing.assert_array_equal(m.support_ids[row], signal.support_ids[t])
             np.testing.assert_array_equal(m.support_teacher_logprobs[row], signal.support_logprobs[t])
+            np.testing.assert_array_equal(m.teacher_top_ids[row], signal.top_ids[t])
+            np.testing.assert_array_equal(m.teacher_top_logprobs[row], signal.top_logprobs[t])
+            assert m.reference_logprobs[row] == signal.reference_logprobs[t]
+            assert (m.positions[row], m.slots[row]) == (t, trajectory.slot)
+            assert m.is_special[row] == (trajectory.response_ids[t] in SPECIAL)
+            assert m.weights[row] == np.float32(examples[index].weight)
+            assert m.task_advantages[row] == np.float32(examples[index].advantage)
     assert seen == {(i, t) for i, e in enumerate(examples) for t in range(len(e.trajectory.response_ids))}
 
 
@@ -56,8 +66,8 @@ def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) ->
     budget=st.integers(1, 40),
 )
 def test_properties(lengths: list[tuple[int, int]], ranks: int, budget: int) -> None:
-    examples = [make_example(slot, *pair, vocabulary=30) for slot, pair in enumerate(lengths)]
-    batch = pack(examples, ranks, budget, policy_version=3)
+    examples = [full_example(slot, *pair) for slot, pair in enumerate(lengths)]
+    batch = pack(examples, ranks, budget, policy_version=3, special_ids=SPECIAL)
     assert_rows_belong_to_their_tokens(batch, examples)
     assert len(batch.ranks) == ranks and len({len(rank) for rank in batch.ranks}) == 1
     assert batch.loss_tokens == sum(int(m.loss_mask.sum()) for m in micro_batches(batch))
@@ -74,12 +84,18 @@ def test_properties(lengths: list[tuple[int, int]], ranks: int, budget: int) -> 
 
 @pytest.mark.parametrize("share_prefixes", [False, True])
 def test_common_prompts_are_laid_down_once(share_prefixes: bool) -> None:
-    examples = [with_prompt(make_example(slot, 0, 5), prompt) for slot, prompt in enumerate((40, 40, 23, 9))]
-    batch = pack(examples, 1, 1000, 0, share_prefixes)
+    examples = [with_prompt(full_example(slot, 0, 5), prompt) for slot, prompt in enumerate((40, 40, 23, 9))]
+    batch = pack(examples, 1, 1000, 0, share_prefixes, SPECIAL)
     assert_rows_belong_to_their_tokens(batch, examples)
     (m,) = micro_batches(batch)
     separate = 40 + 40 + 23 + 9 + 4 * 4
     assert len(m.token_ids) == (separate - 40 - 23 if share_prefixes else separate)
+
+
+def full_example(slot: int, prompt: int, response: int) -> Example:
+    """With everything that any objective may need."""
+    example = make_example(slot, prompt, response, vocabulary=30, top_k=3, reference=True)
+    return replace(example, weight=slot / 4, advantage=slot - 0.5)
 
 
 def with_prompt(example: Example, tokens: int) -> Example:
@@ -117,3 +133,11 @@ def test_bad_examples_are_named() -> None:
     bare = replace(example, signal=replace(example.signal, support_ids=None, support_logprobs=None))
     with pytest.raises(ValueError, match=r"signal\.support_ids.*must all have it"):
         pack([example, bare], 1, 100, 0)
+    with pytest.raises(ValueError, match=r"advantage.*must all have it"):
+        pack([example, replace(example, advantage=1.0)], 1, 100, 0)
+
+
+def test_what_nobody_needs_is_not_there() -> None:
+    (m,) = micro_batches(pack([make_example(0, 4, 3)], 1, 100, 0))
+    assert m.teacher_top_ids is m.teacher_top_logprobs is m.task_advantages is m.reference_logprobs is None
+    assert m.weights.tolist() == [1, 1, 1] and not m.is_special.any()
