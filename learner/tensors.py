@@ -31,13 +31,13 @@ def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTe
     """The micro-batch on `device`; None becomes one token without a row, so that collectives stay in step."""
     if micro_batch is None:
         return _empty(device)
-    rows = np.flatnonzero(micro_batch.loss_mask)
+    kept = np.flatnonzero(micro_batch.loss_mask)
 
     def move(array: NDArray) -> Tensor:
         return torch.tensor(array, device=device)
 
     def of_rows(array: NDArray | None) -> Tensor | None:
-        return None if array is None else move(array[rows])
+        return None if array is None else move(array[kept])
 
     return PackedTensors(
         token_ids=move(micro_batch.token_ids),
@@ -53,12 +53,23 @@ def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTe
             teacher_logprobs=of_rows(micro_batch.teacher_logprobs),
             support_ids=of_rows(micro_batch.support_ids),
             support_teacher_logprobs=of_rows(micro_batch.support_teacher_logprobs),
+            teacher_top_ids=of_rows(micro_batch.teacher_top_ids),
+            teacher_top_logprobs=of_rows(micro_batch.teacher_top_logprobs),
+            teacher_entropy=of_rows(micro_batch.teacher_entropy),
+            positions=of_rows(micro_batch.positions),
+            is_special=of_rows(micro_batch.is_special),
+            weights=of_rows(micro_batch.weights),
+            task_advantages=of_rows(micro_batch.task_advantages),
+            reference_logprobs=of_rows(micro_batch.reference_logprobs),
+            example_index=of_rows(micro_batch.example_index),
+            slots=of_rows(micro_batch.slots),
         ),
         teacher_hidden_states=of_rows(micro_batch.teacher_hidden_states),
     )
 
 
 def _empty(device: torch.device) -> PackedTensors:
+    """Every optional array is there: whatever the objective reads, it reads no rows of it."""
     ids = torch.zeros(0, dtype=torch.int64, device=device)
     values = torch.zeros(0, device=device)
     return PackedTensors(
@@ -68,6 +79,23 @@ def _empty(device: torch.device) -> PackedTensors:
         segment_parents=torch.tensor([-1], dtype=torch.int32, device=device),
         logit_positions=ids,
         example_index=ids,
-        rows=Rows(ids, values, values, values, ids.view(0, 1), values.view(0, 1)),
+        rows=Rows(
+            target_ids=ids,
+            sampling_logprobs=values,
+            temperatures=values,
+            teacher_logprobs=values,
+            support_ids=ids.view(0, 1),
+            support_teacher_logprobs=values.view(0, 1),
+            teacher_top_ids=ids.view(0, 1),
+            teacher_top_logprobs=values.view(0, 1),
+            teacher_entropy=values,
+            positions=ids,
+            is_special=ids.bool(),
+            weights=values,
+            task_advantages=values,
+            reference_logprobs=values,
+            example_index=ids,
+            slots=ids,
+        ),
         teacher_hidden_states=None,
     )
