@@ -1,22 +1,27 @@
 """The one streaming pipeline between rollout, scoring and learner.
 
-    admit (B slots freed by an update) ─► roll_out ─► score ─► ready ─► next_batch ─► learner
-      ▲                                  one by one   each alone   ▲                   │
+    admit (slots freed by an update) ─► roll_out ─► score ─► ready ─► next_batch ─► learner
+      ▲                                one by one   each alone   by group            │
       └──────────────── advance(version): the engines have the new weights ◄───────────┘
 
 Who waits for whom: admission waits for `advance`; scoring for one finished rollout; `next_batch` for enough
 ready trajectories; nobody else for anybody. A failure in any task is raised by `next_batch`.
 
-**Why no trajectory is older than s = `max_staleness`.** Let B be the batch size, u the learner's version, and the
-class of a trajectory the version of the engines when it was admitted (its tokens are never older). At most (s+1)·B
-slots are active, since a slot is freed only by `advance`. Before step u, let n_j count the active trajectories of class
-u−s+j or older. The invariant is n_j ≤ (j+1)·B for 0 ≤ j ≤ s. `j = s` is the slot budget. Step u must therefore take
+A group is `group_size` consecutive slots that are trained in one batch: one slot, or all samples of a prompt where
+their rewards are compared. It is admitted at once, is ready when its last member is, and is freed as a whole, so what
+follows counts in groups.
+
+**Why no trajectory is older than s = `max_staleness`.** Let B be the groups of a batch, u the learner's version, and
+the class of a group the version of the engines when it was admitted (its tokens are never older). At most (s+1)·B
+groups are active, since a group is freed only by `advance`. Before step u, let n_j count the active groups of class
+u−s+j or older. The invariant is n_j ≤ (j+1)·B for 0 ≤ j ≤ s. `j = s` is the budget. Step u must therefore take
 at least n_j − j·B of class u−s+j or older; then, at step u+1, where every j means one class later, the invariant holds
 again for j < s. For j = 0 that means: whatever has age s now is trained now. All other places of the batch go to
-whichever trajectories finished first, so with s ≥ 1 nobody waits for the slowest sample.
+whichever groups finished first, so with s ≥ 1 nobody waits for the slowest one.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +43,12 @@ class Cursor:
     pending: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Ready:
-    admitted_at: int  # policy version
-    example: Example
-
-
 class Pipeline:
-    """Keeps (max_staleness + 1) · batch_size slots busy and forms batches from what is ready."""
+    """Keeps (max_staleness + 1) · batch_size slots busy and forms batches from what is ready.
+
+    Args:
+        total_slots: of the run; like `batch_size`, whole groups.
+    """
 
     def __init__(
         self,
@@ -56,19 +59,24 @@ class Pipeline:
         max_staleness: int,
         total_slots: int,
         clock: StageClock,
+        group_size: int = 1,
         cursor: Cursor | None = None,
         version: int = 0,
     ) -> None:
+        if batch_size % group_size or total_slots % group_size:
+            raise ValueError(f"pipeline.batch_size={batch_size} does not hold whole groups of {group_size} samples")
         self._roll_out, self._score = roll_out, score
-        self._batch_size, self._max_staleness = batch_size, max_staleness
-        self._total_slots = total_slots
+        self._group_size, self._max_staleness = group_size, max_staleness
+        self._batch_groups = batch_size // group_size
+        self._total_groups = total_slots // group_size
         self._clock = clock
         cursor = cursor or Cursor()
-        self._next_slot = cursor.next_slot
-        self._readmit = list(cursor.pending)
+        self._next_group = cursor.next_slot // group_size
+        self._readmit = list(dict.fromkeys(slot // group_size for slot in cursor.pending))
         self._version = version
-        self._active: dict[int, int] = {}  # slot -> version at admission
-        self._ready: dict[int, _Ready] = {}  # in the order in which they became ready
+        self._active: dict[int, int] = {}  # group -> version at admission
+        self._arrived: dict[int, list[Example]] = defaultdict(list)  # of groups that are not complete
+        self._ready: dict[int, list[Example]] = {}  # complete groups, in the order in which they became so
         self._in_training: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -81,11 +89,12 @@ class Pipeline:
     def cursor(self) -> Cursor:
         """What to resume from if the run stopped now, counting the batch in training as trained."""
         pending = sorted(set(self._active) - self._in_training)
-        return Cursor(self._next_slot, tuple(pending + self._readmit))
+        return Cursor(self._next_group * self._group_size, tuple(self._slots(pending + self._readmit)))
 
     @property
     def ready(self) -> int:
-        return len(self._ready)
+        """Trajectories that could be trained now."""
+        return len(self._ready) * self._group_size
 
     async def next_batch(self) -> list[Example]:
         """The next `batch_size` examples, ordered by slot; waits until they are there.
@@ -103,13 +112,14 @@ class Pipeline:
             with self._clock.span("waiting"):
                 await self._changed.wait()
         self._in_training = set(chosen)
-        return [self._ready.pop(slot).example for slot in sorted(chosen)]
+        batch = [example for group in sorted(chosen) for example in self._ready.pop(group)]
+        return sorted(batch, key=lambda example: example.trajectory.slot)
 
     def advance(self, version: int) -> None:
         """The engines have the weights of `version`: the trained slots are free for new prompts."""
         self._version = version
-        for slot in self._in_training:
-            del self._active[slot]
+        for group in self._in_training:
+            del self._active[group]
         self._in_training = set()
         self._admit()
 
@@ -122,31 +132,35 @@ class Pipeline:
         chosen: list[int] = []
         for j in range(self._max_staleness):
             newest = self._version - self._max_staleness + j
-            overdue = sum(v <= newest for v in self._active.values()) - j * self._batch_size
-            for slot, item in self._ready.items():
+            overdue = sum(v <= newest for v in self._active.values()) - j * self._batch_groups
+            for group in self._ready:
                 if len(chosen) >= overdue:
                     break
-                if item.admitted_at <= newest and slot not in chosen:
-                    chosen.append(slot)
+                if self._active[group] <= newest and group not in chosen:
+                    chosen.append(group)
             if len(chosen) < overdue:
                 return None
-        fill = [slot for slot in self._ready if slot not in chosen]
-        chosen += fill[: self._batch_size - len(chosen)]
-        return chosen if len(chosen) == self._batch_size else None
+        fill = [group for group in self._ready if group not in chosen]
+        chosen += fill[: self._batch_groups - len(chosen)]
+        return chosen if len(chosen) == self._batch_groups else None
 
     def _admit(self) -> None:
-        slots: list[int] = []
-        while len(self._active) < (self._max_staleness + 1) * self._batch_size:
+        groups: list[int] = []
+        while len(self._active) < (self._max_staleness + 1) * self._batch_groups:
             if self._readmit:
-                slot = self._readmit.pop(0)
-            elif self._next_slot < self._total_slots:
-                slot, self._next_slot = self._next_slot, self._next_slot + 1
+                group = self._readmit.pop(0)
+            elif self._next_group < self._total_groups:
+                group, self._next_group = self._next_group, self._next_group + 1
             else:
                 break
-            self._active[slot] = self._version
-            slots.append(slot)
-        if slots:
-            self._spawn(self._generate(slots))
+            self._active[group] = self._version
+            groups.append(group)
+        if groups:
+            self._spawn(self._generate(self._slots(groups)))
+
+    def _slots(self, groups: Sequence[int]) -> list[int]:
+        size = self._group_size
+        return [slot for group in groups for slot in range(group * size, (group + 1) * size)]
 
     async def _generate(self, slots: list[int]) -> None:
         with self._clock.span("rollout"):
@@ -156,9 +170,11 @@ class Pipeline:
     async def _mark(self, trajectory: Trajectory) -> None:
         with self._clock.span("scoring"):
             signal = await self._score(trajectory)
-        slot = trajectory.slot
-        self._ready[slot] = _Ready(self._active[slot], Example(trajectory, signal))
-        self._changed.set()
+        group = trajectory.slot // self._group_size
+        self._arrived[group].append(Example(trajectory, signal))
+        if len(self._arrived[group]) == self._group_size:
+            self._ready[group] = self._arrived.pop(group)
+            self._changed.set()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

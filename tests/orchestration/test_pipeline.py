@@ -72,11 +72,19 @@ async def train(pipeline: Pipeline, stages: Stages, steps: int, turns: int = 3) 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 9), st.integers(0, 2**32 - 1), st.integers(0, 12))
-def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once(
-    batch_size: int, staleness: int, steps: int, seed: int, turns: int
+@given(
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.integers(1, 9),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 12),
+)
+def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once_with_its_group(
+    groups: int, group_size: int, staleness: int, steps: int, seed: int, turns: int
 ) -> None:
     rng = random.Random(seed)
+    batch_size = groups * group_size
     durations = [rng.choice([0, 1, 2, 40]) for _ in range(batch_size * steps)]
     stages = Stages(durations.__getitem__)
 
@@ -88,6 +96,7 @@ def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once(
             max_staleness=staleness,
             total_slots=batch_size * steps,
             clock=StageClock(),
+            group_size=group_size,
         )
         return await train(pipeline, stages, steps, turns)
 
@@ -96,6 +105,7 @@ def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once(
         assert all(0 <= version - e.trajectory.oldest_version <= staleness for e in batch)
         slots = [e.trajectory.slot for e in batch]
         assert slots == sorted(slots)
+        assert slots == [first + i for first in slots if first % group_size == 0 for i in range(group_size)]
     assert sorted(e.trajectory.slot for b in batches for e in b) == list(range(batch_size * steps))
 
 
@@ -113,12 +123,19 @@ def test_staleness_is_used_to_pass_by_a_slow_sample() -> None:
     assert 0 in [e.trajectory.slot for e in second]
 
 
-def test_the_cursor_names_what_was_admitted_and_not_trained() -> None:
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_the_cursor_names_what_was_admitted_and_not_trained(group_size: int) -> None:
     stages = Stages(lambda slot: slot % 3)
 
     async def interrupted() -> tuple[list[int], Cursor]:
         pipeline = Pipeline(
-            stages.roll_out, stages.score, batch_size=3, max_staleness=2, total_slots=30, clock=StageClock()
+            stages.roll_out,
+            stages.score,
+            batch_size=3,
+            max_staleness=2,
+            total_slots=30,
+            clock=StageClock(),
+            group_size=group_size,
         )
         batches = await train(pipeline, stages, 4)
         batch = await pipeline.next_batch()  # in training when the checkpoint is written
@@ -138,12 +155,27 @@ def test_the_cursor_names_what_was_admitted_and_not_trained() -> None:
             max_staleness=2,
             total_slots=30,
             clock=StageClock(),
+            group_size=group_size,
             cursor=cursor,
             version=stages.version,
         )
         return [e.trajectory.slot for b in await train(pipeline, stages, 5) for e in b]
 
     assert sorted(trained + asyncio.run(resumed())) == list(range(30))
+
+
+def test_a_batch_of_broken_groups_is_refused() -> None:
+    stages = Stages(lambda slot: 0)
+    with pytest.raises(ValueError, match=r"pipeline\.batch_size=4 .* groups of 3"):
+        Pipeline(
+            stages.roll_out,
+            stages.score,
+            batch_size=4,
+            max_staleness=0,
+            total_slots=12,
+            clock=StageClock(),
+            group_size=3,
+        )
 
 
 def test_a_failed_stage_is_raised_to_the_learner() -> None:
