@@ -38,6 +38,7 @@ class PromptSourceConfig:
     answer_column: str = "answer"
     context_column: str = "privileged_context"  # a teacher-only system prompt of this row
     domain_column: str = "domain"
+    completion_column: str = "completion"  # the data's own response, where an objective learns from those
     limit: int | None = None  # the first n rows
     task: str = ""  # reasoning_gym: the name of the task family
     task_options: dict[str, Any] = field(default_factory=dict)

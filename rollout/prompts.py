@@ -22,3 +22,4 @@ class Prompt:
     domain: str = ""
     teacher: str = "teacher"  # key of the teacher that marks it
     privileged_context: str | None = None  # a system prompt that only the teacher sees
+    completion: str | None = None  # the data's own response

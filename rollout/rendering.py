@@ -6,6 +6,8 @@ the teacher is about response_ids[t] whatever its context. With x the conversati
     student   [system] x            generation prompt ─► response ids
     teacher   [system + c] x        generation prompt ─► the same response ids
 
+A response of the data's own is its text and the tokenizer's EOS, as a model that ends its turn would write it.
+
 System message of the student: the conversation's own if it has one, else the configured one, else none.
 System message of the teacher: the student's, a blank line, then c: a prompt's own context wins over the
 teacher's. There is one system message, because many chat templates take no second one. A template that inserts a
@@ -55,6 +57,13 @@ def render_teacher_prompt(
         ValueError: as `render_prompt`.
     """
     return _encode(tokenizer, prompt, teacher_messages(prompt, context, system_prompt))
+
+
+def render_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> NDArray[np.int32]:
+    """The response ids of a text, [T], its EOS included; the tokenizer must have one (`stop_token_ids`)."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = [] if ids and ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+    return np.array([*ids, *end], dtype=np.int32)
 
 
 def student_messages(prompt: Prompt, system_prompt: str | None) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
 """Where prompts come from: files and datasets, or procedural tasks.
 
 A row needs a prompt column (text, or a list of messages) or a messages column; if it has both, the prompt counts.
-A final assistant message is the reference answer of a fine-tuning set and no part of the prompt: it is left out.
+A final assistant message is the reference answer of a fine-tuning set and no part of the prompt: it is left out,
+and is the prompt's completion unless the row has a completion column.
 Ids are the `id` column if there is one, else the row numbers.
 """
 
@@ -144,12 +145,15 @@ def _to_prompt(index: int, row: Mapping[str, Any], source: PromptSourceConfig, k
     column = source.prompt_column if row.get(source.prompt_column) is not None else source.messages_column
     answer = row.get(source.answer_column)
     row_id = row.get("id")
+    messages, final_answer = _to_messages(row.get(column), f"{where}, column {column!r}")
+    completion = _to_completion(row.get(source.completion_column), f"{where}, column {source.completion_column!r}")
     return Prompt(
         id=str(index if row_id is None else row_id),
-        messages=_to_messages(row.get(column), f"{where}, column {column!r}"),
+        messages=messages,
         answer=None if answer is None else str(answer),
         domain=_text(row.get(source.domain_column), f"{where}, column {source.domain_column!r}") or "",
         privileged_context=_text(row.get(source.context_column), f"{where}, column {source.context_column!r}"),
+        completion=final_answer if completion is None else completion,
     )
 
 
@@ -159,18 +163,27 @@ def _text(value: Any, where: str) -> str | None:
     return value
 
 
-def _to_messages(value: Any, where: str) -> tuple[Message, ...]:
+def _to_completion(value: Any, where: str) -> str | None:
+    """Text, or a list of the one assistant message that it is."""
+    if isinstance(value, list) and len(value) == 1:
+        message = _to_message(value[0], where)
+        value = message.content if message.role == "assistant" else value
+    return _text(value, where)
+
+
+def _to_messages(value: Any, where: str) -> tuple[tuple[Message, ...], str | None]:
+    """The prompt, and the content of a final assistant message."""
     if isinstance(value, str):
         messages = [Message("user", value)]
     elif isinstance(value, list):
         messages = [_to_message(item, where) for item in value]
     else:
         raise ValueError(f"{where}: is of type {type(value).__name__}; give text or a list of messages")
-    if messages and messages[-1].role == "assistant":
-        messages.pop()
+    answered = bool(messages) and messages[-1].role == "assistant"
+    final_answer = messages.pop().content if answered else None
     if not messages or messages[-1].role != "user" or not messages[-1].content.strip():
         raise ValueError(f"{where}: does not end with a user message that has text; the student answers that one")
-    return tuple(messages)
+    return tuple(messages), final_answer
 
 
 def _to_message(item: Any, where: str) -> Message:

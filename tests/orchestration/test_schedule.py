@@ -26,6 +26,17 @@ def test_a_slot_means_the_same_whatever_was_asked_before() -> None:
     assert len({plan.seed for plan in plans}) == len(plans)
 
 
+def test_the_share_of_the_students_own_sequences() -> None:
+    pure, mixed, foreign = (PromptSchedule(50, 1, 0, True, student_share=share) for share in (1.0, 0.3, 0.0))
+    plans = [mixed.plan(slot) for slot in range(2000)]
+    share = sum(plan.student for plan in plans) / len(plans)
+    assert abs(share - 0.3) < 5 * (0.3 * 0.7 / len(plans)) ** 0.5
+    assert all(pure.plan(slot).student and not foreign.plan(slot).student for slot in range(200))
+    assert [(p.prompt_index, p.seed) for p in plans[:200]] == [
+        (p.prompt_index, p.seed) for p in map(pure.plan, range(200))
+    ]
+
+
 def test_another_seed_is_another_order() -> None:
     one, two = (PromptSchedule(50, 1, seed, True) for seed in (0, 1))
     assert [one.plan(i).prompt_index for i in range(50)] != [two.plan(i).prompt_index for i in range(50)]

@@ -6,7 +6,7 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from rollout.prompts import Message, Prompt
-from rollout.rendering import render_prompt, render_teacher_prompt, stop_token_ids
+from rollout.rendering import render_completion, render_prompt, render_teacher_prompt, stop_token_ids
 from tests.models import make_tokenizer
 
 QUESTION = Prompt("q", (Message("user", "Why is the sky blue?"),))
@@ -130,3 +130,14 @@ def test_stop_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     without.eos_token = None
     with pytest.raises(ValueError, match="no EOS token"):
         stop_token_ids(without, GenerationConfig())
+
+
+def test_a_completion_ends_its_turn_once(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = render_completion(tokenizer, "Light scatters.")
+    assert ids.dtype == np.int32 and decode(tokenizer, ids) == "Light scatters.<|im_end|>"
+    np.testing.assert_array_equal(render_completion(tokenizer, "Light scatters.<|im_end|>"), ids)
+    assert decode(tokenizer, render_completion(tokenizer, "")) == "<|im_end|>"
+
+
+def test_a_completion_has_no_bos(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert render_completion(bos_tokenizer, "Hi")[0] != bos_tokenizer.bos_token_id

@@ -78,6 +78,23 @@ def test_messages_without_the_reference_answer(column: str, tmp_path: Path) -> N
     messages = [{"role": role, "content": content} for role, content in turns]
     (prompt,) = load_prompts(write_jsonl(tmp_path / "x.jsonl", [{column: messages}]))
     assert prompt.messages == tuple(Message(role, content) for role, content in turns[:-1])
+    assert prompt.completion == "No"
+
+
+@pytest.mark.parametrize("completion", ["Green.", [{"role": "assistant", "content": "Green."}]])
+def test_completions(completion: object, tmp_path: Path) -> None:
+    (prompt,) = load_prompts(write_jsonl(tmp_path / "x.jsonl", [{"prompt": "Colour?", "completion": completion}]))
+    assert prompt.completion == "Green."
+    source = write_jsonl(tmp_path / "y.jsonl", [{"prompt": "Colour?", "reply": completion}])
+    (prompt,) = load_prompts(source)
+    assert prompt.completion is None
+    source.completion_column = "reply"
+    (prompt,) = load_prompts(source)
+    assert prompt.completion == "Green."
+
+
+def test_a_completion_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    refuse(write_jsonl(tmp_path / "x.jsonl", [{"prompt": "?", "completion": 3}]), "row 0", "'completion'", "int")
 
 
 def test_ids_and_limit(tmp_path: Path) -> None:
