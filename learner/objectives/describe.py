@@ -212,10 +212,10 @@ def _advantage(objective: ObjectiveConfig, term: TermConfig) -> str:
     advantage = _fill(_FORMS[term.divergence].advantage, term)
     if term.divergence is Divergence.forward_kl:
         advantage = "q/p - 1"
+    if objective.reference.model is not None and term.divergence is Divergence.reverse_kl:
+        advantage = f"{objective.reference.extrapolation:g} log(q/ref) - log(p/ref)"
     if term is not objective:
         return advantage
-    if objective.reference.model is not None:
-        advantage = f"{objective.reference.extrapolation:g} log(q/ref) - log(p/ref)"
     if objective.returns.discount > 0:
         advantage = _return(objective)
     share = objective.task_reward.share

@@ -1,8 +1,9 @@
 """Rules about an objective as a whole: where its states come from, and what it needs of the run."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from learner.objectives.config import Divergence, Support, TaskRewardMix
+from learner.objectives.config import Divergence, Normalisation, Support, TaskRewardMix, TermConfig
 from learner.objectives.rule import STUDENT_SUPPORTS, Case, Rule
 
 
@@ -16,6 +17,10 @@ def _off_policy(c: Case) -> bool:
 
 def _weighs_sample(c: Case) -> bool:
     return any(replace(c, term=term).learns_from_sample for term in c.terms.values())
+
+
+def _count(c: Case, has: Callable[[TermConfig], bool]) -> int:
+    return sum(has(term) for term in c.terms.values())
 
 
 def _mixes_reward(c: Case) -> bool:
@@ -55,6 +60,23 @@ OBJECTIVE_RULES = (
         lambda c: c.objective.teacher_temperature != 1 and _supports(c) != {Support.full},
         "softens whole distributions, and only support=full has them: log-probs of single tokens cannot be "
         "tempered afterwards; set 1, or support=full in every term",
+    ),
+    Rule(
+        "teacher_temperature",
+        lambda c: c.objective.teacher_temperature != 1 and c.has_returns,
+        "softens whole distributions, and returns are made of log-probs of sampled tokens; set 1, or "
+        "returns.discount=0",
+    ),
+    Rule(
+        "support",
+        lambda c: _count(c, lambda term: term.support is Support.full) > 1,
+        "more than one term compares whole vocabularies, and they share one buffer; leave one of them, for instance "
+        "as a jsd, which lies between forward and reverse KL",
+    ),
+    Rule(
+        "normalisation",
+        lambda c: _count(c, lambda term: term.normalisation is Normalisation.tail) > 1,
+        "more than one term has a tail; leave one of them, and set normalisation=renormalised or raw in the others",
     ),
     Rule(
         "returns.discount",

@@ -1,0 +1,455 @@
+"""What is refused, and that each refusal names a setting, a reason and an alternative that is accepted."""
+
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from learner.objectives.config import (
+    Divergence,
+    Estimator,
+    Importance,
+    Normalisation,
+    ObjectiveConfig,
+    Realisation,
+    Support,
+    TermConfig,
+)
+from learner.objectives.describe import describe
+from learner.objectives.objective_rules import OBJECTIVE_RULES
+from learner.objectives.rule import RunFacts
+from learner.objectives.rules import refusals
+from learner.objectives.term_rules import TERM_RULES
+
+ON_POLICY = RunFacts(batch_size=16)
+USUAL = RunFacts(temperature=0.7, max_staleness=1, batch_size=16)
+SAMPLED = {"support": "sampled", "realisation": "policy_gradient", "importance": "truncated"}
+GRADED = RunFacts(batch_size=16, samples_per_prompt=4, has_verifier=True)
+
+
+def objective(settings: dict[str, Any]) -> ObjectiveConfig:
+    built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ObjectiveConfig), settings))
+    assert isinstance(built, ObjectiveConfig)
+    return built
+
+
+CASES: list[tuple[str, dict[str, Any], RunFacts, list[str], dict[str, Any]]] = [
+    # what is wrong, its settings, the run, parts of the message, what mends it
+    (
+        "k1 back-propagated",
+        {"support": "sampled"},
+        ON_POLICY,
+        ["objective.estimator=k1", "expected gradient of zero", "realisation=policy_gradient", "estimator=k2"],
+        {"realisation": "policy_gradient"},
+    ),
+    (
+        "a divergence as the sampled token's advantage",
+        {"support": "full", "realisation": "scalar_advantage"},
+        ON_POLICY,
+        ["objective.realisation=scalar_advantage", "expected gradient is zero", "realisation=direct"],
+        {"realisation": "direct"},
+    ),
+    (
+        "the same on the sampled token",
+        SAMPLED | {"realisation": "scalar_advantage"},
+        ON_POLICY,
+        ["objective.realisation=scalar_advantage", "policy_gradient"],
+        {"realisation": "policy_gradient"},
+    ),
+    (
+        "top-p with sampled tokens",
+        SAMPLED,
+        replace(USUAL, top_p=0.9),
+        ["sampling.top_p=0.9", "have none", "sampling.top_p=1"],
+        {"support": "full", "realisation": "direct", "importance": "none"},
+    ),
+    (
+        "top-k with sampled tokens",
+        SAMPLED,
+        replace(USUAL, top_k=20),
+        ["sampling.top_k=20", "sampling.top_k=-1"],
+        {"support": "full", "realisation": "direct", "importance": "none"},
+    ),
+    (
+        "top-p with returns",
+        {"support": "full", "importance": "truncated", "returns": {"discount": 1.0}},
+        replace(USUAL, top_p=0.9),
+        ["sampling.top_p=0.9"],
+        {"returns": {"discount": 0.0}, "importance": "none"},
+    ),
+    (
+        "sampled tokens of others' sequences",
+        SAMPLED | {"states": {"student_share": 0.5}},
+        USUAL,
+        ["objective.states.student_share=0.5", "sampling log-probs", "teacher_topk or full"],
+        {"states": {"student_share": 1.0}},
+    ),
+    (
+        "sampled tokens of others' sequences in a further term",
+        {"support": "full", "states": {"student_share": 0.5}, "further_terms": {"more": SAMPLED}},
+        USUAL,
+        ["objective.states.student_share=0.5", "sampled token"],
+        {"states": {"student_share": 1.0}},
+    ),
+    (
+        "student ids of others' sequences",
+        {"support": "union", "states": {"student_share": 0.5}},
+        USUAL,
+        ["objective.states.student_share=0.5", "top-k ids"],
+        {"support": "full"},
+    ),
+    (
+        "sampled tokens of another policy, not weighed",
+        SAMPLED | {"importance": "none"},
+        replace(ON_POLICY, max_staleness=1),
+        ["objective.importance=none", "pipeline.max_staleness=1", "importance=truncated"],
+        {"importance": "truncated"},
+    ),
+    (
+        "sampled tokens at another temperature, not weighed",
+        SAMPLED | {"importance": "none"},
+        replace(ON_POLICY, temperature=0.7),
+        ["objective.importance=none", "sampling.temperature=0.7"],
+        {"importance": "truncated"},
+    ),
+    (
+        "an importance ratio without a sampled token",
+        {"importance": "truncated"},
+        USUAL,
+        ["objective.importance=truncated", "sums over its support", "set none"],
+        {"importance": "none"},
+    ),
+    (
+        "a temperature of single tokens",
+        {"teacher_temperature": 2.0},
+        USUAL,
+        ["objective.teacher_temperature=2.0", "support=full"],
+        {"support": "full"},
+    ),
+    (
+        "a temperature of zero",
+        {"support": "full", "teacher_temperature": 0.0},
+        USUAL,
+        ["objective.teacher_temperature=0.0", "above 0"],
+        {"teacher_temperature": 2.0},
+    ),
+    (
+        "a temperature of returns",
+        {"support": "full", "teacher_temperature": 2.0, "returns": {"discount": 1.0}},
+        ON_POLICY,
+        ["objective.teacher_temperature=2.0", "returns.discount=0"],
+        {"teacher_temperature": 1.0},
+    ),
+    (
+        "naive truncation",
+        {"normalisation": "naive"},
+        USUAL,
+        ["objective.normalisation=naive", "p = q/e", "objective.unsafe_baseline=true"],
+        {"unsafe_baseline": True},
+    ),
+    (
+        "the negative control",
+        {"support": "symmetric_difference"},
+        USUAL,
+        ["objective.support=symmetric_difference", "negative control", "support=union"],
+        {"support": "union"},
+    ),
+    (
+        "a truncated forward KL alone",
+        {"support": "teacher_topk", "divergence": "forward_kl"},
+        USUAL,
+        ["objective.normalisation=raw", "impossible", "normalisation=tail"],
+        {"normalisation": "tail"},
+    ),
+    (
+        "the same as a jsd",
+        {"support": "teacher_topk", "divergence": "jsd", "beta": 0.0},
+        USUAL,
+        ["objective.normalisation=raw", "normalisation=tail"],
+        {"beta": 0.5},
+    ),
+    (
+        "one renormalised token",
+        {"normalisation": "renormalised", "k": 1},
+        USUAL,
+        ["objective.k=1", "always zero", "k=2"],
+        {"k": 2},
+    ),
+    (
+        "a normalised sampled token",
+        SAMPLED | {"normalisation": "tail"},
+        USUAL,
+        ["objective.normalisation=tail", "normalisation=raw"],
+        {"normalisation": "raw"},
+    ),
+    (
+        "a normalised vocabulary",
+        {"support": "full", "normalisation": "renormalised"},
+        USUAL,
+        ["objective.normalisation=renormalised", "normalisation=raw"],
+        {"normalisation": "raw"},
+    ),
+    (
+        "an averaged forward KL",
+        {"support": "teacher_topk", "divergence": "forward_kl", "normalisation": "averaged", "unsafe_baseline": True},
+        USUAL,
+        ["objective.normalisation=averaged", "reverse_kl"],
+        {"divergence": "reverse_kl"},
+    ),
+    (
+        "k3 as the reverse KL",
+        {"support": "sampled", "estimator": "k3"},
+        ON_POLICY,
+        ["objective.estimator=k3", "forward KL's", "estimator=k2"],
+        {"divergence": "forward_kl"},
+    ),
+    (
+        "k2 as the forward KL",
+        {"support": "sampled", "estimator": "k2", "divergence": "forward_kl"},
+        ON_POLICY,
+        ["objective.estimator=k2", "reverse KL's"],
+        {"divergence": "reverse_kl"},
+    ),
+    (
+        "k3 as a reward",
+        SAMPLED | {"estimator": "k3", "divergence": "forward_kl"},
+        USUAL,
+        ["objective.estimator=k3", "only k1", "realisation=direct"],
+        {"realisation": "direct"},
+    ),
+    (
+        "an estimator without a sample",
+        {"estimator": "k2"},
+        USUAL,
+        ["objective.estimator=k2", "support=sampled"],
+        {"estimator": "k1"},
+    ),
+    (
+        "shaping without an advantage",
+        {"shaping": "clip"},
+        USUAL,
+        ["objective.shaping=clip", "realisation=policy_gradient"],
+        {"realisation": "policy_gradient"},
+    ),
+    (
+        "a baseline without sampling noise",
+        {"control_variate": True},
+        USUAL,
+        ["objective.control_variate=True", "support=sampled"],
+        {"control_variate": False},
+    ),
+    (
+        "another divergence's baseline",
+        SAMPLED | {"control_variate": True, "divergence": "forward_kl"},
+        USUAL,
+        ["objective.control_variate=True", "divergence=reverse_kl"],
+        {"divergence": "reverse_kl"},
+    ),
+    (
+        "PPO's clip without a policy gradient",
+        {"support": "sampled", "estimator": "k2", "importance": "ppo_clip"},
+        USUAL,
+        ["objective.importance=ppo_clip", "importance=truncated"],
+        {"importance": "truncated"},
+    ),
+    (
+        "a dual clip alone",
+        SAMPLED | {"dual_clip": 3.0},
+        USUAL,
+        ["objective.dual_clip=3.0", "importance=ppo_clip"],
+        {"importance": "ppo_clip"},
+    ),
+    (
+        "an exact first step of a sample",
+        SAMPLED | {"returns": {"discount": 1.0}},
+        USUAL,
+        ["objective.returns.exact_first_step=True", "objective.support=full"],
+        {"returns": {"exact_first_step": False}},
+    ),
+    (
+        "a sampled first step of a support",
+        {"support": "full", "importance": "truncated", "returns": {"discount": 1.0, "exact_first_step": False}},
+        USUAL,
+        ["objective.returns.exact_first_step=False", "objective.support=sampled"],
+        {"returns": {"exact_first_step": True}},
+    ),
+    (
+        "returns of another divergence",
+        {"support": "full", "divergence": "jsd", "importance": "truncated", "returns": {"discount": 1.0}},
+        USUAL,
+        ["objective.returns.discount=1.0", "divergence=reverse_kl"],
+        {"divergence": "reverse_kl"},
+    ),
+    (
+        "extrapolation from nothing",
+        SAMPLED | {"reference": {"extrapolation": 1.25}},
+        USUAL,
+        ["objective.reference.extrapolation=1.25", "objective.reference.model=student"],
+        {"reference": {"model": "student"}},
+    ),
+    (
+        "extrapolation on a support",
+        {"reference": {"model": "student", "extrapolation": 1.25}},
+        USUAL,
+        ["objective.reference.model=student", "objective.support=sampled"],
+        SAMPLED,
+    ),
+    (
+        "a task reward that nobody gives",
+        SAMPLED | {"task_reward": {"mix": "convex"}},
+        replace(USUAL, samples_per_prompt=4),
+        ["objective.task_reward.mix=convex", "data.verifier"],
+        {"task_reward": {"mix": "none"}},
+    ),
+    (
+        "a task reward of one sample",
+        SAMPLED | {"task_reward": {"mix": "convex"}},
+        replace(USUAL, has_verifier=True),
+        ["objective.task_reward.mix=convex", "sampling.samples_per_prompt=4"],
+        {"task_reward": {"mix": "none"}},
+    ),
+    (
+        "a group in two batches",
+        SAMPLED | {"task_reward": {"mix": "convex"}},
+        replace(GRADED, batch_size=6),
+        ["objective.task_reward.mix=convex", "pipeline.batch_size"],
+        {"task_reward": {"mix": "none"}},
+    ),
+    (
+        "a task reward on a support",
+        {"task_reward": {"mix": "additive"}},
+        GRADED,
+        ["objective.task_reward.mix=additive", "objective.support=sampled"],
+        SAMPLED,
+    ),
+    (
+        "a task reward of others' sequences",
+        SAMPLED | {"task_reward": {"mix": "convex"}, "states": {"student_share": 0.5}},
+        GRADED,
+        ["objective.states.student_share=0.5", "student's own answers"],
+        {"states": {"student_share": 1.0}},
+    ),
+    (
+        "more than the whole mixture",
+        SAMPLED | {"task_reward": {"mix": "convex", "share": 1.5}},
+        GRADED,
+        ["objective.task_reward.share=1.5", "task_reward.mix=additive"],
+        {"task_reward": {"mix": "additive"}},
+    ),
+    (
+        "a gate that nobody opens",
+        {"gate": {"only_incorrect": True}},
+        USUAL,
+        ["objective.gate.only_incorrect=True", "data.verifier"],
+        {"gate": {"only_incorrect": False}},
+    ),
+    (
+        "two whole vocabularies",
+        {"support": "full", "further_terms": {"forward": {"support": "full", "divergence": "forward_kl"}}},
+        USUAL,
+        ["objective.support=full", "more than one term"],
+        {"support": "student_topk"},
+    ),
+    (
+        "two tails",
+        {"normalisation": "tail", "further_terms": {"more": {"support": "teacher_topk", "normalisation": "tail"}}},
+        USUAL,
+        ["objective.normalisation=tail", "more than one term"],
+        {"normalisation": "raw"},
+    ),
+    (
+        "a wrong further term",
+        {"further_terms": {"more": {"shaping": "tanh"}}},
+        USUAL,
+        ["objective.further_terms.more.shaping=tanh"],
+        {"further_terms": {"more": {"realisation": "policy_gradient"}}},
+    ),
+]  # fmt: skip
+
+OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
+    ({"weight": -1.0}, "objective.weight=-1.0"),
+    ({"weight": float("nan")}, "objective.weight=nan"),
+    ({"k": 0}, "objective.k=0"),
+    ({"divergence": "jsd", "beta": 1.5}, "objective.beta=1.5"),
+    ({"divergence": "skewed_reverse_kl", "alpha": 1.0}, "objective.alpha=1.0"),
+    (SAMPLED | {"ratio_cap": 0.0}, "objective.ratio_cap=0.0"),
+    (SAMPLED | {"importance": "ppo_clip", "clip_low": 1.5}, "objective.clip_low=1.5"),
+    (SAMPLED | {"importance": "ppo_clip", "clip_high": 0.0}, "objective.clip_high=0.0"),
+    (SAMPLED | {"importance": "ppo_clip", "dual_clip": 1.0}, "objective.dual_clip=1.0"),
+    (SAMPLED | {"shaping": "clip", "shaping_low": 6.0}, "objective.shaping_low=6.0"),
+    (SAMPLED | {"shaping": "length_aware", "shaping_high": 0.0}, "objective.shaping_high=0.0"),
+    ({"tokens": {"first": -1}}, "objective.tokens.first=-1"),
+    ({"tokens": {"first": 4, "last": 4}}, "objective.tokens.last=4"),
+    (
+        {"tokens": {"teacher_entropy_above": 1.0, "teacher_entropy_below": 0.5}},
+        "objective.tokens.teacher_entropy_below=0.5",
+    ),
+    ({"tokens": {"share": 0.0}}, "objective.tokens.share=0.0"),
+    ({"states": {"student_share": 1.1}}, "objective.states.student_share=1.1"),
+    ({"support": "full", "returns": {"discount": 1.5}}, "objective.returns.discount=1.5"),
+    (SAMPLED | {"reference": {"model": "student", "extrapolation": 0.0}}, "objective.reference.extrapolation=0.0"),
+    (SAMPLED | {"task_reward": {"mix": "convex", "share": -0.1}}, "objective.task_reward.share=-0.1"),
+    ({"gate": {"max_response_tokens": 0}}, "objective.gate.max_response_tokens=0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "run", "parts", "mended"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+)
+def test_a_wrong_composition_is_refused_with_its_reason_and_a_way_out(
+    settings: dict[str, Any], run: RunFacts, parts: list[str], mended: dict[str, Any]
+) -> None:
+    text = "\n".join(refusals(objective(settings), run))
+    for part in parts:
+        assert part in text
+    merged = OmegaConf.to_container(OmegaConf.merge(settings, mended))
+    assert isinstance(merged, dict)
+    assert refusals(objective(merged), run) == []
+
+
+@pytest.mark.parametrize(("settings", "start"), OUT_OF_RANGE, ids=[case[1] for case in OUT_OF_RANGE])
+def test_a_value_out_of_range_is_refused(settings: dict[str, Any], start: str) -> None:
+    assert any(text.startswith(f"{start}: ") for text in refusals(objective(settings), GRADED))
+
+
+def test_every_rule_has_a_case_that_breaks_it() -> None:
+    cases = [*((case[1], case[2]) for case in CASES), *((settings, GRADED) for settings, _ in OUT_OF_RANGE)]
+    said = "\n".join(text for settings, run in cases for text in refusals(objective(settings), run))
+    assert [rule.why for rule in (*TERM_RULES, *OBJECTIVE_RULES) if rule.why not in said] == []
+
+
+def test_the_default_objective_is_accepted_and_described() -> None:
+    assert refusals(ObjectiveConfig(), USUAL) == []
+    text = " ".join(describe(ObjectiveConfig()).words)
+    assert "reverse KL(student || teacher)" in text and "the student's top 16" in text
+
+
+def test_each_part_of_a_term_that_matters_changes_its_description() -> None:
+    sampled = objective(SAMPLED)
+    variants = [
+        sampled,
+        *(replace(sampled, importance=importance) for importance in (Importance.none, Importance.ppo_clip)),
+        replace(sampled, control_variate=True),
+        replace(sampled, realisation=Realisation.direct, estimator=Estimator.k2),
+        replace(sampled, realisation=Realisation.direct, estimator=Estimator.k3, divergence=Divergence.forward_kl),
+        *(
+            replace(ObjectiveConfig(), support=support, normalisation=normalisation, divergence=divergence)
+            for support, normalisation, divergence in product(Support, Normalisation, Divergence)
+            if support is not Support.sampled and (support is not Support.full or normalisation is Normalisation.raw)
+        ),
+    ]
+    described = [(d.words, d.formula) for d in map(describe, variants)]
+    assert len(set(described)) == len(described)
+
+
+def test_the_description_names_every_number_that_was_set() -> None:
+    numbers = {"k": 7, "weight": 0.3, "alpha": 0.21, "ratio_cap": 4.5, "shaping_high": 3.25, "shaping_low": -2.75}
+    assert set(numbers) <= {item.name for item in fields(TermConfig)}
+    base = {"weight": 0.3, "support": "teacher_topk", "k": 7, "divergence": "skewed_forward_kl", "alpha": 0.21}
+    sampled = SAMPLED | {"ratio_cap": 4.5, "shaping": "clip", "shaping_high": 3.25, "shaping_low": -2.75}
+    found = describe(objective(base | {"further_terms": {"other": sampled}}))
+    for number in numbers.values():
+        assert f"{number:g}" in " ".join(found.words), number
+    assert "0.3 ×" in found.formula[0] and found.formula[1].startswith("+ other: ")
