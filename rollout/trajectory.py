@@ -82,3 +82,23 @@ class Trajectory:
     @property
     def loss_tokens(self) -> int:
         return int(self.loss_mask.sum())
+
+
+def foreign_trajectory(
+    request: RolloutRequest, response_ids: NDArray[np.int32], finish_reason: FinishReason, origin: Origin
+) -> Trajectory:
+    """A response that somebody else gave to the student's prompt of `request`."""
+    return Trajectory(
+        slot=request.slot,
+        prompt_id=request.prompt_id,
+        sample_index=request.sample_index,
+        prompt_ids=request.prompt_ids,
+        response_ids=response_ids,
+        loss_mask=np.ones(len(response_ids), dtype=np.bool_),
+        sampling_logprobs=np.full(len(response_ids), np.nan, dtype=np.float32),
+        temperature=1.0,
+        candidate_ids=None,
+        spans=(),
+        finish_reason=finish_reason,
+        origin=origin,
+    )
