@@ -22,13 +22,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import finish, print_table
-from learner.config import LearnerConfig, ObjectiveConfig
+from learner.config import LearnerConfig
 from learner.head import fused_head_loss
-from learner.objectives import Rows, get_objective
+from learner.objectives import ObjectiveConfig, Rows, build_objective
+from learner.objectives.config import Importance, Realisation, Support
 
 VOCABULARY, HIDDEN, K = 49_152, 576, 16
 TOKENS = (1024, 4096)
-VARIANTS = ("plain", "student_topk_reverse_kl", "sampled_reverse_kl")
+OBJECTIVES = {
+    "student_topk_reverse_kl": ObjectiveConfig(k=K),
+    "sampled_reverse_kl": ObjectiveConfig(
+        support=Support.sampled, realisation=Realisation.policy_gradient, importance=Importance.truncated
+    ),
+}
+VARIANTS = ("plain", *OBJECTIVES)
 REPEATS = 3
 MIB = 2**20
 
@@ -58,7 +65,7 @@ def plain(hidden: Tensor, weight: Tensor, rows: Rows) -> None:
 
 
 def fused(name: str) -> Callable[[Tensor, Tensor, Rows], None]:
-    objective = get_objective(name, ObjectiveConfig())
+    objective = build_objective(OBJECTIVES[name])
     chunk = LearnerConfig().head_chunk_tokens
 
     def run(hidden: Tensor, weight: Tensor, rows: Rows) -> None:

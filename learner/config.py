@@ -19,13 +19,6 @@ class WeightTransfer(Enum):
 
 
 @dataclass
-class ObjectiveConfig:
-    name: str = "student_topk_reverse_kl"
-    k: int = 16  # support size, where the objective has one
-    importance_ratio_cap: float = 2.0  # truncation of policy / rollout, where the objective has one
-
-
-@dataclass
 class StudentConfig:
     model: str = "smollm2-135m-instruct"
     trust_remote_code: bool = False

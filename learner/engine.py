@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.batch import Batch, MicroBatch
-from learner.config import LearnerConfig, ObjectiveConfig
+from learner.config import LearnerConfig
 from learner.deepspeed_setup import initialise
 from learner.distributed import join_group
 from learner.evaluation import ExampleDivergence, ExampleSums, TeacherHead, divergences
 from learner.finite import GradientWatch, NonFiniteError
 from learner.head import fused_head_loss
-from learner.objectives import get_objective
+from learner.objectives import ObjectiveConfig, build_objective
 from learner.report import StepReport
 from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
@@ -57,7 +57,7 @@ class LearnerEngine:
         torch.manual_seed(seed)
         self.device = join_group(config.threads, timeout_s)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self._objective = get_objective(objective.name, objective)
+        self._objective = build_objective(objective, seed)
         student = load_student(model_path, config, trust_remote_code)
         self._watch = GradientWatch(student)
         self.deepspeed = initialise(student, config, total_steps)

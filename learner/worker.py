@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from learner.batch import Batch
-from learner.config import LearnerConfig, ObjectiveConfig, StudentConfig
+from learner.config import LearnerConfig, StudentConfig
 from learner.evaluation import ExampleDivergence
+from learner.objectives import ObjectiveConfig
 from learner.report import StepReport
 
 if TYPE_CHECKING:

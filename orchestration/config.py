@@ -8,8 +8,8 @@ from typing import Any, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from learner.config import CheckpointConfig, LearnerConfig, ObjectiveConfig, StudentConfig, WeightTransfer
-from learner.objectives import available, get_objective
+from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
+from learner.objectives import ObjectiveConfig, build_objective
 from rollout.config import DataConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from scoring.config import ScoringConfig, TeacherConfig
 
@@ -197,11 +197,9 @@ def _check_ranges(config: RunConfig) -> None:
 
 def _check_objective(config: RunConfig) -> None:
     name, sampling = config.objective.name, config.sampling
-    if name not in available():
-        raise ConfigError(f"objective.name={name}: unknown; choose one of {', '.join(available())}")
     _require(config.objective.k >= 1, "objective.k", config.objective.k, "must be at least 1")
     truncated = sampling.top_p < 1 or sampling.top_k > 0
-    if get_objective(name, config.objective).requirements.needs_full_softmax_sampling and truncated:
+    if build_objective(config.objective).requirements.needs_full_softmax_sampling and truncated:
         key, value = ("sampling.top_p", sampling.top_p) if sampling.top_p < 1 else ("sampling.top_k", sampling.top_k)
         raise ConfigError(
             f"{key}={value}: the objective {name} needs ratios of full-softmax probabilities, and tokens outside "

@@ -1,28 +1,16 @@
-"""Objectives by name. Adding one is adding one file here and importing it below, which registers it."""
+"""Objectives: composed from configuration, with their gradients in closed form."""
 
-from learner.objectives import sampled_reverse_kl, student_topk_reverse_kl  # noqa: F401 (registration)
-from learner.objectives.base import (
-    Objective,
-    Requirements,
-    Rows,
-    StudentChunk,
-    Support,
-    TeacherChunk,
-    TokenLosses,
-    available,
-    get_objective,
-    register,
-)
+from learner.objectives.base import Objective, Requirements, Rows, StudentChunk, TeacherChunk, TokenLosses
+from learner.objectives.composition import build_objective
+from learner.objectives.config import ObjectiveConfig
 
 __all__ = [
     "Objective",
+    "ObjectiveConfig",
     "Requirements",
     "Rows",
     "StudentChunk",
-    "Support",
     "TeacherChunk",
     "TokenLosses",
-    "available",
-    "get_objective",
-    "register",
+    "build_objective",
 ]

@@ -6,50 +6,31 @@ Objectives never see hidden states, packing or ranks. The head hands each chunk'
 objective and carries the gradient on, so a [tokens, vocabulary] tensor never exists.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from learner.config import ObjectiveConfig
-
-# What a teacher probability of zero counts as, in nats: about float32's smallest normal number.
+# What a probability of zero counts as, in nats: about float32's smallest normal number.
 # A token that the teacher excludes is then a very strong but finite signal.
 LOG_ZERO = -87.0
-
-
-class Support(Enum):
-    """The token ids whose teacher log-probs an objective needs besides the sampled token's."""
-
-    none = "none"
-    student_topk = "student_topk"  # the rollout engine's most likely ids
-    teacher_topk = "teacher_topk"
-    full = "full"  # the teacher's hidden states and head
 
 
 @dataclass(frozen=True)
 class Requirements:
     """What must be known about a trajectory; the composition of a run is checked against it."""
 
-    support: Support
-    k: int = 0  # ids a position, for the top-k supports
-    needs_full_softmax_sampling: bool = False  # top-p and top-k sampling cannot be corrected
-
-    @property
-    def candidates(self) -> int:
-        """How many of its most likely ids the rollout engine must return at each position."""
-        return self.k if self.support is Support.student_topk else 0
-
-    @property
-    def teacher_top_k(self) -> int:
-        return self.k if self.support is Support.teacher_topk else 0
-
-    @property
-    def hidden_states(self) -> bool:
-        return self.support is Support.full
+    candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher marks
+    teacher_top_k: int = 0  # of the teacher's own most likely ids
+    hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
+    needs_full_softmax_sampling: bool = False  # reads sampled tokens; top-p and top-k cannot be corrected
+    reference_logprobs: bool = False
+    task_advantages: bool = False
+    future_advantages: bool = False  # a first pass over the tokens, whose log-ratios are summed from behind
+    discount: float = 0.0  # of future advantages, a token
+    length_normalised: bool = False  # their mean instead of their sum
+    softmax_temperature: float = 1.0  # of both distributions that the objective is given
 
 
 @dataclass(frozen=True)
@@ -75,7 +56,7 @@ class Rows:
     reference_logprobs: Tensor | None = None  # [R], of the targets under the reference model
     example_index: Tensor | None = None  # [R] int64, the trajectory within the step
     slots: Tensor | None = None  # [R] int64, the trajectory within the run: seeds random token masks
-    later_returns: Tensor | None = None  # [R], filled by `Objective.with_returns` where the objective has returns
+    future_advantages: Tensor | None = None  # [R], (discounted) log-ratios of the tokens that follow, detached
 
     def __len__(self) -> int:
         return len(self.target_ids)
@@ -83,21 +64,46 @@ class Rows:
     def slice(self, start: int, stop: int) -> "Rows":
         return Rows(*(None if x is None else x[start:stop] for x in vars(self).values()))
 
+    def require(self, field: str) -> Tensor:
+        """A field that may be missing.
+
+        Raises:
+            ValueError: it is.
+        """
+        value = vars(self)[field]
+        if value is None:
+            raise ValueError(f"objective: needs Rows.{field}, and the batch has none; see {_SOURCES[field]}")
+        return value
+
     def support(self) -> tuple[Tensor, Tensor]:
-        """Ids and teacher log-probs of the support, [R, K] each."""
-        if self.support_ids is None or self.support_teacher_logprobs is None:
-            raise ValueError(
-                "objective.name: this objective needs the teacher's log-probs of a support, and the batch "
-                "has none; request candidates from the rollout engine and pass them to scoring"
-            )
-        return self.support_ids, self.support_teacher_logprobs
+        """The student's most likely ids and the teacher's log-probs of them, [R, K] each."""
+        return self.require("support_ids"), self.require("support_teacher_logprobs")
+
+    def teacher_top(self) -> tuple[Tensor, Tensor]:
+        """The teacher's most likely ids and its log-probs of them, [R, Kt] each."""
+        return self.require("teacher_top_ids"), self.require("teacher_top_logprobs")
+
+
+_SOURCES = {
+    "support_ids": "RolloutRequest.candidates and ScoringRequest.support_ids",
+    "support_teacher_logprobs": "ScoringRequest.support_ids",
+    "teacher_top_ids": "ScoringRequest.top_k",
+    "teacher_top_logprobs": "ScoringRequest.top_k",
+    "teacher_entropy": "TeacherSignal.entropy",
+    "positions": "MicroBatch.positions",
+    "is_special": "MicroBatch.is_special",
+    "task_advantages": "data.verifier and sampling.samples_per_prompt",
+    "reference_logprobs": "objective.reference.model",
+    "slots": "MicroBatch.slots",
+    "future_advantages": "objective.returns",
+}
 
 
 @dataclass(frozen=True)
 class StudentChunk:
     """The student's distribution at C positions, temperature 1; finite unless a logit was NaN."""
 
-    logprobs: Tensor  # [C, V], -inf replaced by the type's lowest number, so that 0 * log 0 is 0
+    logprobs: Tensor  # [C, V], at least LOG_ZERO
     probs: Tensor  # [C, V]
 
     @classmethod
@@ -105,7 +111,7 @@ class StudentChunk:
         """Normalise; `logits_CV` is overwritten and `buffer_CV`, if given, is used instead of new memory."""
         buffer_CV = torch.empty_like(logits_CV) if buffer_CV is None else buffer_CV
         torch.log_softmax(logits_CV, dim=-1, out=buffer_CV)
-        buffer_CV.clamp_(min=torch.finfo(buffer_CV.dtype).min)
+        buffer_CV.clamp_(min=LOG_ZERO)
         torch.exp(buffer_CV, out=logits_CV)
         return cls(logprobs=buffer_CV, probs=logits_CV)
 
@@ -125,6 +131,7 @@ class TeacherChunk:
     """The teacher's whole distribution at C positions; given only if `Requirements.hidden_states`."""
 
     logprobs: Tensor  # [C, V], at least LOG_ZERO; a buffer that the objective may overwrite
+    reverse_kl: Tensor  # [C], KL(student || teacher), exact and detached
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,8 @@ class TokenLosses:
 class Objective(Protocol):
     """A loss of single tokens with its gradient in closed form."""
 
-    requirements: Requirements
+    @property
+    def requirements(self) -> Requirements: ...
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
         """Loss and gradient of C positions; may overwrite the student's and the teacher's tensors."""
@@ -149,36 +157,3 @@ class Objective(Protocol):
 def teacher_floor(logprobs: Tensor) -> Tensor:
     """Log-probs with -inf replaced by `LOG_ZERO`; NaN stays, and stops the run."""
     return logprobs.clamp(min=LOG_ZERO)
-
-
-Factory = Callable[[ObjectiveConfig], Objective]
-FactoryT = TypeVar("FactoryT", bound=Factory)
-
-_FACTORIES: dict[str, Factory] = {}
-
-
-def register(name: str) -> Callable[[FactoryT], FactoryT]:
-    """Make an objective known under `name`, the value of `objective.name`."""
-
-    def add(factory: FactoryT) -> FactoryT:
-        if name in _FACTORIES:
-            raise ValueError(f"objective.name={name} is registered twice")
-        _FACTORIES[name] = factory
-        return factory
-
-    return add
-
-
-def available() -> tuple[str, ...]:
-    return tuple(sorted(_FACTORIES))
-
-
-def get_objective(name: str, config: ObjectiveConfig) -> Objective:
-    """Build the objective registered as `name`.
-
-    Raises:
-        ValueError: no objective has this name.
-    """
-    if name not in _FACTORIES:
-        raise ValueError(f"objective.name={name} is unknown; choose one of: {', '.join(available())}")
-    return _FACTORIES[name](config)

@@ -1,6 +1,6 @@
 """On-policy distillation: the loop.
 
-next_batch ─► step ─► publish ─► advance ─► record ─► evaluate? ─► checkpoint?
+next_batch ─► weigh ─► step ─► publish ─► advance ─► record ─► evaluate? ─► checkpoint?
 """
 
 import asyncio
@@ -10,23 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from learner.batch import Example
-from learner.objectives import get_objective
+from learner.objectives import build_objective
+from learner.objectives.config import TaskRewardMix
 from learner.packing import pack
 from learner.report import StepReport
 from orchestration.clock import StageClock
 from orchestration.config import RunConfig
 from orchestration.evaluation import TEACHER, Answers, Evaluator, Verifier
+from orchestration.gates import passes, with_advantages
 from orchestration.interruption import Interruption
 from orchestration.outcome import EvaluationStore
 from orchestration.pipeline import Cursor, Pipeline
 from orchestration.preparation import Prepared, with_ids
-from orchestration.schedule import PromptSchedule
+from orchestration.states import StateSource
 from orchestration.workers import Workers
-from rollout.trajectory import RolloutRequest, Trajectory
+from rollout.trajectory import Origin, Trajectory
 from scoring.packed_model import shares_prefixes
 from scoring.request import build_request
-from scoring.signal import TeacherSignal
+from scoring.signal import ScoringRequest, TeacherSignal
+
+REFERENCE = "reference"  # key of the model that rewards are extrapolated from
 
 
 class Observer(Protocol):
@@ -64,11 +71,12 @@ class Distillation:
         self._guard = interruption.guard
         self._evaluations = evaluations
         self._verifier = verifier
-        self._requirements = get_objective(config.objective.name, config.objective).requirements
+        self._requirements = build_objective(config.objective).requirements
         self._prompts = with_ids(prepared.train)
-        self._schedule = PromptSchedule(
-            len(prepared.train), config.sampling.samples_per_prompt, config.seed, config.data.shuffle
+        self._states = StateSource(
+            config, prepared.train, self._requirements.candidates, workers.rollouts, workers.teacher_rollouts
         )
+        self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
         self._evaluator = evaluator
         self.pipeline = Pipeline(
             self._roll_out,
@@ -77,6 +85,7 @@ class Distillation:
             max_staleness=config.pipeline.max_staleness,
             total_slots=config.pipeline.steps * config.pipeline.batch_size,
             clock=clock,
+            group_size=config.sampling.samples_per_prompt if self._compares_rewards else 1,
             cursor=cursor,
             version=version,
         )
@@ -85,7 +94,7 @@ class Distillation:
         steps = self.config.pipeline.steps
         self.pipeline.start()
         while self.version < steps:
-            batch = await self._guard(self.pipeline.next_batch())
+            batch = self._weigh(await self._guard(self.pipeline.next_batch()))
             report = await self._learn(batch)
             await self._publish()
             self.pipeline.advance(report.policy_version)
@@ -95,10 +104,21 @@ class Distillation:
             if self._due(self.config.checkpoint.every) and self.version < steps:
                 await observer.save_checkpoint()
 
+    def _weigh(self, batch: Sequence[Example]) -> list[Example]:
+        """The batch with the weights of its gates and, where they are learned from, its task advantages."""
+        gate, prompts = self.config.objective.gate, self._prompts
+        weighed = [
+            replace(e, weight=float(passes(gate, e.trajectory, prompts[e.trajectory.prompt_id].has_context)))
+            for e in batch
+        ]
+        samples = self.config.sampling.samples_per_prompt
+        return with_advantages(weighed, samples) if self._compares_rewards else weighed
+
     async def _learn(self, batch: Sequence[Example]) -> StepReport:
         learner = self.config.learner
         share_prefixes = shares_prefixes(learner.attention)
-        packed = pack(batch, learner.ranks, learner.micro_batch_tokens, self.version, share_prefixes)
+        special_ids = self.prepared.special_ids
+        packed = pack(batch, learner.ranks, learner.micro_batch_tokens, self.version, share_prefixes, special_ids)
         with self.clock.span("learning"):
             report = await self.workers.learner.step(packed)
         self.version = report.policy_version
@@ -115,25 +135,10 @@ class Distillation:
     # What the pipeline calls
 
     async def _roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
-        async for trajectory in self.workers.rollouts.roll_out([self._request(slot) for slot in slots]):
-            self.tokens["rollout"] += len(trajectory.response_ids)
+        async for trajectory in self._states.roll_out(slots):
+            if trajectory.origin is not Origin.DATASET:
+                self.tokens["rollout"] += len(trajectory.response_ids)
             yield trajectory if self._verifier is None else await self._verified(trajectory, self._verifier)
-
-    def _request(self, slot: int) -> RolloutRequest:
-        plan, sampling = self._schedule.plan(slot), self.config.sampling
-        item = self.prepared.train[plan.prompt_index]
-        return RolloutRequest(
-            slot=slot,
-            prompt_id=item.prompt.id,
-            sample_index=plan.sample_index,
-            prompt_ids=item.student_ids,
-            seed=plan.seed,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            candidates=self._requirements.candidates,
-        )
 
     async def _verified(self, trajectory: Trajectory, verifier: Verifier) -> Trajectory:
         text = self.prepared.tokenizer.decode(trajectory.response_ids, skip_special_tokens=True)
@@ -143,9 +148,17 @@ class Distillation:
     async def _score(self, trajectory: Trajectory) -> TeacherSignal:
         item = self._prompts[trajectory.prompt_id]
         request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self._requirements)
-        signal = await self.workers.scorers.score(request)
+        scoring = self.workers.scorers.score(request)
+        signal, reference = await asyncio.gather(scoring, self._reference_logprobs(trajectory))
         self.tokens["scored"] += len(trajectory.response_ids)
-        return signal
+        return replace(signal, reference_logprobs=reference)
+
+    async def _reference_logprobs(self, trajectory: Trajectory) -> NDArray[np.float32] | None:
+        """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
+        if self.workers.reference_scorers is None:
+            return None
+        request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
+        return (await self.workers.reference_scorers.score(request)).logprobs
 
     # Evaluation, and where the weights come from and go to
 
@@ -164,7 +177,8 @@ class Distillation:
         """
         if not self._evaluations.has("teacher"):
             observer.say("the teacher answers the held-out prompts …")
-            self._evaluations.keep("teacher", await self._evaluator.teacher(self.workers.rollouts))
+            engine = self.workers.teacher_rollouts or self.workers.rollouts
+            self._evaluations.keep("teacher", await self._evaluator.teacher(engine))
         if not self._evaluations.has("student_before"):
             observer.say("the student answers them before training …")
             before = await self.evaluate_student()

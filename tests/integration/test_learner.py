@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.batch import Batch, Example
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from learner.config import LearnerConfig, ObjectiveConfig, Schedule
+from learner.config import LearnerConfig, Schedule
 from learner.engine import LearnerEngine
 from learner.evaluation import ExampleDivergence
 from learner.export import export
@@ -24,6 +24,7 @@ from learner.packing import pack
 from learner.report import StepReport
 from rollout.config import DType
 from tests.integration.ranks import Ranks
+from tests.learner.compositions import COMPOSITIONS
 from tests.learner.examples import make_example, make_examples
 from tests.models import make_tiny_model
 
@@ -43,7 +44,7 @@ class Job:
     total_steps: int = 10
 
     def engine(self) -> LearnerEngine:
-        return LearnerEngine(self.config, ObjectiveConfig(name=self.objective), str(self.model), self.total_steps)
+        return LearnerEngine(self.config, COMPOSITIONS[self.objective], str(self.model), self.total_steps)
 
 
 def settings(stage: int = 2, **values: object) -> LearnerConfig:

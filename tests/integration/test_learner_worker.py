@@ -9,7 +9,8 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from learner.config import LearnerConfig, ObjectiveConfig, StudentConfig
+from learner.config import LearnerConfig, StudentConfig
+from learner.objectives import ObjectiveConfig
 from learner.packing import pack
 from learner.worker import LearnerWorker
 from rollout.config import DType

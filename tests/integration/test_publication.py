@@ -10,7 +10,8 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from learner.config import LearnerConfig, ObjectiveConfig, StudentConfig
+from learner.config import LearnerConfig, StudentConfig
+from learner.objectives import ObjectiveConfig
 from learner.report import PublishReport
 from learner.worker import LearnerWorker
 from rollout.config import DType

@@ -8,8 +8,7 @@ import pytest
 import ray
 from transformers import AutoTokenizer
 
-from learner.config import ObjectiveConfig
-from learner.objectives import get_objective
+from learner.objectives import ObjectiveConfig, build_objective
 from rollout.config import DType
 from rollout.prompts import Message, Prompt
 from rollout.rendering import render_prompt, render_teacher_prompt
@@ -63,7 +62,7 @@ def test_teacher_marks_the_students_tokens(
     worker: ray.actor.ActorHandle, tiny_untied: Path, finish: FinishReason, context: str | None
 ) -> None:
     """The same response under either rendering, stopped or cut: packed or alone, what a plain forward says."""
-    needs = get_objective("student_topk_reverse_kl", ObjectiveConfig(k=8)).requirements
+    needs = build_objective(ObjectiveConfig(k=8)).requirements
     tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
     trajectory = make_trajectory(tiny_untied, "Paris, the city of light.", finish, candidates=12)
     assert (trajectory.response_ids[-1] == tokenizer.eos_token_id) == (finish is FinishReason.STOP)

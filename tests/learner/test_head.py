@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from learner.config import ObjectiveConfig
 from learner.head import fused_head_loss, output_head
-from learner.objectives import Rows, get_objective
+from learner.objectives import Rows, build_objective
+from tests.learner.compositions import COMPOSITIONS
 
-V, D, K = 97, 24, 5
+V, D, K = 97, 24, 16
 
 
 def make_case(
@@ -59,7 +59,7 @@ def fused(
 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     """Value and gradients of the fused head, taken in float32."""
     leaves = [x.detach().float().requires_grad_() for x in (hidden, weight, bias) if x is not None]
-    objective = get_objective(name, ObjectiveConfig())
+    objective = build_objective(COMPOSITIONS[name])
     loss, per_token = fused_head_loss(
         leaves[0], leaves[1], leaves[2] if bias is not None else None, rows, objective, chunk
     )
@@ -88,7 +88,7 @@ def test_chunked_equals_unchunked(name: str, chunk: int, dtype: torch.dtype) -> 
 def test_bf16_leaves_get_bf16_gradients() -> None:
     hidden, weight, _, rows = make_case(1, tokens=9, bias=False, dtype=torch.bfloat16)
     _, expected = plain("student_topk_reverse_kl", hidden, weight, None, rows)
-    objective = get_objective("student_topk_reverse_kl", ObjectiveConfig())
+    objective = build_objective(COMPOSITIONS["student_topk_reverse_kl"])
     loss, _ = fused_head_loss(hidden, weight, None, rows, objective, 4)
     (loss * 0.25).backward()
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
@@ -99,7 +99,7 @@ def test_bf16_leaves_get_bf16_gradients() -> None:
 def test_a_tied_head_adds_to_the_embedding_gradient() -> None:
     _, weight, _, rows = make_case(2, tokens=9, bias=False)
     ids = torch.arange(9)
-    objective = get_objective("student_topk_reverse_kl", ObjectiveConfig())
+    objective = build_objective(COMPOSITIONS["student_topk_reverse_kl"])
     loss, _ = fused_head_loss(weight[ids], weight, None, rows, objective, 4)
     loss.backward()
     _, (grad_hidden, grad_weight) = plain("student_topk_reverse_kl", weight[ids], weight, None, rows)
@@ -110,7 +110,7 @@ def test_a_tied_head_adds_to_the_embedding_gradient() -> None:
 
 def test_no_rows_give_a_connected_zero_and_all_metric_names() -> None:
     hidden, weight, bias, rows = make_case(3, tokens=3)
-    objective = get_objective("student_topk_reverse_kl", ObjectiveConfig())
+    objective = build_objective(COMPOSITIONS["student_topk_reverse_kl"])
     loss, per_token = fused_head_loss(hidden[:0], weight, bias, rows.slice(0, 0), objective, 4)
     loss.backward()
     assert loss == 0 and not weight.grad.any() and not hidden.grad.any()
@@ -137,7 +137,7 @@ def test_per_token_values() -> None:
 
 def test_without_gradients_the_value_is_the_same() -> None:
     hidden, weight, bias, rows = make_case(5, tokens=6)
-    objective = get_objective("sampled_reverse_kl", ObjectiveConfig())
+    objective = build_objective(COMPOSITIONS["sampled_reverse_kl"])
     with torch.no_grad():
         value, _ = fused_head_loss(hidden, weight, bias, rows, objective, 4)
     assert not value.requires_grad

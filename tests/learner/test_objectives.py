@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.config import ObjectiveConfig
-from learner.objectives import Objective, Rows, StudentChunk, Support, TokenLosses, available, get_objective
-from learner.objectives.base import LOG_ZERO, register
+from learner.objectives import Objective, Rows, StudentChunk, TokenLosses, build_objective
+from learner.objectives.base import LOG_ZERO
+from tests.learner.compositions import COMPOSITIONS
 
 V, K = 50, 8
-SAMPLED = get_objective("sampled_reverse_kl", ObjectiveConfig())
-TOPK = get_objective("student_topk_reverse_kl", ObjectiveConfig())
+SAMPLED_CONFIG = COMPOSITIONS["sampled_reverse_kl"]
+SAMPLED = build_objective(SAMPLED_CONFIG)
 
 
 def compute(objective: Objective, logits_CV: Tensor, rows: Rows) -> TokenLosses:
@@ -37,6 +37,15 @@ def make_rows(logits_CV: Tensor, logq_CV: Tensor, k: int = K, targets: Tensor | 
         support_ids=ids_CK,
         support_teacher_logprobs=logq_CV.gather(1, ids_CK),
     )
+
+
+def topk(rows: Rows) -> Objective:
+    """The default objective, with the k that the rows have."""
+    return build_objective(replace(COMPOSITIONS["student_topk_reverse_kl"], k=rows.support_ids.shape[1]))
+
+
+def named(name: str, rows: Rows) -> Objective:
+    return SAMPLED if name == "sampled_reverse_kl" else topk(rows)
 
 
 def random_pair(seed: int, positions: int = 5, vocabulary: int = V) -> tuple[Tensor, Tensor]:
@@ -72,7 +81,7 @@ def test_topk_is_the_autograd_of_its_formula() -> None:
         return (logp_CK.exp() * (logp_CK.detach() - rows.support_teacher_logprobs)).sum(-1)
 
     loss, grad = autograd(formula, logits)
-    result = compute(TOPK, logits, rows)
+    result = compute(topk(rows), logits, rows)
     close(result.loss, loss)
     close(result.grad_logits, grad)
 
@@ -100,7 +109,8 @@ def test_sampled_is_the_autograd_of_its_formula(shift: float) -> None:
 def test_topk_over_the_whole_vocabulary_is_the_exact_reverse_kl() -> None:
     logits, logq = random_pair(2)
     loss, grad = full_reverse_kl(logits, logq)
-    result = compute(TOPK, logits, make_rows(logits, logq, k=V))
+    rows = make_rows(logits, logq, k=V)
+    result = compute(topk(rows), logits, rows)
     close(result.loss, loss)
     close(result.grad_logits, grad)
     close(result.metrics["student_tail_mass"], torch.zeros(5, dtype=torch.float64))
@@ -109,7 +119,8 @@ def test_topk_over_the_whole_vocabulary_is_the_exact_reverse_kl() -> None:
 @pytest.mark.parametrize("name", ["sampled_reverse_kl", "student_topk_reverse_kl"])
 def test_student_equal_to_teacher_has_zero_loss_and_gradient(name: str) -> None:
     logits, _ = random_pair(3)
-    result = compute(get_objective(name, ObjectiveConfig()), logits, make_rows(logits, logits.log_softmax(-1)))
+    rows = make_rows(logits, logits.log_softmax(-1))
+    result = compute(named(name, rows), logits, rows)
     close(result.loss, torch.zeros_like(result.loss))
     close(result.grad_logits, torch.zeros_like(logits))
 
@@ -143,7 +154,7 @@ def test_importance_ratio_corrects_a_sampling_temperature() -> None:
     every = torch.arange(V)
     rows = make_rows(logits.expand(V, V), logq.expand(V, V), targets=every)
     rows = replace(rows, sampling_logprobs=tempered[0])
-    uncapped = get_objective("sampled_reverse_kl", ObjectiveConfig(importance_ratio_cap=1e9))
+    uncapped = build_objective(replace(SAMPLED_CONFIG, ratio_cap=1e9))
     grads = compute(uncapped, logits.expand(V, V), rows).grad_logits
     _, exact = full_reverse_kl(logits, logq)
     close((tempered[0].exp()[:, None] * grads).sum(0), exact[0])
@@ -154,7 +165,7 @@ def test_topk_descends_to_the_teacher_on_its_support() -> None:
     logits, logq = random_pair(7, positions=2, vocabulary=12)
     rows = make_rows(logits, logq, k=4)
     for _ in range(20_000):
-        logits = logits - 0.5 * compute(TOPK, logits, rows).grad_logits
+        logits = logits - 0.5 * compute(topk(rows), logits, rows).grad_logits
     on_support = logits.softmax(-1).gather(1, rows.support_ids)
     close(on_support, rows.support_teacher_logprobs.exp(), 1e-6)
 
@@ -162,7 +173,7 @@ def test_topk_descends_to_the_teacher_on_its_support() -> None:
 def test_tail_masses_are_what_lies_outside_the_support() -> None:
     logits, logq = random_pair(8)
     rows = make_rows(logits, logq)
-    metrics = compute(TOPK, logits, rows).metrics
+    metrics = compute(topk(rows), logits, rows).metrics
     outside = torch.ones(5, V, dtype=torch.bool).scatter(1, rows.support_ids, False)
     close(metrics["student_tail_mass"], (logits.softmax(-1) * outside).sum(-1))
     close(metrics["teacher_tail_mass"], (logq.exp() * outside).sum(-1))
@@ -177,7 +188,7 @@ def test_the_order_of_support_ids_does_not_matter() -> None:
         support_ids=rows.support_ids[:, shuffled],
         support_teacher_logprobs=rows.support_teacher_logprobs[:, shuffled],
     )
-    first, second = compute(TOPK, logits, rows), compute(TOPK, logits, other)
+    first, second = compute(topk(rows), logits, rows), compute(topk(rows), logits, other)
     close(first.loss, second.loss)
     close(first.grad_logits, second.grad_logits)
 
@@ -189,7 +200,7 @@ def test_tokens_the_student_cannot_emit_contribute_nothing(name: str) -> None:
     logits[:, 3] = -torch.inf
     rows = make_rows(logits, logq, k=V, targets=targets)
     rows = replace(rows, sampling_logprobs=torch.full((5,), -1.0, dtype=torch.float64))
-    result = compute(get_objective(name, ObjectiveConfig()), logits, rows)
+    result = compute(named(name, rows), logits, rows)
     assert result.grad_logits.isfinite().all() and result.loss.isfinite().all()
     close(result.grad_logits[:, 3], torch.zeros(5, dtype=torch.float64))
 
@@ -202,7 +213,7 @@ def test_tokens_the_teacher_excludes_push_down_with_finite_force(name: str) -> N
     support = rows.support_teacher_logprobs.clone()
     support[:, 0] = -torch.inf  # the student's most likely id, which is also the target
     rows = replace(rows, teacher_logprobs=excluded, support_teacher_logprobs=support)
-    result = compute(get_objective(name, ObjectiveConfig()), logits, rows)
+    result = compute(named(name, rows), logits, rows)
     assert result.grad_logits.isfinite().all()
     assert (result.grad_logits.gather(1, rows.target_ids[:, None]) > 1).all()
     assert (result.loss.abs() < -LOG_ZERO * 10).all()
@@ -212,7 +223,7 @@ def test_tokens_the_teacher_excludes_push_down_with_finite_force(name: str) -> N
 def test_a_nan_of_the_teacher_is_not_hidden(name: str) -> None:
     logits, logq = random_pair(12)
     rows = make_rows(logits, torch.full_like(logq, torch.nan))
-    assert compute(get_objective(name, ObjectiveConfig()), logits, rows).loss.isnan().all()
+    assert compute(named(name, rows), logits, rows).loss.isnan().all()
 
 
 @settings(deadline=None, max_examples=40)
@@ -221,27 +232,20 @@ def test_gradients_sum_to_zero_over_the_vocabulary(positions: int, vocabulary: i
     """Adding a constant to all logits changes no distribution, whatever the shapes and supports."""
     logits, logq = random_pair(seed, positions, vocabulary)
     rows = make_rows(logits, logq, k=max(1, round(share * vocabulary)))
-    for objective in (SAMPLED, TOPK):
+    for objective in (SAMPLED, topk(rows)):
         result = compute(objective, logits, rows)
         close(result.grad_logits.sum(-1), torch.zeros(positions, dtype=torch.float64))
         assert result.loss.shape == (positions,)
 
 
-def test_the_registry_names_what_it_has() -> None:
-    assert available() == ("sampled_reverse_kl", "student_topk_reverse_kl")
-    assert SAMPLED.requirements.needs_full_softmax_sampling
-    assert TOPK.requirements.support is Support.student_topk and TOPK.requirements.k == 16
-    with pytest.raises(ValueError, match=r"objective\.name=nope is unknown.*student_topk_reverse_kl"):
-        get_objective("nope", ObjectiveConfig())
-    with pytest.raises(ValueError, match="registered twice"):
-        register("sampled_reverse_kl")(type(SAMPLED))
-    with pytest.raises(ValueError, match=r"objective\.k=0"):
-        get_objective("student_topk_reverse_kl", ObjectiveConfig(k=0))
-    with pytest.raises(ValueError, match=r"importance_ratio_cap=0"):
-        get_objective("sampled_reverse_kl", ObjectiveConfig(importance_ratio_cap=0))
+def test_requirements_follow_the_composition() -> None:
+    assert SAMPLED.requirements.needs_full_softmax_sampling and SAMPLED.requirements.candidates == 0
+    default = build_objective(COMPOSITIONS["student_topk_reverse_kl"]).requirements
+    assert default.candidates == 16 and not default.hidden_states and not default.needs_full_softmax_sampling
 
 
 def test_a_missing_support_is_named() -> None:
     logits, logq = random_pair(13)
-    with pytest.raises(ValueError, match="needs the teacher's log-probs of a support"):
-        compute(TOPK, logits, replace(make_rows(logits, logq), support_ids=None))
+    rows = make_rows(logits, logq)
+    with pytest.raises(ValueError, match=r"needs Rows\.support_ids.*RolloutRequest\.candidates"):
+        compute(topk(rows), logits, replace(rows, support_ids=None))

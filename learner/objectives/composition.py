@@ -1,0 +1,184 @@
+"""An objective as its configuration composes it: a weighted sum of terms over the same tokens.
+
+Shape suffixes: C positions, K ids that a term touches, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.objectives.base import Objective, Requirements, Rows, StudentChunk, TeacherChunk, TokenLosses
+from learner.objectives.config import (
+    Estimator,
+    Importance,
+    Normalisation,
+    ObjectiveConfig,
+    Realisation,
+    Support,
+    TaskRewardMix,
+    TermConfig,
+)
+from learner.objectives.full import full_term
+from learner.objectives.normalisation import Tail
+from learner.objectives.sampled_term import SampledEstimator, SampledPolicyGradient, Signal
+from learner.objectives.support_term import SupportTerm
+from learner.objectives.term import Term, TermLosses
+from learner.objectives.token_masks import token_weights
+
+_NEEDS_STUDENT_TOP = {
+    Support.student_topk,
+    Support.intersection,
+    Support.union,
+    Support.symmetric_difference,
+}
+_NEEDS_TEACHER_TOP = _NEEDS_STUDENT_TOP - {Support.student_topk} | {Support.teacher_topk}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A term, and which tokens it is taken over."""
+
+    name: str  # "": the objective's own
+    config: TermConfig
+    term: Term
+    seed: int
+
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None, logp_C: Tensor) -> TermLosses:
+        losses = self.term(student, rows, teacher)
+        tokens = token_weights(self.config.tokens, self.seed, rows, logp_C)
+        weights = [weight for weight in (tokens, rows.weights) if weight is not None]
+        if weights or self.config.weight != 1:
+            losses = losses.weighed(torch.full_like(logp_C, self.config.weight) * _product(weights))
+        return losses
+
+    def metrics(self, losses: TermLosses) -> dict[str, Tensor]:
+        prefix = f"{self.name}_" if self.name else ""
+        return {prefix + name: value for name, value in losses.metrics.items()}
+
+
+@dataclass(frozen=True)
+class _FullTerm:
+    config: TermConfig
+
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
+        if teacher is None:
+            raise ValueError("objective.support=full: needs the teacher's hidden states and LM head")
+        loss_C, grad_CV = full_term(student, teacher, self.config)
+        return TermLosses(loss_C, None, grad_CV)
+
+
+def _product(weights: list[Tensor]) -> Tensor | float:
+    return torch.stack(weights).prod(0) if weights else 1.0
+
+
+class ComposedObjective:
+    def __init__(self, requirements: Requirements, parts: list[_Part]) -> None:
+        self.requirements = requirements
+        self._parts = parts
+
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
+        logp_C = student.logprobs_of(rows.target_ids)
+        results = [part(student, rows, teacher, logp_C) for part in self._parts]
+        metrics: dict[str, Tensor] = {}
+        for part, losses in zip(self._parts, results, strict=True):
+            metrics |= part.metrics(losses)
+        loss_C = torch.stack([losses.loss for losses in results]).sum(0)
+        return TokenLosses(loss_C, logit_gradient(student, results), metrics)
+
+
+def logit_gradient(student: StudentChunk, results: list[TermLosses]) -> Tensor:
+    """Through the softmax, once for all terms: dz_j = g_j - p_j sum(g), [C, V]; overwrites the student's probs.
+
+    At most one term may have a tail; its g off the support is p_j g_tail / mass.
+    """
+    total_C = torch.stack([losses.grad.sum(-1) for losses in results]).sum(0)
+    tails = [losses.tail for losses in results if losses.tail is not None]
+    grad_CV = _spread_tail(student, total_C, tails[0]) if tails else student.probs.mul_(-total_C[:, None])
+    for losses in results:
+        if losses.ids is None:
+            grad_CV.add_(losses.grad)
+        else:
+            grad_CV.scatter_add_(1, losses.ids, losses.grad)
+    return grad_CV
+
+
+def _spread_tail(student: StudentChunk, total_C: Tensor, tail: Tail) -> Tensor:
+    total_C1 = (total_C + tail.grad)[:, None]
+    ids_CK = tail.support.ids
+    p_CK = student.probs.gather(1, ids_CK)
+    grad_CV = student.probs.mul_((tail.grad / tail.mass)[:, None] - total_C1)
+    on_support_CK = torch.where(tail.support.inside(), -total_C1 * p_CK, grad_CV.gather(1, ids_CK))
+    return grad_CV.scatter_(1, ids_CK, on_support_CK)
+
+
+def build_objective(config: ObjectiveConfig, seed: int = 0) -> Objective:
+    """The objective that `config` composes.
+
+    Args:
+        seed: of the run; random token masks are drawn from it.
+
+    Ranges and combinations are checked by `rules`.
+
+    Raises:
+        ValueError: a composition that cannot be computed or has an expected gradient of zero.
+    """
+    terms = {"": config, **config.further_terms}
+    if sum(term.normalisation is Normalisation.tail for term in terms.values()) > 1:
+        raise ValueError("objective.further_terms: only one term may have normalisation=tail; use raw for the others")
+    return ComposedObjective(_requirements(config, terms), list(_parts(config, terms, seed)))
+
+
+def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_Part]:
+    """Every term; after a first term on more than the sampled token, what it answers for later, on the sampled one."""
+    task = config.task_reward if config.task_reward.mix is not TaskRewardMix.none else None
+    returns = config.returns.discount > 0
+    extrapolation = config.reference.extrapolation if config.reference.model is not None else None
+    for name, term in terms.items():
+        own_returns = returns and not name
+        if term.support is not Support.sampled:
+            yield _Part(name, term, _FullTerm(term) if term.support is Support.full else SupportTerm(term), seed)
+        elif term.realisation is Realisation.direct:
+            yield _Part(name, term, _estimator(term), seed)
+        else:
+            signal = Signal(future=own_returns, extrapolation=extrapolation, task=task)
+            yield _Part(name, term, SampledPolicyGradient(term, signal), seed)
+            task = None
+        if own_returns and term.support is not Support.sampled:
+            signal = Signal(own=False, future=True)
+            yield _Part("returns", term, SampledPolicyGradient(term, signal), seed)
+
+
+def _estimator(term: TermConfig) -> Term:
+    if term.estimator is Estimator.k1:
+        raise ValueError(
+            "objective.estimator=k1 with realisation=direct: the expected gradient is zero, the teacher vanishes from "
+            "it; use realisation=policy_gradient, or estimator=k2 (reverse KL) or k3 (forward KL)"
+        )
+    if term.importance is Importance.ppo_clip:
+        raise ValueError(
+            f"objective.importance=ppo_clip with estimator={term.estimator.value}: the clip bounds an advantage, and a "
+            "back-propagated estimator has none; use importance=truncated, or realisation=policy_gradient"
+        )
+    return SampledEstimator(term)
+
+
+def _requirements(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> Requirements:
+    returns = config.returns
+
+    def largest(supports: set[Support]) -> int:
+        return max((term.k for term in terms.values() if term.support in supports), default=0)
+
+    return Requirements(
+        candidates=largest(_NEEDS_STUDENT_TOP),
+        teacher_top_k=largest(_NEEDS_TEACHER_TOP),
+        hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),
+        needs_full_softmax_sampling=returns.discount > 0 or any(t.support is Support.sampled for t in terms.values()),
+        reference_logprobs=config.reference.model is not None,
+        task_advantages=config.task_reward.mix is not TaskRewardMix.none,
+        future_advantages=returns.discount > 0,
+        discount=returns.discount,
+        length_normalised=returns.length_normalised,
+        softmax_temperature=config.teacher_temperature,
+    )

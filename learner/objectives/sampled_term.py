@@ -1,0 +1,90 @@
+"""Terms that know the sampled token y alone.
+
+Shape suffixes: C positions.
+
+    policy gradient    loss = -sg(w shape(A)) log p(y),  E[-A grad log p(y)] = the divergence's gradient
+    k2                 loss = w (log p(y) - log q(y))^2 / 2,   g = w (log p(y) - log q(y)):  reverse KL in expectation
+    k3                 loss = w (r - 1 - log r),  r = q(y)/p(y),  g = w (1 - r):  forward KL in expectation
+
+A is log q(y) - log p(y) for the reverse KL. w corrects for the distribution that y was drawn from.
+Estimators: Schulman, "Approximating KL Divergence", 2020; exact-KL control variate: arXiv 2605.07865; reward
+extrapolation: arXiv 2602.12125; returns over later tokens: Gu et al., "MiniLLM", arXiv 2306.08543.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.objectives.base import Rows, StudentChunk, TeacherChunk, teacher_floor
+from learner.objectives.config import Divergence, Estimator, TaskRewardConfig, TaskRewardMix, TermConfig
+from learner.objectives.divergences import divergence_of
+from learner.objectives.importance import policy_gradient, truncated_weight
+from learner.objectives.shaping import shaping_of
+from learner.objectives.term import TermLosses
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a sampled token's advantage is made of."""
+
+    own: bool = True  # the divergence at the token
+    future: bool = False  # the log-ratios of the tokens that follow
+    extrapolation: float | None = None  # of the teacher's reward over the reference; None: there is no reference
+    task: TaskRewardConfig | None = None  # the trajectory's task reward
+
+
+class SampledPolicyGradient:
+    def __init__(self, term: TermConfig, signal: Signal) -> None:
+        self._config, self._signal = term, signal
+        self._divergence, self._shape = divergence_of(term), shaping_of(term)
+
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
+        logp = student.logprobs_of(rows.target_ids)
+        advantage = self._mix(self._shape(self._advantage(logp, rows, teacher)), rows)
+        weighted = policy_gradient(self._config, advantage, logp, rows.sampling_logprobs)
+        metrics = {"advantage": advantage, **weighted.metrics}
+        return TermLosses(weighted.loss, rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics)
+
+    def _advantage(self, logp: Tensor, rows: Rows, teacher: TeacherChunk | None) -> Tensor:
+        advantage = self._own(logp, rows) if self._signal.own else torch.zeros_like(logp)
+        if self._signal.future:
+            advantage = advantage + rows.require("future_advantages")
+        if self._config.control_variate:
+            if teacher is None:
+                raise ValueError("objective.control_variate=true: needs the teacher's hidden states and LM head")
+            advantage = advantage + teacher.reverse_kl
+        return advantage
+
+    def _own(self, logp: Tensor, rows: Rows) -> Tensor:
+        logq, extrapolation = teacher_floor(rows.teacher_logprobs), self._signal.extrapolation
+        if extrapolation is not None and self._config.divergence is Divergence.reverse_kl:
+            reference = teacher_floor(rows.require("reference_logprobs"))
+            return extrapolation * (logq - reference) - (logp - reference)
+        return self._divergence.advantage(logp, logq) - self._divergence.baseline
+
+    def _mix(self, advantage: Tensor, rows: Rows) -> Tensor:
+        task = self._signal.task
+        if task is None:
+            return advantage
+        of_task = 1 - task.share if task.mix is TaskRewardMix.convex else 1.0
+        return task.share * advantage + of_task * rows.require("task_advantages")
+
+
+class SampledEstimator:
+    """k2 or k3, back-propagated."""
+
+    def __init__(self, term: TermConfig) -> None:
+        self._config = term
+
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
+        logp = student.logprobs_of(rows.target_ids)
+        gap = logp - teacher_floor(rows.teacher_logprobs)
+        if self._config.estimator is Estimator.k2:
+            loss, grad = gap.square() / 2, gap
+        else:
+            grad = -(-gap).expm1()
+            loss = gap - grad
+        weight, metrics = truncated_weight(self._config, logp, rows.sampling_logprobs)
+        ids = rows.target_ids[:, None]
+        return TermLosses(weight * loss, ids, (weight * grad)[:, None], metrics=metrics)
