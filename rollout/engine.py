@@ -262,6 +262,9 @@ def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, 
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="uni" if in_process else None,
         enforce_eager=config.enforce_eager,
+        # A request with a seed whose prompt is split over two forwards rewinds its generator in between, which
+        # CPU generators cannot do: the engine would die.
+        enable_chunked_prefill=not on_cpu,
         enable_prefix_caching=True,
         logprobs_mode="processed_logprobs",
         max_logprobs=-1,

@@ -49,6 +49,14 @@ def test_a_group_repeats_token_by_token(tied_student: Student) -> None:
         np.testing.assert_array_equal(one.response_ids, other.response_ids)
 
 
+def test_prompts_that_do_not_fit_into_one_forward_together(tied_student: Student) -> None:
+    long = [request(i, prompt_tokens=300, max_tokens=4) for i in range(20)]
+    assert sum(len(one.prompt_ids) for one in long) > 4096  # what vLLM runs in one forward, unless told otherwise
+    for trajectory in tied_student.generate(long):
+        expected = sampled(reference_logprobs(tied_student.model, trajectory), trajectory)
+        np.testing.assert_allclose(trajectory.sampling_logprobs, expected, atol=1e-3)
+
+
 def test_the_seed_of_a_request_decides_its_tokens(tied_student: Student) -> None:
     group = [request(7), replace(request(7), slot=8), replace(request(7), slot=9, seed=5)]
     first, same, other = (t.response_ids.tolist() for t in tied_student.generate(group))
