@@ -8,16 +8,17 @@ from transformers import PreTrainedTokenizerBase
 from learner.batch import Example
 from learner.report import StepReport
 from orchestration.tracking import Sample
-from rollout.trajectory import FinishReason
+from rollout.trajectory import FinishReason, Origin
 
 HEALTH = ("rollout_logprob_gap_mean", "rollout_logprob_gap_max")
 
 
 def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[str, float]) -> dict[str, float]:
     """Every number of a step; `seconds` are those of each stage since the step before."""
-    rewards = [e.trajectory.reward for e in batch if e.trajectory.reward is not None]
+    own = [e.trajectory for e in batch if e.trajectory.origin is Origin.STUDENT]
+    rewards = [t.reward for t in own if t.reward is not None]
     lengths = [len(e.trajectory.response_ids) for e in batch]
-    ages = [report.policy_version - 1 - e.trajectory.oldest_version for e in batch]
+    ages = [report.policy_version - 1 - t.oldest_version for t in own] or [0]  # others' sequences do not age
     metrics = {
         "train/loss": report.loss,
         "train/grad_norm": report.grad_norm,
@@ -34,6 +35,11 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
         "time/learn_cpu": report.cpu_seconds,
         **{f"time/{stage}": value for stage, value in seconds.items()},
     }
+    if len(own) < len(batch):
+        metrics["rollout/student_share"] = len(own) / len(batch)
+    shut = sum(e.weight == 0 for e in batch)
+    if shut:
+        metrics["train/gated_share"] = shut / len(batch)
     if rewards:
         metrics["rollout/accuracy"] = float(np.mean(rewards))
     return metrics
@@ -46,7 +52,8 @@ def _token_mean(values: Sequence[np.ndarray]) -> float:
 def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
     """The trajectory as a person reads it, token by token."""
     trajectory, signal = example.trajectory, example.signal
-    student, teacher = trajectory.sampling_logprobs, signal.logprobs
+    student = trajectory.sampling_logprobs if trajectory.origin is Origin.STUDENT else None
+    teacher = signal.logprobs
     return Sample(
         prompt_id=trajectory.prompt_id,
         sample_index=trajectory.sample_index,
@@ -54,7 +61,7 @@ def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
         response=tokenizer.decode(trajectory.response_ids, skip_special_tokens=True),
         reward=trajectory.reward,
         tokens=tuple(tokenizer.decode([token]) for token in trajectory.response_ids),
-        student_logprobs=tuple(round(float(x), 4) for x in student),
+        student_logprobs=None if student is None else tuple(round(float(x), 4) for x in student),
         teacher_logprobs=tuple(round(float(x), 4) for x in teacher),
-        mean_log_ratio=float((teacher - student).mean()),
+        mean_log_ratio=None if student is None else float((teacher - student).mean()),
     )

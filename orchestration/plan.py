@@ -7,22 +7,31 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestration.config import ConfigError, RunConfig
+from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
 from orchestration.run_directory import locate
 
 
+def _rollout_workers(config: RunConfig) -> int:
+    return config.rollout.workers * (2 if needs_teacher_rollouts(config) else 1)
+
+
+def _scoring_workers(config: RunConfig) -> int:
+    return config.scoring.workers * (2 if needs_reference_scorers(config) else 1)
+
+
 def required_cpus(config: RunConfig) -> float:
     return (
-        config.rollout.workers * config.rollout.cpus_per_worker
-        + config.scoring.workers * config.scoring.cpus_per_worker
+        _rollout_workers(config) * config.rollout.cpus_per_worker
+        + _scoring_workers(config) * config.scoring.cpus_per_worker
         + config.learner.ranks * config.learner.cpus_per_rank
     )
 
 
 def required_gpus(config: RunConfig) -> float:
     return (
-        config.rollout.workers * config.rollout.gpus_per_worker
-        + config.scoring.workers * config.scoring.gpus_per_worker
+        _rollout_workers(config) * config.rollout.gpus_per_worker
+        + _scoring_workers(config) * config.scoring.gpus_per_worker
         + config.learner.ranks * config.learner.gpus_per_rank
     )
 
@@ -64,7 +73,7 @@ def print_plan(config: RunConfig, prepared: Prepared) -> None:
         "steps": f"{pipeline.steps} of {pipeline.batch_size} trajectories, at most {sampling.max_tokens} tokens each, "
         f"temperature {sampling.temperature:g}",
         "staleness": "strictly on-policy" if staleness == 0 else f"at most {staleness}",
-        "workers": f"{config.rollout.workers} rollout, {config.scoring.workers} scoring, "
+        "workers": f"{_rollout_workers(config)} rollout, {_scoring_workers(config)} scoring, "
         f"{config.learner.ranks} learner rank(s), ZeRO-{config.learner.zero_stage}, {config.learner.dtype.value}",
         "resources": f"{required_cpus(config):g} CPUs, {required_gpus(config):g} GPUs",
         "outputs": str(locate(config)),

@@ -9,11 +9,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from orchestration.config import ConfigError, RunConfig
 from orchestration.models import resolve_model
+from orchestration.needs import INITIAL_STUDENT, learns_from_data
 from rollout.config import OverLength, PromptSourceConfig
 from rollout.prompts import Prompt
-from rollout.rendering import render_prompt, render_teacher_prompt
+from rollout.rendering import render_completion, render_prompt, render_teacher_prompt
 from rollout.sources import load_prompts
-from scoring.packed_model import refuse_transformed_logits, refuse_unpackable_layers
+from scoring.packed_model import refuse_unpackable_layers
 
 ANSWER = "{answer}"  # in teacher.context
 
@@ -25,12 +26,19 @@ class RenderedPrompt:
     prompt: Prompt
     student_ids: NDArray[np.int32]  # [P]
     teacher_ids: NDArray[np.int32]  # [P'], privileged context included
+    completion_ids: NDArray[np.int32] | None = None  # [T], the data's own response, where it is learned from
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the teacher sees more than the student."""
+        return not np.array_equal(self.student_ids, self.teacher_ids)
 
 
 @dataclass(frozen=True)
 class Prepared:
     student_path: str
     teacher_path: str
+    reference_path: str | None  # of the model that rewards are extrapolated from
     tokenizer: PreTrainedTokenizerBase
     train: tuple[RenderedPrompt, ...]
     heldout: tuple[RenderedPrompt, ...]
@@ -39,6 +47,12 @@ class Prepared:
     @property
     def teacher_is_initial_student(self) -> bool:
         return self.student_path == self.teacher_path
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that the tokenizer reserves, EOS among them."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset({*self.tokenizer.all_special_ids, *(token for token, entry in added if entry.special)})
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -50,14 +64,18 @@ def prepare(config: RunConfig) -> Prepared:
     student_path = resolve_model(config.student.model, "student.model")
     teacher_path = resolve_model(config.teacher.model, "teacher.model")
     tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
+    reference_path = _resolve_reference(config, student_path)
     if teacher_path != student_path:
-        _check_tokenizers(config, tokenizer, teacher_path)
+        _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
+    if reference_path not in (None, student_path, teacher_path):
+        _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
     train = _load(config.data.train, "data.train")
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
     if student_path == teacher_path:
         _check_teacher_differs(config, [*train, *heldout])
-    limit = _length_limit(config, student_path, teacher_path)
+    limit = _length_limit(config, *{student_path, teacher_path, reference_path or student_path})
     rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
+    rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]
     kept_train = tuple(item for item, ok in zip(rendered[: len(train)], fits[: len(train)], strict=True) if ok)
     kept_heldout = tuple(item for item, ok in zip(rendered[len(train) :], fits[len(train) :], strict=True) if ok)
@@ -66,7 +84,15 @@ def prepare(config: RunConfig) -> Prepared:
             raise ConfigError(
                 f"data.{name}: no prompt fits in {limit} tokens with its response; raise rollout.max_model_len"
             )
-    return Prepared(student_path, teacher_path, tokenizer, kept_train, kept_heldout, fits.count(False))
+    paths = student_path, teacher_path, reference_path
+    return Prepared(*paths, tokenizer, kept_train, kept_heldout, fits.count(False))
+
+
+def _resolve_reference(config: RunConfig, student_path: str) -> str | None:
+    model = config.objective.reference.model
+    if model is None or model == INITIAL_STUDENT:
+        return student_path if model else None
+    return resolve_model(model, "objective.reference.model")
 
 
 def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
@@ -77,6 +103,25 @@ def _render(prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBas
     student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
     teacher_ids = render_teacher_prompt(tokenizer, prompt, _context(prompt, config), config.data.system_prompt)
     return RenderedPrompt(prompt, student_ids, teacher_ids)
+
+
+def _with_completions(
+    items: Sequence[RenderedPrompt], config: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[RenderedPrompt]:
+    """The training prompts with the data's own responses, if some are learned from."""
+    if not learns_from_data(config):
+        return list(items)
+    return [replace(item, completion_ids=render_completion(tokenizer, _completion(item, config))) for item in items]
+
+
+def _completion(item: RenderedPrompt, config: RunConfig) -> str:
+    if item.prompt.completion is None:
+        raise ConfigError(
+            f"objective.states.others=dataset: training prompt {item.prompt.id!r} has no completion; set "
+            f"data.train.completion_column={config.data.train.completion_column} to the column of the responses, end "
+            "the messages with the assistant's, or set objective.states.others=teacher"
+        )
+    return item.prompt.completion
 
 
 def _context(prompt: Prompt, config: RunConfig) -> str | None:
@@ -96,7 +141,6 @@ def _length_limit(config: RunConfig, *model_paths: str) -> int:
     limit = config.rollout.max_model_len
     for path in model_paths:
         model = AutoConfig.from_pretrained(path)
-        refuse_transformed_logits(model)
         refuse_unpackable_layers(model)
         positions = getattr(model, "max_position_embeddings", limit)
         if positions < limit:
@@ -117,19 +161,20 @@ def _fits(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:
     return longest <= limit
 
 
-def _check_tokenizers(config: RunConfig, student: PreTrainedTokenizerBase, teacher_path: str) -> None:
-    teacher = AutoTokenizer.from_pretrained(teacher_path, trust_remote_code=config.teacher.trust_remote_code)
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
+def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that scores the student's tokens with another tokenizer."""
+    other = AutoTokenizer.from_pretrained(path, trust_remote_code=config.teacher.trust_remote_code)
+    ours, theirs = student.get_vocab(), other.get_vocab()
     if ours != theirs:
         different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
         raise ConfigError(
-            f"teacher.model={config.teacher.model}: its tokenizer differs from the student's in {len(different)} "
-            f"tokens (first: {different[0]!r}, {ours.get(different[0])} here and {theirs.get(different[0])} there); "
-            "token log-probs are comparable only with one vocabulary: choose a teacher of the same family"
+            f"{key}={path}: its tokenizer differs from the student's in {len(different)} tokens "
+            f"(first: {different[0]!r}, {ours.get(different[0])} here and {theirs.get(different[0])} there); "
+            "token log-probs are comparable only with one vocabulary: choose a model of the same family"
         )
-    if student.eos_token_id != teacher.eos_token_id:
+    if student.eos_token_id != other.eos_token_id:
         raise ConfigError(
-            f"teacher.model={config.teacher.model}: its tokenizer ends a text with id {teacher.eos_token_id} and the "
+            f"{key}={path}: its tokenizer ends a text with id {other.eos_token_id} and the "
             f"student's with {student.eos_token_id}; set the same eos_token in both tokenizer_config.json"
         )
 

@@ -21,6 +21,7 @@ from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
 from orchestration.interruption import Interrupted, Interruption
 from orchestration.metrics import sample, step_metrics
+from orchestration.needs import needs_teacher_rollouts
 from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
 from orchestration.plots import draw_curves
 from orchestration.preparation import Prepared
@@ -146,9 +147,11 @@ class Run:
     async def _teacher_answers(self, cluster: Cluster) -> None:
         """Let a teacher with weights of its own answer, on an engine that is gone before the workers start.
 
-        A teacher with the student's initial weights answers on the student's engine, before it is trained.
+        A teacher with the student's initial weights answers on the student's engine, before it is trained; one whose
+        sequences are learned from has an engine throughout.
         """
-        if self.prepared.teacher_is_initial_student or self.evaluations.has("teacher"):
+        has_engine_later = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
+        if has_engine_later or self.evaluations.has("teacher"):
             return
         self.say("the teacher answers the held-out prompts, on an engine of its own …")
         path = self.prepared.teacher_path

@@ -25,9 +25,9 @@ class Sample:
     response: str
     reward: float | None
     tokens: tuple[str, ...]
-    student_logprobs: tuple[float, ...]  # under the sampling distribution
+    student_logprobs: tuple[float, ...] | None  # under the sampling distribution; None if it did not sample them
     teacher_logprobs: tuple[float, ...]
-    mean_log_ratio: float  # teacher minus student, nats a token
+    mean_log_ratio: float | None  # teacher minus student, nats a token
 
 
 class Tracker:

@@ -18,9 +18,12 @@ from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
 from orchestration.cluster import Cluster, Worker, WorkerFailure
 from orchestration.config import RunConfig
+from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
+from orchestration.streams import merged
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.worker import RolloutWorker
+from scoring.lm_head import LMHead
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
 
@@ -68,35 +71,14 @@ class RolloutGroup:
 
     async def roll_out(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
         """Yield each trajectory as it finishes, whichever worker it comes from."""
-        shares = [requests[i :: len(self.workers)] for i in range(len(self.workers))]
-        finished: asyncio.Queue[Trajectory | BaseException | None] = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._drain(worker, share, finished))
+        shares = [list(requests[i :: len(self.workers)]) for i in range(len(self.workers))]
+        streams = [
+            worker.stream("generate", share, deadline=self._deadline)
             for worker, share in zip(self.workers, shares, strict=True)
             if share
         ]
-        try:
-            running = len(tasks)
-            while running:
-                item = await finished.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    running -= 1
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _drain(self, worker: Worker, share: Sequence[RolloutRequest], finished: asyncio.Queue) -> None:
-        try:
-            async for trajectory in worker.stream("generate", list(share), deadline=self._deadline):
-                finished.put_nowait(trajectory)
-        except Exception as error:
-            finished.put_nowait(error)
-        else:
-            finished.put_nowait(None)
+        async for trajectory in merged(streams):
+            yield trajectory
 
     async def stop(self) -> None:
         await _call_all(self.workers, "shutdown", deadline=self._deadline)
@@ -111,7 +93,7 @@ class ScoringGroup:
         self._outstanding = [0] * len(workers)  # tokens
 
     @classmethod
-    async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "ScoringGroup":
+    async def start(cls, config: RunConfig, model_path: str, cluster: Cluster, name: str = "scoring") -> "ScoringGroup":
         settings = config.scoring
         actor = ray.remote(ScoringWorker).options(
             num_cpus=settings.cpus_per_worker,
@@ -119,8 +101,8 @@ class ScoringGroup:
             runtime_env=_thread_environment(settings.threads),
             max_concurrency=1000,
         )
-        handles = [actor.remote(prepared.teacher_path, config.teacher, settings) for _ in range(settings.workers)]
-        workers = await _adopt("scoring", handles, cluster, config.timeouts.start)
+        handles = [actor.remote(model_path, config.teacher, settings) for _ in range(settings.workers)]
+        workers = await _adopt(name, handles, cluster, config.timeouts.start)
         await _call_all(workers, "ready", deadline=config.timeouts.start)
         return cls(workers, config.timeouts.scoring)
 
@@ -137,7 +119,7 @@ class ScoringGroup:
     async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         return list(await asyncio.gather(*(self.score(request) for request in requests)))
 
-    async def lm_head(self) -> Any:
+    async def lm_head(self) -> LMHead:
         return await self.workers[0].call("lm_head", deadline=self._deadline)
 
 
@@ -189,9 +171,8 @@ class LearnerGroup:
         everywhere = await self._all("evaluate", ray.put(batch), teacher, deadline=self._timeouts.learning)
         return everywhere[0]
 
-    async def set_teacher_head(self, teacher: str, head: Any) -> None:
-        weight, bias = head
-        await self._all("set_teacher_head", teacher, ray.put(weight), bias, deadline=self._timeouts.learning)
+    async def set_teacher_head(self, teacher: str, head: LMHead) -> None:
+        await self._all("set_teacher_head", teacher, ray.put(head), deadline=self._timeouts.learning)
 
     async def save_checkpoint(self, directory: str) -> None:
         await self._all("save_checkpoint", directory, deadline=self._timeouts.checkpoint)
@@ -208,10 +189,14 @@ class LearnerGroup:
 
 @dataclass(frozen=True)
 class Workers:
+    """Everybody at work; the last two only where the objective needs them."""
+
     cluster: Cluster
     rollouts: RolloutGroup
     scorers: ScoringGroup
     learner: LearnerGroup
+    teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences
+    reference_scorers: ScoringGroup | None = None  # `scorers` themselves where the teacher is the reference
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Workers":
@@ -220,12 +205,16 @@ class Workers:
         Raises:
             WorkerFailure: one of them could not start; the message has its last words.
         """
-        rollouts, scorers, learner = await asyncio.gather(
+        rollouts, scorers, learner, teacher_rollouts, reference_scorers = await asyncio.gather(
             RolloutGroup.start(config, prepared.student_path, cluster),
-            ScoringGroup.start(config, prepared, cluster),
+            ScoringGroup.start(config, prepared.teacher_path, cluster),
             LearnerGroup.start(config, prepared, cluster),
+            _start_teacher_rollouts(config, prepared, cluster),
+            _start_reference_scorers(config, prepared, cluster),
         )
-        return cls(cluster, rollouts, scorers, learner)
+        if prepared.reference_path is not None and reference_scorers is None:
+            reference_scorers = scorers
+        return cls(cluster, rollouts, scorers, learner, teacher_rollouts, reference_scorers)
 
     async def obituaries(self) -> dict[str, str]:
         """The last words of every worker that is dead, by name."""
@@ -234,4 +223,21 @@ class Workers:
 
     @property
     def all(self) -> list[Worker]:
-        return [*self.rollouts.workers, *self.scorers.workers, *self.learner.workers]
+        found = [*self.rollouts.workers, *self.scorers.workers, *self.learner.workers]
+        if self.teacher_rollouts is not None:
+            found += self.teacher_rollouts.workers
+        if self.reference_scorers is not None and self.reference_scorers is not self.scorers:
+            found += self.reference_scorers.workers
+        return found
+
+
+async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
+    if not needs_teacher_rollouts(config):
+        return None
+    return await RolloutGroup.start(config, prepared.teacher_path, cluster, name="teacher-rollout")
+
+
+async def _start_reference_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
+    if not needs_reference_scorers(config) or prepared.reference_path is None:
+        return None
+    return await ScoringGroup.start(config, prepared.reference_path, cluster, name="reference")

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from orchestration.config import ConfigError
-from orchestration.plan import check_resources
+from orchestration.plan import check_resources, required_cpus
 from orchestration.preparation import Prepared, prepare
 from tests.models import make_tiny_model
 from tests.orchestration.test_config import configured
@@ -104,11 +104,65 @@ def test_a_context_longer_than_the_model_is_refused(overrides: list[str]) -> Non
     assert "rollout.max_model_len" in refusal(overrides, "rollout.max_model_len=100000")
 
 
+def test_special_tokens_and_contexts_are_known(overrides: list[str]) -> None:
+    found = prepared(overrides)
+    assert found.special_ids == {0, 1, 2}
+    assert not any(item.has_context for item in found.train)
+    assert all(item.has_context for item in prepared(overrides, "teacher.context=Be brief.").train)
+
+
+FROM_DATA = ("objective=gkd", "objective.states.student_share=0.5", "objective.states.others=dataset")
+
+
+def test_completions_are_rendered_where_they_are_learned_from(overrides: list[str]) -> None:
+    assert all(item.completion_ids is None for item in prepared(overrides).train)
+    found = prepared(overrides, *FROM_DATA, "data.train.completion_column=answer")
+    texts = [found.tokenizer.decode(item.completion_ids) for item in found.train]
+    assert texts == [f"{2 * i}<|im_end|>" for i in range(6)]
+    assert all(item.completion_ids is None for item in found.heldout)
+
+
+def test_learning_from_data_without_completions_is_refused(overrides: list[str]) -> None:
+    text = refusal(overrides, *FROM_DATA)
+    assert "objective.states.others=dataset" in text and "data.train.completion_column=completion" in text
+
+
+EXTRAPOLATION = "objective=reward_extrapolation"
+
+
+def test_the_reference_is_found(overrides: list[str], tiny_tied: Path, tiny_untied: Path) -> None:
+    assert prepared(overrides).reference_path is None
+    for model, path in (("student", tiny_tied), (tiny_untied, tiny_untied)):
+        found = prepared(overrides, EXTRAPOLATION, f"objective.reference.model={model}")
+        assert found.reference_path == str(path)
+    text = refusal(overrides, EXTRAPOLATION, "objective.reference.model=/nowhere/model")
+    assert "objective.reference.model" in text
+
+
+def test_a_reference_of_another_tokenizer_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    text = refusal(overrides, EXTRAPOLATION, f"objective.reference.model={other}")
+    assert "objective.reference.model" in text and "<|new|>" in text
+
+
+def test_workers_are_counted_with_those_of_the_objective(overrides: list[str], tiny_untied: Path) -> None:
+    plain = required_cpus(configured(*overrides))
+    assert required_cpus(configured(*overrides, "objective=gkd", "objective.states.student_share=0.5")) == plain + 1
+    assert required_cpus(configured(*overrides, *FROM_DATA)) == plain
+    extrapolated = [*overrides, EXTRAPOLATION, "objective.reference.model=student"]
+    assert required_cpus(configured(*extrapolated)) == plain + 0.5
+    teacher_scores = f"objective.reference.model={tiny_untied}"
+    assert required_cpus(configured(*overrides, EXTRAPOLATION, teacher_scores)) == plain
+
+
 def test_a_model_that_would_be_computed_wrongly_is_refused(overrides: list[str], tmp_path: Path) -> None:
-    capped = make_tiny_model(tmp_path / "capped", tied=True)
-    settings = json.loads((capped / "config.json").read_text()) | {"final_logit_softcapping": 30.0}
-    (capped / "config.json").write_text(json.dumps(settings))
-    assert "final_logit_softcapping=30.0" in refusal(overrides, f"student.model={capped}")
+    recurrent = make_tiny_model(tmp_path / "recurrent", tied=True)
+    settings = json.loads((recurrent / "config.json").read_text()) | {"layer_types": ["linear_attention"] * 2}
+    (recurrent / "config.json").write_text(json.dumps(settings))
+    assert "linear_attention" in refusal(overrides, f"student.model={recurrent}")
 
 
 def test_more_workers_than_the_cluster_has_are_refused() -> None:

@@ -1,0 +1,25 @@
+"""What an objective needs of a run beside the student, its engine and its teacher."""
+
+from learner.objectives.config import OtherStates
+from orchestration.config import RunConfig
+
+INITIAL_STUDENT = "student"  # as objective.reference.model
+
+
+def learns_from_data(config: RunConfig) -> bool:
+    """Whether some sequences are the data's completions."""
+    states = config.objective.states
+    return states.student_share < 1 and states.others is OtherStates.dataset
+
+
+def needs_teacher_rollouts(config: RunConfig) -> bool:
+    """Whether engines have to sample from the teacher all through the run."""
+    states = config.objective.states
+    return states.student_share < 1 and states.others is OtherStates.teacher
+
+
+def needs_reference_scorers(config: RunConfig) -> bool:
+    """Whether a model that is not the teacher has to score as well; the teacher's workers can serve two prompts."""
+    model = config.objective.reference.model
+    name = config.student.model if model == INITIAL_STUDENT else model
+    return name is not None and name != config.teacher.model
