@@ -21,10 +21,9 @@ from learner.objectives.config import (
     TermConfig,
 )
 from learner.objectives.full import full_term
-from learner.objectives.normalisation import Tail
 from learner.objectives.sampled_term import SampledEstimator, SampledPolicyGradient, Signal
 from learner.objectives.support_term import SupportTerm
-from learner.objectives.term import Term, TermLosses
+from learner.objectives.term import Term, TermLosses, WeightedTerm
 from learner.objectives.token_masks import token_weights
 
 _NEEDS_STUDENT_TOP = {
@@ -45,13 +44,11 @@ class _Part:
     term: Term
     seed: int
 
-    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None, logp_C: Tensor) -> TermLosses:
-        losses = self.term(student, rows, teacher)
-        tokens = token_weights(self.config.tokens, self.seed, rows, logp_C)
-        weights = [weight for weight in (tokens, rows.weights) if weight is not None]
-        if weights or self.config.weight != 1:
-            losses = losses.weighed(torch.full_like(logp_C, self.config.weight) * _product(weights))
-        return losses
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None, logp_C: Tensor) -> WeightedTerm:
+        weight = torch.full_like(logp_C, self.config.weight)
+        for factor in (token_weights(self.config.tokens, self.seed, rows, logp_C), rows.weights):
+            weight = weight if factor is None else weight * factor
+        return WeightedTerm(self.term(student, rows, teacher), weight)
 
     def metrics(self, losses: TermLosses) -> dict[str, Tensor]:
         prefix = f"{self.name}_" if self.name else ""
@@ -69,10 +66,6 @@ class _FullTerm:
         return TermLosses(loss_C, None, grad_CV)
 
 
-def _product(weights: list[Tensor]) -> Tensor | float:
-    return torch.stack(weights).prod(0) if weights else 1.0
-
-
 class ComposedObjective:
     def __init__(self, requirements: Requirements, parts: list[_Part]) -> None:
         self.requirements = requirements
@@ -80,35 +73,37 @@ class ComposedObjective:
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
         logp_C = student.logprobs_of(rows.target_ids)
-        results = [part(student, rows, teacher, logp_C) for part in self._parts]
+        terms = [part(student, rows, teacher, logp_C) for part in self._parts]
         metrics: dict[str, Tensor] = {}
-        for part, losses in zip(self._parts, results, strict=True):
-            metrics |= part.metrics(losses)
-        loss_C = torch.stack([losses.loss for losses in results]).sum(0)
-        return TokenLosses(loss_C, logit_gradient(student, results), metrics)
+        for part, term in zip(self._parts, terms, strict=True):
+            metrics |= part.metrics(term.losses)
+        loss_C = torch.stack([term.loss for term in terms]).sum(0)
+        return TokenLosses(loss_C, logit_gradient(student, terms), metrics)
 
 
-def logit_gradient(student: StudentChunk, results: list[TermLosses]) -> Tensor:
+def logit_gradient(student: StudentChunk, terms: list[WeightedTerm]) -> Tensor:
     """Through the softmax, once for all terms: dz_j = g_j - p_j sum(g), [C, V]; overwrites the student's probs.
 
-    At most one term may have a tail; its g off the support is p_j g_tail / mass.
+    At most one term may have a tail, whose g off the support is p_j g_tail / mass.
     """
-    total_C = torch.stack([losses.grad.sum(-1) for losses in results]).sum(0)
-    tails = [losses.tail for losses in results if losses.tail is not None]
+    total_C = torch.stack([term.grad_sum for term in terms]).sum(0)
+    tails = [term for term in terms if term.losses.tail is not None]
     grad_CV = _spread_tail(student, total_C, tails[0]) if tails else student.probs.mul_(-total_C[:, None])
-    for losses in results:
-        if losses.ids is None:
-            grad_CV.add_(losses.grad)
+    for term in terms:
+        ids_CK, grad, column_C1 = term.losses.ids, term.losses.grad, term.weight[:, None]
+        if ids_CK is None:
+            grad_CV.addcmul_(grad, column_C1)
         else:
-            grad_CV.scatter_add_(1, losses.ids, losses.grad)
+            grad_CV.scatter_add_(1, ids_CK, grad * column_C1)
     return grad_CV
 
 
-def _spread_tail(student: StudentChunk, total_C: Tensor, tail: Tail) -> Tensor:
-    total_C1 = (total_C + tail.grad)[:, None]
-    ids_CK = tail.support.ids
+def _spread_tail(student: StudentChunk, total_C: Tensor, term: WeightedTerm) -> Tensor:
+    tail = term.losses.tail
+    assert tail is not None
+    total_C1, ids_CK = total_C[:, None], tail.support.ids
     p_CK = student.probs.gather(1, ids_CK)
-    grad_CV = student.probs.mul_((tail.grad / tail.mass)[:, None] - total_C1)
+    grad_CV = student.probs.mul_((term.weight * tail.grad / tail.mass)[:, None] - total_C1)
     on_support_CK = torch.where(tail.support.inside(), -total_C1 * p_CK, grad_CV.gather(1, ids_CK))
     return grad_CV.scatter_(1, ids_CK, on_support_CK)
 

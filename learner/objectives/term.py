@@ -7,7 +7,7 @@ its terms up and goes through the softmax once: d loss / d z_j = g_j - p_j sum(g
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -26,12 +26,24 @@ class TermLosses:
     tail: Tail | None = None  # g of the ids off the support, as one
     metrics: Mapping[str, Tensor] = field(default_factory=dict)  # [C] each
 
-    def weighed(self, weight: Tensor) -> "TermLosses":
-        """Loss and g times `weight` [C]; a dense g in place."""
-        column = weight[:, None]
-        grad = self.grad.mul_(column) if self.ids is None else self.grad * column
-        tail = None if self.tail is None else replace(self.tail, grad=self.tail.grad * weight)
-        return replace(self, loss=self.loss * weight, grad=grad, tail=tail)
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term's losses, and what they count at each position."""
+
+    losses: TermLosses
+    weight: Tensor  # [C]
+
+    @property
+    def loss(self) -> Tensor:
+        return self.losses.loss * self.weight
+
+    @property
+    def grad_sum(self) -> Tensor:
+        """Sum of g over all ids, the tail's included, [C]."""
+        tail = self.losses.tail
+        total = self.losses.grad.sum(-1)
+        return self.weight * (total if tail is None else total + tail.grad)
 
 
 class Term(Protocol):
