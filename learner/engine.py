@@ -21,14 +21,16 @@ from learner.batch import Batch, MicroBatch
 from learner.config import LearnerConfig
 from learner.deepspeed_setup import initialise
 from learner.distributed import join_group
-from learner.evaluation import ExampleDivergence, ExampleSums, TeacherHead, divergences
+from learner.evaluation import ExampleDivergence, ExampleSums, divergences
 from learner.finite import GradientWatch, NonFiniteError
-from learner.head import fused_head_loss
+from learner.head import FullTeacher, fused_head_loss
+from learner.lm_head import Head
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.report import StepReport
 from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.totals import StepTotals
+from scoring.lm_head import LMHead, LogitTransform
 
 
 class LearnerEngine:
@@ -59,9 +61,10 @@ class LearnerEngine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._objective = build_objective(objective, seed)
         student = load_student(model_path, config, trust_remote_code)
+        self._transform = LogitTransform.of(student.causal_lm.config)
         self._watch = GradientWatch(student)
         self.deepspeed = initialise(student, config, total_steps)
-        self._teacher_heads: dict[str, TeacherHead] = {}
+        self._teacher_heads: dict[str, Head] = {}
         self._version = 0
         self._last_report: StepReport | None = None
 
@@ -119,12 +122,9 @@ class LearnerEngine:
         )
         return self._last_report
 
-    def set_teacher_head(self, teacher: str, weight: Tensor, bias: Tensor | None) -> None:
-        """Keep a teacher's LM head ([V, d], [V] or None; any float type) for `evaluate`."""
-        self._teacher_heads[teacher] = TeacherHead(
-            weight.to(self.device, torch.float32),
-            None if bias is None else bias.to(self.device, torch.float32),
-        )
+    def set_teacher_head(self, teacher: str, head: LMHead) -> None:
+        """Keep a teacher's LM head for `evaluate` and for objectives over the whole vocabulary."""
+        self._teacher_heads[teacher] = Head.received(head, self.device)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
         """Exact divergences from one teacher (None: the only one) for every example of `batch`, in order.
@@ -137,8 +137,6 @@ class LearnerEngine:
         """
         head = self._teacher_head(teacher)
         micro_batches = self._share(batch)
-        if any(m is not None and m.teacher_hidden_states is None for m in micro_batches):
-            raise ValueError("evaluate: the batch lacks the teacher's states; set ScoringRequest.hidden_states")
         sums = ExampleSums(batch.examples, self.device)
         self.deepspeed.eval()
         with torch.no_grad():
@@ -148,22 +146,21 @@ class LearnerEngine:
         self.deepspeed.train()
         return sums.reduce()
 
-    def _teacher_head(self, teacher: str | None) -> TeacherHead:
+    def _teacher_head(self, teacher: str | None) -> Head:
         known = self._teacher_heads
         if teacher is None and len(known) == 1:
             return next(iter(known.values()))
         if teacher is None or teacher not in known:
-            raise ValueError(f"evaluate: no LM head for teacher {teacher!r}; set are {sorted(known)}")
+            raise ValueError(f"set_teacher_head: no LM head for teacher {teacher!r}; set are {sorted(known)}")
         return known[teacher]
 
-    def _divergences(self, packed: PackedTensors, head: TeacherHead) -> dict[str, Tensor]:
-        hidden = packed.teacher_hidden_states
-        job = partial(
-            divergences,
-            teacher_hidden=head.weight.new_empty(0, head.weight.shape[1]) if hidden is None else hidden,
-            teacher=head,
-            chunk_tokens=self.config.head_chunk_tokens,
-        )
+    def _divergences(self, packed: PackedTensors, head: Head) -> dict[str, Tensor]:
+        teacher = _full_teacher(packed, head)
+
+        def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+            student = Head.of(weight, bias, self._transform)
+            return divergences(student, hidden, teacher.head, teacher.hidden, self.config.head_chunk_tokens)
+
         return self.deepspeed(packed, job)
 
     def _check(self, batch: Batch) -> None:
@@ -183,6 +180,7 @@ class LearnerEngine:
     def _accumulate(self, batch: Batch) -> StepTotals:
         """Forward and backward of every micro-batch."""
         totals = StepTotals(self.device)
+        head = self._teacher_head(None) if self._objective.requirements.hidden_states else None
         # DeepSpeed averages over ranks; the loss is a sum over all of them, divided by their tokens.
         scale = self.ranks / max(batch.loss_tokens, 1)
         micro_batches = self._share(batch)
@@ -194,6 +192,8 @@ class LearnerEngine:
                 rows=packed.rows,
                 objective=self._objective,
                 chunk_tokens=self.config.head_chunk_tokens,
+                transform=self._transform,
+                teacher=None if head is None else _full_teacher(packed, head),
             )
             loss, per_token = self.deepspeed(packed, job)
             totals.add(per_token)
@@ -228,3 +228,15 @@ class LearnerEngine:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
+
+
+def _full_teacher(packed: PackedTensors, head: Head) -> FullTeacher:
+    """The teacher's distributions at the micro-batch's rows.
+
+    Raises:
+        ValueError: the batch has rows and no states of the teacher.
+    """
+    states_Rd = packed.teacher_hidden_states
+    if states_Rd is None and len(packed.rows):
+        raise ValueError("the batch lacks the teacher's states; set ScoringRequest.hidden_states")
+    return FullTeacher(head.weight.new_empty(0, head.weight.shape[1]) if states_Rd is None else states_Rd, head)

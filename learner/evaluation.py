@@ -3,16 +3,20 @@
 Shape suffixes: R response tokens, C positions of a chunk, V vocabulary, d hidden size.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.head import chunk_logits
+from learner.lm_head import Head
+from learner.rowwise import log_softmax_, row_blocks, top_ids
 
 OVERLAP_K = 16
 _SUMS = ("reverse_kl", "forward_kl", "overlap_ratio")
+# A probability of zero: far below any log-prob, and finite, so that 0 * log 0 is 0.
+_LOG_NOTHING = torch.finfo(torch.float32).min / 2
 
 
 @dataclass(frozen=True)
@@ -26,58 +30,68 @@ class ExampleDivergence:
     overlap_ratio: float  # share of the two top-16 that coincides
 
 
-@dataclass(frozen=True)
-class TeacherHead:
-    """A teacher's LM head in float32."""
-
-    weight: Tensor  # [V, d of the teacher]
-    bias: Tensor | None  # [V]
-
-
 def divergences(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    teacher_hidden: Tensor,
-    teacher: TeacherHead,
-    chunk_tokens: int,
+    student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor, chunk_tokens: int
 ) -> dict[str, Tensor]:
-    """Full-vocabulary reverse KL, forward KL (nats) and top-16 overlap ratio of each token, [R] each.
+    """Reverse and forward KL, overlap ratio and the teacher's entropy of each token as `compare` has them, [R] each.
 
     Ids beyond the shorter of the two heads are padding rows that no tokenizer emits; both softmaxes leave
     them out.
 
     Args:
-        hidden: [R, d] the student's states, `weight` and `bias` its head.
+        hidden: [R, d] the student's states.
         teacher_hidden: [R, d of the teacher].
     """
-    shared = min(len(weight), len(teacher.weight))
-    student_head = weight[:shared].float(), None if bias is None else bias[:shared].float()
-    teacher_head = teacher.weight[:shared], None if teacher.bias is None else teacher.bias[:shared]
+    shared = min(len(student), len(teacher))
+    chunk = min(chunk_tokens, max(len(hidden), 1))
+    buffers = student.weight.new_empty(2, chunk, shared)
+    sides = ((student.shortened(shared), hidden), (teacher.shortened(shared), teacher_hidden))
     parts = []
-    for start in range(0, max(len(hidden), 1), chunk_tokens):
-        chunk = slice(start, start + chunk_tokens)
-        logp_CV = _logprobs(hidden[chunk], *student_head)
-        logq_CV = _logprobs(teacher_hidden[chunk], *teacher_head)
-        parts.append(_compare(logp_CV, logq_CV))
+    for start in range(0, max(len(hidden), 1), chunk):
+        rows = slice(start, min(start + chunk, len(hidden)))
+        logp_CV, logq_CV = (
+            log_softmax_(head.logits(states[rows].float(), out=buffer[: rows.stop - start]), _LOG_NOTHING)
+            for (head, states), buffer in zip(sides, buffers, strict=True)
+        )
+        parts.append(compare(logp_CV, logq_CV))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _logprobs(hidden_Cd: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits_CV = weight.new_empty(len(hidden_Cd), len(weight))
-    logprobs_CV = torch.log_softmax(chunk_logits(hidden_Cd.float(), weight, bias, out=logits_CV), dim=-1)
-    return logprobs_CV.clamp_(min=torch.finfo(logprobs_CV.dtype).min / 2)  # 0 * log 0 is 0
+def compare(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None = None) -> dict[str, Tensor]:
+    """Values of [C] positions over the whole vocabulary, from finite log-probs, which are left as they are.
+
+    Args:
+        probs_CV: exp(logp_CV) where the caller has it.
+
+    Returns:
+        "reverse_kl" KL(p || q) and "forward_kl" KL(q || p), "teacher_entropy" of q (all in nats), and
+        "overlap_ratio", the share of the two top-16 that coincides.
+    """
+    parts = list(_compare_blocks(logp_CV, logq_CV, probs_CV))
+    parts = parts or [_compare(logp_CV, logq_CV, logp_CV)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _compare(logp_CV: Tensor, logq_CV: Tensor) -> dict[str, Tensor]:
-    k = min(OVERLAP_K, logp_CV.shape[1])
-    top_p, top_q = (logprobs.topk(k, dim=-1).indices for logprobs in (logp_CV, logq_CV))
-    log_ratio_CV = logp_CV - logq_CV
+def _compare_blocks(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    for block in row_blocks(logp_CV):
+        logp = logp_CV[block]
+        yield _compare(logp, logq_CV[block], logp.exp() if probs_CV is None else probs_CV[block])
+
+
+def _compare(logp: Tensor, logq: Tensor, p: Tensor) -> dict[str, Tensor]:
+    k = min(OVERLAP_K, logp.shape[1])
+    top_p, top_q = top_ids(logp, k), top_ids(logq, k)
+    log_ratio, q = logp - logq, logq.exp()
     return {
-        "reverse_kl": (logp_CV.exp() * log_ratio_CV).sum(-1),
-        "forward_kl": -(logq_CV.exp() * log_ratio_CV).sum(-1),
+        "reverse_kl": _dot(p, log_ratio),
+        "forward_kl": -_dot(q, log_ratio),
+        "teacher_entropy": -_dot(q, logq),
         "overlap_ratio": (top_p[:, :, None] == top_q[:, None, :]).any(-1).float().mean(-1),
     }
+
+
+def _dot(left_CV: Tensor, right_CV: Tensor) -> Tensor:
+    return torch.bmm(left_CV[:, None, :], right_CV[:, :, None])[:, 0, 0]
 
 
 class ExampleSums:

@@ -3,34 +3,47 @@
 Shape suffixes: R response tokens, C positions of a chunk, V vocabulary, d hidden size.
 
     hidden [R, d] ─ chunk ─► logits [C, V] ─► objective ─► gradient [C, V] ─┬─► hidden gradient [R, d]
-                                                                            └─► head gradient [V, d]
+    teacher's [R, d'] ─────► log-probs [C, V] ────▲                         └─► head gradient [V, d]
 
 The objective's gradient is in closed form, so both gradients are finished within the forward pass,
-accumulated in float32, and the backward pass only hands them out. Two [C, V] buffers are reused by every
-chunk: memory does not depend on the number of tokens, apart from [R, d] and [R] results.
+accumulated in float32, and the backward pass only hands them out. Two [C, V] buffers, a third for a teacher's
+whole distribution and one more for soft-capped logits are reused by every chunk: memory does not depend on the
+number of tokens, apart from [R, d] and [R] results.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from learner.objectives.base import Objective, Rows, StudentChunk, teacher_floor
-from scoring.packed_model import refuse_transformed_logits
+from learner.evaluation import compare
+from learner.lm_head import Head
+from learner.objectives.base import LOG_ZERO, Objective, Requirements, Rows, StudentChunk, TeacherChunk, teacher_floor
+from learner.objectives.returns import future_advantages
+from learner.rowwise import log_softmax_
+from scoring.lm_head import LogitTransform
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:
     """The model's LM head.
 
     Raises:
-        ValueError: the logits are not a linear function of the final hidden states.
+        ValueError: the head is not a linear layer.
     """
-    refuse_transformed_logits(model.config)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"student.model: its LM head is {type(head).__name__}, not a linear layer")
     return head
+
+
+@dataclass(frozen=True)
+class FullTeacher:
+    """What gives a teacher's whole distribution at R positions."""
+
+    hidden: Tensor  # [R, d of the teacher]
+    head: Head
 
 
 @dataclass
@@ -80,6 +93,8 @@ def fused_head_loss(
     rows: Rows,
     objective: Objective,
     chunk_tokens: int,
+    transform: LogitTransform | None = None,
+    teacher: FullTeacher | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the objective over all rows, differentiable once with respect to hidden states and head.
 
@@ -89,73 +104,146 @@ def fused_head_loss(
         bias: [V] or None.
         rows: R loss tokens; none is allowed and gives a zero that is connected to the graph.
         chunk_tokens: positions whose logits exist at a time.
+        transform: what the model makes of the head's output; None: nothing.
+        teacher: needed by objectives over the whole vocabulary. Ids beyond the shorter of the two heads are
+            padding rows that no tokenizer emits; both softmaxes leave them out.
 
     Returns:
         The scalar loss (float32, nats) and per-token values [R], detached: the objective's metrics, "loss",
         "student_entropy", "sampled_reverse_kl" (log p - log q of the target at temperature 1),
         "learner_logprob" (log p) and "rollout_logprob_gap" (|sampling log-prob - the learner's at the
-        sampling temperature|; inflated if top-p or top-k cut the sampling distribution).
+        sampling temperature|; inflated if top-p or top-k cut the sampling distribution). With a teacher also the
+        values of `learner.evaluation.compare`. Entropies and those are of the softmaxes at the temperature that
+        the objective asks for.
+
+    Raises:
+        ValueError: the objective needs a teacher's whole distribution, and there is none.
     """
+    if objective.requirements.hidden_states and teacher is None:
+        raise ValueError("objective.support=full needs the teacher's hidden states; set ScoringRequest.hidden_states")
     with torch.no_grad():
-        sweep = _sweep(hidden, weight, bias, rows, objective, chunk_tokens)
+        head = Head.of(weight, bias, transform or LogitTransform())
+        sweep = _sweep(head, hidden, rows, objective, chunk_tokens, teacher)
     if not torch.is_grad_enabled():
         return sweep.loss, sweep.per_token
     return _Precomputed.apply(hidden, weight, bias, sweep), sweep.per_token
 
 
 def _sweep(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, objective: Objective, chunk_tokens: int
+    head: Head, hidden: Tensor, rows: Rows, objective: Objective, chunk_tokens: int, teacher: FullTeacher | None
 ) -> _Sweep:
-    weight32 = weight.float()
-    bias32 = None if bias is None else bias.float()
-    total, chunk = len(rows), min(chunk_tokens, max(len(rows), 1))
-    buffers = [weight32.new_empty(chunk, len(weight)) for _ in range(2)]
+    chunk = min(chunk_tokens, max(len(rows), 1))
+    work = _ChunkWork(head, objective, teacher, chunk)
+    if objective.requirements.future_advantages:
+        rows = replace(rows, future_advantages=_look_ahead(work, hidden, rows, objective.requirements))
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-    grad_weight = torch.zeros_like(weight32)
-    grad_bias = None if bias32 is None else torch.zeros_like(bias32)
+    grad_weight = torch.zeros_like(head.weight)
+    grad_bias = None if head.bias is None else torch.zeros_like(head.bias)
+    ids = slice(0, len(work.head))
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, max(total, 1), chunk):  # no rows: one empty chunk, which still names the metrics
-        stop = min(start + chunk, total)
-        logits_CV, spare_CV = (buffer[: stop - start] for buffer in buffers)
-        hidden_Cd = hidden[start:stop].float()
-        chunk_logits(hidden_Cd, weight32, bias32, out=logits_CV)
-        grad_CV, per_token = _chunk(logits_CV, spare_CV, rows.slice(start, stop), objective)
-        torch.mm(grad_CV, weight32, out=grad_hidden[start:stop])
-        grad_weight.addmm_(grad_CV.T, hidden_Cd)
+    for positions in _chunks(len(rows), chunk):
+        hidden_Cd = hidden[positions].float()
+        grad_CV, per_token = work.gradient(hidden_Cd, rows, positions)
+        torch.mm(grad_CV, work.head.weight, out=grad_hidden[positions])
+        grad_weight[ids].addmm_(grad_CV.T, hidden_Cd)
         if grad_bias is not None:
-            grad_bias += grad_CV.sum(0)
+            grad_bias[ids] += grad_CV.sum(0)
         parts.append(per_token)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return _Sweep(joined["loss"].double().sum().float(), grad_hidden, grad_weight, grad_bias, joined)
 
 
-def chunk_logits(hidden_Cd: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """Logits [C, V] in float32, written to `out`; all inputs are float32."""
-    if bias is None:
-        return torch.mm(hidden_Cd, weight.T, out=out)
-    return torch.addmm(bias, hidden_Cd, weight.T, out=out)
+def _chunks(total: int, chunk: int) -> Iterator[slice]:
+    """Slices of all rows; of none, one empty slice, which still names the metrics."""
+    for start in range(0, max(total, 1), chunk):
+        yield slice(start, min(start + chunk, total))
 
 
-def _chunk(logits_CV: Tensor, spare_CV: Tensor, rows: Rows, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
-    tempered = bool((rows.temperatures != 1).any())
-    sampling_logprob = _tempered_logprobs(logits_CV, spare_CV, rows) if tempered else None
-    student = StudentChunk.from_logits(logits_CV, spare_CV)
-    logp = student.logprobs_of(rows.target_ids)
-    sampling_logprob = logp if sampling_logprob is None else sampling_logprob
-    common = {
-        "learner_logprob": logp,
-        "student_entropy": student.entropy(),
-        "sampled_reverse_kl": logp - teacher_floor(rows.teacher_logprobs),
-        "rollout_logprob_gap": (rows.sampling_logprobs - sampling_logprob).abs(),
-    }
-    losses = objective(student, rows)
-    return losses.grad_logits, {"loss": losses.loss, **common, **losses.metrics}
+def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: Requirements) -> Tensor:
+    """[R], from a sweep of its own: a token's advantage holds those of the tokens behind it."""
+    parts = [work.target_logprobs(hidden[part].float(), rows, part) for part in _chunks(len(rows), work.positions)]
+    advantages_R = teacher_floor(rows.teacher_logprobs) - torch.cat(parts)
+    return future_advantages(
+        advantages_R,
+        rows.require("example_index"),
+        rows.require("positions"),
+        needs.discount,
+        needs.length_normalised,
+    )
 
 
-def _tempered_logprobs(logits_CV: Tensor, spare_CV: Tensor, rows: Rows) -> Tensor:
-    """Log-probs of the targets at each row's sampling temperature, [C]; overwrites `spare_CV`."""
-    torch.div(logits_CV, rows.temperatures[:, None], out=spare_CV)
-    target = spare_CV.gather(1, rows.target_ids[:, None])[:, 0]
+class _ChunkWork:
+    """What is done with the positions of one chunk, in buffers that all chunks share."""
+
+    def __init__(self, head: Head, objective: Objective, teacher: FullTeacher | None, positions: int) -> None:
+        self.head = head if teacher is None else head.shortened(min(len(head), len(teacher.head)))
+        self.positions = positions
+        self._objective = objective
+        self._teacher = None if teacher is None else FullTeacher(teacher.hidden, teacher.head.shortened(len(self.head)))
+        self._temperature = objective.requirements.softmax_temperature
+        self._logits, self._spare = self._buffer(), self._buffer()
+        self._teacher_logits = None if teacher is None else self._buffer()
+        self._slope = None if head.transform.cap is None else self._buffer()
+
+    def _buffer(self) -> Tensor:
+        return self.head.weight.new_empty(self.positions, len(self.head))
+
+    def target_logprobs(self, hidden_Cd: Tensor, rows: Rows, positions: slice) -> Tensor:
+        """[C], at temperature 1."""
+        logits_CV = self.head.logits(hidden_Cd, out=self._logits[: len(hidden_Cd)])
+        targets = rows.target_ids[positions]
+        return _tempered_logprobs(logits_CV, self._spare[: len(hidden_Cd)], targets, torch.ones_like(logits_CV[:, 0]))
+
+    def gradient(self, hidden_Cd: Tensor, rows: Rows, positions: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient on the head's output [C, V] and per-token values [C]."""
+        logits_CV = self.head.logits(hidden_Cd, out=self._logits[: len(hidden_Cd)])
+        slope_CV = None if self._slope is None else self._slope[: len(hidden_Cd)]
+        if slope_CV is not None:
+            self.head.transform.slope(logits_CV, out=slope_CV)
+        student, per_token = self._student(logits_CV, rows.slice(positions.start, positions.stop))
+        teacher, compared = self._compare(student, positions)
+        losses = self._objective(student, rows.slice(positions.start, positions.stop), teacher)
+        grad_CV = losses.grad_logits
+        scale = self.head.transform.factor / self._temperature
+        if slope_CV is not None:
+            grad_CV.mul_(slope_CV).div_(self._temperature)
+        elif scale != 1:
+            grad_CV.mul_(scale)
+        return grad_CV, {"loss": losses.loss, **per_token, **compared, **losses.metrics}
+
+    def _student(self, logits_CV: Tensor, rows: Rows) -> tuple[StudentChunk, dict[str, Tensor]]:
+        """The distribution at the objective's temperature, and what is known without a teacher's distribution."""
+        spare_CV = self._spare[: len(logits_CV)]
+        sampling_logp = logp = None
+        if bool((rows.temperatures != 1).any()):
+            sampling_logp = _tempered_logprobs(logits_CV, spare_CV, rows.target_ids, rows.temperatures)
+        if self._temperature != 1:
+            logp = _tempered_logprobs(logits_CV, spare_CV, rows.target_ids, torch.ones_like(rows.temperatures))
+            logits_CV.div_(self._temperature)
+        student = StudentChunk.from_logits(logits_CV, spare_CV)
+        logp = student.logprobs_of(rows.target_ids) if logp is None else logp
+        sampling_logp = logp if sampling_logp is None else sampling_logp
+        return student, {
+            "learner_logprob": logp,
+            "student_entropy": student.entropy(),
+            "sampled_reverse_kl": logp - teacher_floor(rows.teacher_logprobs),
+            "rollout_logprob_gap": (rows.sampling_logprobs - sampling_logp).abs(),
+        }
+
+    def _compare(self, student: StudentChunk, positions: slice) -> tuple[TeacherChunk | None, dict[str, Tensor]]:
+        if self._teacher is None or self._teacher_logits is None:
+            return None, {}
+        states_Cd = self._teacher.hidden[positions].float()
+        logits_CV = self._teacher.head.logits(states_Cd, out=self._teacher_logits[: len(states_Cd)])
+        logq_CV = log_softmax_(logits_CV.div_(self._temperature), LOG_ZERO)
+        compared = compare(student.logprobs, logq_CV, student.probs)
+        return TeacherChunk(logq_CV, compared["reverse_kl"]), compared
+
+
+def _tempered_logprobs(logits_CV: Tensor, spare_CV: Tensor, target_ids: Tensor, temperatures: Tensor) -> Tensor:
+    """Log-probs of the targets at each row's temperature, [C]; overwrites `spare_CV`."""
+    torch.div(logits_CV, temperatures[:, None], out=spare_CV)
+    target = spare_CV.gather(1, target_ids[:, None])[:, 0]
     peak = spare_CV.amax(dim=-1)
     log_normaliser = spare_CV.sub_(peak[:, None]).exp_().sum(-1).log() + peak
     return target - log_normaliser

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from learner.batch import Batch
@@ -22,6 +20,7 @@ from learner.config import LearnerConfig, StudentConfig
 from learner.evaluation import ExampleDivergence
 from learner.objectives import ObjectiveConfig
 from learner.report import StepReport
+from scoring.lm_head import LMHead
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
@@ -70,10 +69,8 @@ class LearnerWorker:
     def step(self, batch: Batch) -> StepReport:
         return self._engine.step(batch)
 
-    def set_teacher_head(self, teacher: str, weight: NDArray, bias: NDArray | None) -> None:
-        """`weight` [V, d] and `bias` [V], float32."""
-        to_tensor = torch.tensor  # copies: arrays from the object store are read-only
-        self._engine.set_teacher_head(teacher, to_tensor(weight), None if bias is None else to_tensor(bias))
+    def set_teacher_head(self, teacher: str, head: LMHead) -> None:
+        self._engine.set_teacher_head(teacher, head)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
         """Records of all examples, on every rank."""

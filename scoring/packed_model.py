@@ -20,16 +20,6 @@ PACKED_SDPA = "packed_sdpa"
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 # Arguments by which a model changes the attention scores themselves; SDPA has no place for them.
 _UNSUPPORTED_ATTENTION = ("softcap", "s_aux", "position_bias")
-# Settings by which a model transforms its logits after the LM head, with the values that leave them alone.
-_LOGIT_TRANSFORMS: dict[str, tuple[float | None, ...]] = {
-    "final_logit_softcapping": (None, 0.0),
-    "logits_soft_cap": (None, 0.0),
-    "output_logit_soft_cap": (None, 0.0),
-    "logits_scaling": (None, 1.0),
-    "logit_scale": (None, 1.0),
-    "logits_mup_width_multiplier": (None, 1.0),
-    "lm_head_multiplier": (None, 1.0),
-}
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -97,22 +87,6 @@ def shares_prefixes(attention: str) -> bool:
     return attention == PACKED_SDPA
 
 
-def refuse_transformed_logits(config: PreTrainedConfig) -> None:
-    """Refuse models whose logits are more than `lm_head(hidden)`: chunked heads apply the bare matrix.
-
-    Raises:
-        ValueError: the model soft-caps or scales its logits.
-    """
-    text_config = config.get_text_config()
-    for name, harmless in _LOGIT_TRANSFORMS.items():
-        value = getattr(text_config, name, None)
-        if value not in harmless:
-            raise ValueError(
-                f"model {config.name_or_path!r} transforms its logits after the LM head ({name}={value} in "
-                "its config.json), which is not supported yet; choose a model that does not"
-            )
-
-
 def refuse_unpackable_layers(config: PreTrainedConfig) -> None:
     """Refuse models whose layers carry state across the border of two packed sequences.
 
@@ -133,7 +107,7 @@ def load_causal_lm(
     """Load a checkpoint from safetensors only, on the CPU, in eval mode.
 
     Raises:
-        ValueError: packing or a chunked LM head would change what the model computes.
+        ValueError: packing would change what the model computes.
     """
     model = AutoModelForCausalLM.from_pretrained(
         path,
@@ -143,7 +117,6 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
     )
     refuse_unpackable_layers(model.config)
-    refuse_transformed_logits(model.config)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scoring.config import ScoringConfig, TeacherConfig
+from scoring.lm_head import LMHead, LogitTransform
 from scoring.packed_model import final_hidden_states, load_causal_lm, shares_prefixes
 from scoring.packing import first_group
 from scoring.prefix_tree import lay_out
@@ -32,7 +33,7 @@ class TeacherModel:
         """Load the checkpoint in directory `path`, onto a GPU if workers have one.
 
         Raises:
-            ValueError: the model cannot be packed, or its logits are not a linear map of its hidden states.
+            ValueError: the model cannot be packed, or its LM head is not a linear layer.
         """
         self.device = torch.device("cuda" if scoring.gpus_per_worker > 0 else "cpu")
         dtype = getattr(torch, scoring.dtype.value)
@@ -45,6 +46,7 @@ class TeacherModel:
         # The head runs in float32 whatever the model's dtype: logits rounded to bfloat16 are off by up to 0.06.
         self._weight_Vd = head.weight.detach().float()
         self._bias_V = None if head.bias is None else head.bias.detach().float()
+        self._transform = LogitTransform.of(model.config)
         self._max_tokens = scoring.max_tokens_per_forward
         self._share_prefixes = shares_prefixes(scoring.attention)
         # Reused by every chunk, since first-touched memory is slow.
@@ -55,10 +57,10 @@ class TeacherModel:
         """V: rows of the LM head, which may be more than the tokenizer has ids."""
         return len(self._weight_Vd)
 
-    def lm_head(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Weight [V, d] and bias [V] or None: with a signal's hidden states, the teacher's full distribution."""
+    def lm_head(self) -> LMHead:
+        """With a signal's hidden states, the teacher's full distribution."""
         bias = None if self._bias_V is None else self._bias_V.cpu().numpy()
-        return self._weight_Vd.cpu().numpy(), bias
+        return LMHead(self._weight_Vd.cpu().numpy(), bias, self._transform)
 
     def check(self, request: ScoringRequest) -> None:
         """Refuse what cannot be scored.
@@ -139,6 +141,7 @@ class TeacherModel:
             torch.mm(chunk_Cd, self._weight_Vd.T, out=logits)
             if self._bias_V is not None:
                 logits += self._bias_V
+            self._transform.apply_(logits)
             torch.log_softmax(logits, dim=-1, out=logprobs)
             probs = torch.exp(logprobs, out=logits)
             # A log-prob of -inf would make 0 * -inf here; the lowest finite number makes it 0.

@@ -11,11 +11,10 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from scoring.config import ScoringConfig, TeacherConfig
+from scoring.lm_head import LMHead
 from scoring.packing import first_group
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.teacher import TeacherModel, forward_tokens
@@ -49,8 +48,7 @@ class ScoringWorker:
         """The vocabulary size, once the teacher is loaded."""
         return self._model.vocabulary_size
 
-    async def lm_head(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """The teacher's LM head: weight [V, d], bias [V] or None."""
+    async def lm_head(self) -> LMHead:
         return self._model.lm_head()
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:

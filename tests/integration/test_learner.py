@@ -23,6 +23,7 @@ from learner.finite import NonFiniteError
 from learner.packing import pack
 from learner.report import StepReport
 from rollout.config import DType
+from scoring.lm_head import LMHead
 from tests.integration.ranks import Ranks
 from tests.learner.compositions import COMPOSITIONS
 from tests.learner.examples import make_example, make_examples
@@ -135,7 +136,7 @@ def evaluate(
 ) -> tuple[list[ExampleDivergence], float]:
     """Divergences, and the loss of a step taken after the evaluation."""
     engine = job.engine()
-    engine.set_teacher_head("teacher", weight, None)
+    engine.set_teacher_head("teacher", LMHead(weight.numpy(), None))
     records = engine.evaluate(pack(examples, ranks, BUDGET, 0))
     return records, engine.step(pack(examples, ranks, BUDGET, 0)).loss
 

@@ -14,6 +14,7 @@ from learner.objectives import ObjectiveConfig
 from learner.packing import pack
 from learner.worker import LearnerWorker
 from rollout.config import DType
+from scoring.lm_head import LMHead
 from tests.learner.examples import make_examples
 
 pytestmark = pytest.mark.integration
@@ -46,7 +47,7 @@ def test_two_actors_step_evaluate_save_resume_and_export(local_ray: None, tiny_u
         first, second = group.call("step", pack(examples, 2, 40, 0))
         assert first.policy_version == second.policy_version == 1
         assert first.metrics == second.metrics
-        group.call("set_teacher_head", "teacher", np.ones((576, 16), dtype=np.float32), None)
+        group.call("set_teacher_head", "teacher", LMHead(np.ones((576, 16), dtype=np.float32), None))
         records, same = group.call("evaluate", pack(examples, 2, 40, 1))
         assert records == same and [r.tokens for r in records] == [e.trajectory.loss_tokens for e in examples]
         group.call("save_checkpoint", str(tmp_path / "checkpoint"))

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from learner.head import fused_head_loss, output_head
+from learner.head import fused_head_loss
 from learner.objectives import Rows, build_objective
 from tests.learner.compositions import COMPOSITIONS
 
@@ -164,14 +163,3 @@ def test_any_shape_and_chunk_agree_with_the_plain_path(tokens: int, chunk: int, 
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-5, atol=1e-5)
     for grad, expected in zip(grads, expected_grads, strict=True):
         assert_near(grad, expected, 1e-5)
-
-
-def test_models_that_transform_their_logits_are_refused() -> None:
-    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    with pytest.raises(ValueError, match="final_logit_softcapping=30"):
-        output_head(Gemma2ForCausalLM(Gemma2Config(**small, **heads, head_dim=16)))
-    with pytest.raises(ValueError, match=r"logits_scaling=8\.0"):
-        output_head(GraniteForCausalLM(GraniteConfig(**small, **heads, logits_scaling=8.0)))
-    plain_granite = GraniteForCausalLM(GraniteConfig(**small, **heads))
-    assert output_head(plain_granite) is plain_granite.lm_head

@@ -7,9 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
     Gemma2Config,
-    GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -22,7 +20,6 @@ from transformers import (
 from scoring.packed_model import (
     final_hidden_states,
     load_causal_lm,
-    refuse_transformed_logits,
     refuse_unpackable_layers,
 )
 from scoring.prefix_tree import lay_out
@@ -112,28 +109,6 @@ def test_gradients_equal_plain(tmp_path: Path) -> None:
     for (name, ours), theirs in zip(packed.named_parameters(), plain.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("config", "setting"),
-    [
-        (Gemma2Config(final_logit_softcapping=30.0), "final_logit_softcapping=30.0"),
-        (GraniteConfig(logits_scaling=8.0), "logits_scaling=8.0"),
-        (CohereConfig(logit_scale=0.0625), "logit_scale=0.0625"),
-    ],
-)
-def test_transformed_logits_are_refused(config: PreTrainedConfig, setting: str) -> None:
-    with pytest.raises(ValueError, match=setting):
-        refuse_transformed_logits(config)
-
-
-def test_plain_logits_are_accepted() -> None:
-    for config in (
-        *CONFIGS.values(),
-        GraniteConfig(logits_scaling=1.0),
-        Gemma2Config(final_logit_softcapping=None),
-    ):
-        refuse_transformed_logits(config)
 
 
 def test_recurrent_layers_are_refused() -> None:

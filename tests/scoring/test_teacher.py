@@ -54,9 +54,9 @@ def test_hidden_states_times_head_give_the_log_probs(tiny_tied: Path) -> None:
     teacher = load_teacher(tiny_tied)
     request = random_request(11, 13, hidden_states=True)
     (signal,) = teacher.score([request])
-    weight, bias = teacher.lm_head()
-    assert bias is None and weight.dtype == np.float32
-    logprobs = torch.from_numpy(signal.hidden_states @ weight.T).log_softmax(-1)
+    head = teacher.lm_head()
+    assert head.bias is None and head.weight.dtype == np.float32
+    logprobs = torch.from_numpy(signal.hidden_states @ head.weight.T).log_softmax(-1)
     np.testing.assert_allclose(logprobs[np.arange(13), request.response_ids], signal.logprobs, atol=1e-5)
     assert_matches(signal, request, logprobs)
 
@@ -70,9 +70,9 @@ def test_head_bias_counts(tmp_path: Path) -> None:
     plain = teacher.score([request])[0]
     teacher._bias_V = torch.linspace(-3, 3, 64)
     (biased,) = teacher.score([replace(request, hidden_states=True)])
-    weight, bias = teacher.lm_head()
-    assert bias is not None
-    logprobs = torch.from_numpy(biased.hidden_states @ weight.T + bias).log_softmax(-1)
+    head = teacher.lm_head()
+    assert head.bias is not None
+    logprobs = torch.from_numpy(biased.hidden_states @ head.weight.T + head.bias).log_softmax(-1)
     assert_matches(biased, request, logprobs)
     assert np.abs(biased.logprobs - plain.logprobs).max() > 0.1
 

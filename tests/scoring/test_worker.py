@@ -79,5 +79,5 @@ def test_a_request_that_cannot_be_scored_fails_alone(tiny_tied: Path) -> None:
 def test_head_and_readiness(tiny_tied: Path) -> None:
     worker = RecordingWorker(tiny_tied, budget=512)
     assert asyncio.run(worker.ready()) == 576
-    weight, bias = asyncio.run(worker.lm_head())
-    assert weight.shape == (576, 128) and weight.dtype == np.float32 and bias is None
+    head = asyncio.run(worker.lm_head())
+    assert head.weight.shape == (576, 128) and head.weight.dtype == np.float32 and head.bias is None
