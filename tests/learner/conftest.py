@@ -1,0 +1,95 @@
+"""The table of what was verified about the objectives: written by a complete and passing run of their tests."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+TABLE = Path(__file__).parents[2] / "docs" / "objectives_verified.md"
+_MATRIX = "gradients"
+
+
+class Ledger:
+    """Claims of the tests that passed, with the number of cases and, for the matrix, their parameters."""
+
+    def __init__(self) -> None:
+        self.cases: dict[tuple[str, str], int] = defaultdict(int)
+        self.matrix: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        self.complete = True
+
+    def passed(self, item: pytest.Function) -> None:
+        for marker in item.iter_markers("verifies"):
+            section, claim = marker.args
+            if section == _MATRIX:
+                divergence, support, normalisation = (
+                    item.callspec.params[name] for name in ("divergence", "support", "normalisation")
+                )
+                self.matrix[claim, divergence][support.value].append(normalisation.value)
+            else:
+                self.cases[section, claim] += 1
+
+
+_LEDGER = pytest.StashKey[Ledger]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "verifies(section, claim): enters the table of docs/objectives_verified.md")
+    config.stash[_LEDGER] = Ledger()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[_LEDGER].complete = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport:
+    report: pytest.TestReport = yield
+    ledger = item.config.stash[_LEDGER]
+    if report.failed:
+        ledger.complete = False
+    elif call.when == "call" and report.passed and isinstance(item, pytest.Function):
+        ledger.passed(item)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table if every one of the objectives' tests ran and passed."""
+    ledger, here = session.config.stash[_LEDGER], Path(__file__).parent
+    ran = {item.path for item in session.items}
+    partial = any("::" in argument for argument in session.config.args)
+    if ledger.complete and not partial and session.testscollected and set(here.glob("test_objectives_*.py")) <= ran:
+        TABLE.write_text(_render(ledger), encoding="utf-8")
+
+
+def _render(ledger: Ledger) -> str:
+    sections = sorted({section for section, _ in ledger.cases})
+    return "\n".join(
+        [
+            "# What is verified about the objectives",
+            "",
+            "Written by `python -m pytest tests/learner` when all of it passes. Everything is in float64 unless it",
+            "says otherwise, and agrees to 1e-10.",
+            "",
+            *_matrix(ledger),
+            *(line for section in sections for line in _claims(ledger, section)),
+        ]
+    )
+
+
+def _matrix(ledger: Ledger) -> list[str]:
+    supports = list(dict.fromkeys(s for cells in ledger.matrix.values() for s in cells))
+    lines = ["## Loss and gradient on the logits against autograd of the formula", ""]
+    for realisation in dict.fromkeys(realisation for realisation, _ in ledger.matrix):
+        lines += [f"Normalisations, {realisation}:", "", f"| divergence | {' | '.join(supports)} |"]
+        lines += ["|---" * (len(supports) + 1) + "|"]
+        for (found, divergence), cells in ledger.matrix.items():
+            if found == realisation:
+                lines.append(f"| {divergence} | {' | '.join(', '.join(cells[s]) for s in supports)} |")
+        lines.append("")
+    return lines
+
+
+def _claims(ledger: Ledger, section: str) -> list[str]:
+    rows = [f"| {claim} | {count} |" for (found, claim), count in sorted(ledger.cases.items()) if found == section]
+    return [f"## {section[0].upper()}{section[1:]}", "", "| claim | cases |", "|---|---|", *rows, ""]
