@@ -6,10 +6,13 @@ from enum import Enum
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
-from learner.objectives import ObjectiveConfig, build_objective
+from learner.objectives.config import ObjectiveConfig
+from learner.objectives.rule import RunFacts
+from learner.objectives.rules import refusals
 from rollout.config import DataConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from scoring.config import ScoringConfig, TeacherConfig
 
@@ -112,8 +115,9 @@ def _freeze(node: Any) -> None:
     """
     for item in fields(node):
         value = getattr(node, item.name)
-        if is_dataclass(value):
-            _freeze(value)
+        for part in value.values() if isinstance(value, dict) else (value,):
+            if is_dataclass(part):
+                _freeze(part)
     cls = type(node)
     node.__class__ = type(cls.__name__, (cls,), {"__setattr__": _refuse_assignment, "__delattr__": _refuse_assignment})
 
@@ -195,16 +199,29 @@ def _check_ranges(config: RunConfig) -> None:
     )
 
 
+def _check_preset(config: RunConfig) -> None:
+    """A name that is set beside the choice of a preset would label one objective and train another."""
+    if HydraConfig.initialized():
+        chosen, name = HydraConfig.get().runtime.choices["objective"], config.objective.name
+        fix = f"names the chosen preset, which is {chosen}; to choose another one write objective={name}"
+        _require(name == chosen, "objective.name", name, fix)
+
+
 def _check_objective(config: RunConfig) -> None:
-    name, sampling = config.objective.name, config.sampling
-    _require(config.objective.k >= 1, "objective.k", config.objective.k, "must be at least 1")
-    truncated = sampling.top_p < 1 or sampling.top_k > 0
-    if build_objective(config.objective).requirements.needs_full_softmax_sampling and truncated:
-        key, value = ("sampling.top_p", sampling.top_p) if sampling.top_p < 1 else ("sampling.top_k", sampling.top_k)
-        raise ConfigError(
-            f"{key}={value}: the objective {name} needs ratios of full-softmax probabilities, and tokens outside "
-            "the truncated support have none; set sampling.top_p=1 and sampling.top_k=-1 (a temperature is corrected)"
-        )
+    _check_preset(config)
+    sampling, pipeline = config.sampling, config.pipeline
+    run = RunFacts(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_staleness=pipeline.max_staleness,
+        samples_per_prompt=sampling.samples_per_prompt,
+        batch_size=pipeline.batch_size,
+        has_verifier=config.data.verifier is not VerifierKind.none,
+    )
+    wrong = refusals(config.objective, run)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 def _check_engines(config: RunConfig) -> None:

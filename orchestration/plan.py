@@ -5,7 +5,9 @@ import os
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from learner.objectives.describe import describe
 from orchestration.config import ConfigError, RunConfig
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
@@ -59,17 +61,24 @@ def local_gpus() -> float:
     return float(torch.cuda.device_count())
 
 
+def _named(name: str, paper: str) -> str:
+    return f"{name} ({paper})" if paper else name
+
+
 def print_plan(config: RunConfig, prepared: Prepared) -> None:
     table = Table(title=f"{config.experiment}: what this run does", show_header=False, title_justify="left")
     pipeline, sampling = config.pipeline, config.sampling
     context = f", told: {config.teacher.context!r}" if config.teacher.context else ""
     staleness = pipeline.max_staleness
+    objective = describe(config.objective)
     rows = {
         "student": config.student.model,
         "teacher": config.teacher.model + context,
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and left out",
-        "objective": config.objective.name,
+        "objective": _named(config.objective.name, config.objective.paper),
+        "in words": "\n".join(objective.words),
+        "formula": "\n".join(objective.formula),
         "steps": f"{pipeline.steps} of {pipeline.batch_size} trajectories, at most {sampling.max_tokens} tokens each, "
         f"temperature {sampling.temperature:g}",
         "staleness": "strictly on-policy" if staleness == 0 else f"at most {staleness}",
@@ -79,5 +88,5 @@ def print_plan(config: RunConfig, prepared: Prepared) -> None:
         "outputs": str(locate(config)),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # a formula's brackets are not markup
     Console().print(table)

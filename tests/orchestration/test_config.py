@@ -13,6 +13,11 @@ CONF = Path(__file__).parents[2] / "conf"
 GROUPS = [
     f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))
 ]  # every option of every group
+NEEDED_BY_PRESETS = {
+    "naive_student_topk": ["objective.unsafe_baseline=true"],
+    "symmetric_difference": ["objective.unsafe_baseline=true"],
+    "task_reward_mix": ["data.verifier=exact", "sampling.samples_per_prompt=4"],
+}
 
 
 def configured(*overrides: str) -> RunConfig:
@@ -30,7 +35,7 @@ def message(*overrides: str) -> str:
 @pytest.mark.parametrize("option", [option for option in GROUPS if not option.startswith("tracking=online")])
 def test_every_yaml_composes(option: str) -> None:
     gpus = ["rollout=gpu", "learner=gpu"] if option in ("rollout=gpu", "learner=gpu") else []
-    configured(option, *gpus)
+    configured(option, *gpus, *NEEDED_BY_PRESETS.get(option.removeprefix("objective="), ()))
 
 
 def test_yaml_values_are_choices_not_a_second_set_of_defaults() -> None:
@@ -40,9 +45,11 @@ def test_yaml_values_are_choices_not_a_second_set_of_defaults() -> None:
 
 
 def test_a_built_config_is_read_only() -> None:
-    config = configured()
+    config = configured("objective=entropy_aware")
     with pytest.raises(AttributeError, match="frozen"):
         config.learner.learning_rate = 1.0
+    with pytest.raises(AttributeError, match="frozen"):
+        config.objective.further_terms["forward"].weight = 2.0
 
 
 @pytest.mark.parametrize(
