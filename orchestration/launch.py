@@ -27,6 +27,7 @@ def main(composed: DictConfig) -> None:
         if config.dry_run:
             return
         directory = open_run_directory(config, composed)
+        directory.check_prompts(prepared.prompts_digest)
     exit_code = asyncio.run(execute(config, composed, prepared, directory))
     if exit_code:
         sys.exit(exit_code)

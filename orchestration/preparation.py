@@ -1,5 +1,6 @@
 """Everything that can be wrong with files, models and prompts, found before anything is started."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,15 @@ class Prepared:
     @property
     def teacher_is_initial_student(self) -> bool:
         return self.student_path == self.teacher_path
+
+    @property
+    def prompts_digest(self) -> str:
+        """SHA-256 of all prompts as student and teacher see them, in order."""
+        digest = hashlib.sha256()
+        for item in (*self.train, *self.heldout):
+            for ids in (item.student_ids, item.teacher_ids):
+                digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
+        return digest.hexdigest()
 
     @property
     def special_ids(self) -> frozenset[int]:

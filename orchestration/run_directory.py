@@ -87,6 +87,21 @@ class RunDirectory:
             shutil.rmtree(old)
         return final
 
+    def check_prompts(self, digest: str) -> None:
+        """Keep the digest of the run's prompts, or hold it against the one that a run to be resumed began with.
+
+        Raises:
+            ConfigError: the cursor of the checkpoint would point into other prompts.
+        """
+        kept = self.path / "prompts.sha256"
+        if not kept.is_file():
+            write_text(kept, digest)
+        elif kept.read_text(encoding="utf-8") != digest:
+            raise ConfigError(
+                f"data: the prompts are not those that the run in {self.path} began with; restore the data, or start "
+                "anew (some reasoning-gym tasks differ from process to process: give every start PYTHONHASHSEED=0)"
+            )
+
     def write_config(self, composed: DictConfig) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
 

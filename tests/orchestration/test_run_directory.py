@@ -71,3 +71,12 @@ def test_a_resumed_run_keeps_its_meaning(tmp_path: Path) -> None:
     longer, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
     longer.pipeline.steps = 1000
     open_run_directory(longer, OmegaConf.structured(longer)).close()
+
+
+def test_a_resumed_run_keeps_its_prompts(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    directory.check_prompts("one")
+    directory.check_prompts("one")
+    with pytest.raises(ConfigError, match="PYTHONHASHSEED=0"):
+        directory.check_prompts("other")
+    directory.close()
