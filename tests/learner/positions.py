@@ -34,6 +34,7 @@ def make_rows(
     """On-policy rows of one trajectory: the rollout used these very logits at temperature 1."""
     logp_CV = logits_CV.log_softmax(-1)
     targets = torch.multinomial(logp_CV.exp(), 1)[:, 0] if targets is None else targets
+    k = min(k, logits_CV.shape[1])
     ids_CK, top_CK = logp_CV.topk(k, dim=-1).indices, logq_CV.topk(k, dim=-1)
     places = torch.arange(len(targets))
     return Rows(
