@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from learner.objectives.rule import TOPK_SUPPORTS
 from orchestration.config import ConfigError, RunConfig
 from orchestration.models import resolve_model
 from orchestration.needs import INITIAL_STUDENT, learns_from_data
@@ -18,6 +20,8 @@ from rollout.sources import load_prompts
 from scoring.packed_model import refuse_unpackable_layers
 
 ANSWER = "{answer}"  # in teacher.context
+_CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+_LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def prepare(config: RunConfig) -> Prepared:
             raise ConfigError(
                 f"data.{name}: no prompt fits in {limit} tokens with its response; raise rollout.max_model_len"
             )
+    _check_gate(config, kept_train)
     paths = student_path, teacher_path, reference_path
     return Prepared(*paths, tokenizer, kept_train, kept_heldout, fits.count(False))
 
@@ -151,6 +156,8 @@ def _length_limit(config: RunConfig, *model_paths: str) -> int:
     limit = config.rollout.max_model_len
     for path in model_paths:
         model = AutoConfig.from_pretrained(path)
+        _check_head(model, path)
+        _check_supports(config, model, path)
         refuse_unpackable_layers(model)
         positions = getattr(model, "max_position_embeddings", limit)
         if positions < limit:
@@ -158,6 +165,32 @@ def _length_limit(config: RunConfig, *model_paths: str) -> int:
                 f"rollout.max_model_len={limit}: {path} has only {positions} positions; set it to {positions} or less"
             )
     return limit
+
+
+def _check_head(model: PreTrainedConfig, path: str) -> None:
+    """Without its own LM head a checkpoint has no distribution; transformers would make up a random one."""
+    kinds = model.architectures or []
+    if kinds and not set(kinds) & _CAUSAL_LMS and not any(kind.endswith(_LM_SUFFIXES) for kind in kinds):
+        raise ConfigError(
+            f"{path}: the checkpoint is a {kinds[0]}, which has no LM head, so it cannot give log-probs of any "
+            "support, the full vocabulary included; choose a causal language model"
+        )
+
+
+def _check_supports(config: RunConfig, model: PreTrainedConfig, path: str) -> None:
+    objective, vocabulary = config.objective, model.get_text_config().vocab_size
+    further = {f"objective.further_terms.{name}.k": term for name, term in objective.further_terms.items()}
+    for key, term in {"objective.k": objective, **further}.items():
+        if term.support in TOPK_SUPPORTS and term.k > vocabulary:
+            raise ConfigError(f"{key}={term.k}: {path} has only {vocabulary} tokens; lower it, or set support=full")
+
+
+def _check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
+    if config.objective.gate.only_with_context and not any(item.has_context for item in prompts):
+        raise ConfigError(
+            "objective.gate.only_with_context=true: no prompt has a context that only the teacher sees, so nothing "
+            "would be learned; set teacher.context, give the prompts a privileged_context column, or set false"
+        )
 
 
 def _fits(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:

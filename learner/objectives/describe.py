@@ -94,11 +94,12 @@ _NORMALISED_WHERE = {
 _SHAPES = {
     Shaping.none: ("", "{a}"),
     Shaping.clip: ("clipped to [{shaping_low:g}, {shaping_high:g}]", "clip({a}, {shaping_low:g}, {shaping_high:g})"),
-    Shaping.log: ("compressed to sign(A) log(1 + |A|)", "sign(A) log(1 + |A|), A = {a}"),
+    Shaping.log: ("compressed to sign(A) log(1 + |A|)", "sign(a) log(1 + |a|), a = {a}"),
     Shaping.tanh: ("squashed by tanh", "tanh({a})"),
     Shaping.length_aware: (
-        "clipped to ±{shaping_high:g} where larger, compressed to sign(A) log(1 + |A|) where smaller",
-        "±{shaping_high:g} where |A| > {shaping_high:g}, else sign(A) log(1 + |A|), A = {a}",
+        "clipped to [{shaping_low:g}, {shaping_high:g}] where |A| > {shaping_high:g}, else compressed to "
+        "sign(A) log(1 + |A|)",
+        "clip(a, {shaping_low:g}, {shaping_high:g}) where |a| > {shaping_high:g}, else sign(a) log(1 + |a|), a = {a}",
     ),
 }
 
@@ -113,6 +114,18 @@ _IMPORTANCE = {
         "w = p/p_rollout, 0 where clipped to [{ratio_low:g}, {ratio_high:g}]{dual}",
     ),
 }
+
+
+def _form(term: TermConfig) -> _Form:
+    """The ends of a jsd and a skew of 0 are the divergences that they stand for."""
+    ends = {
+        (Divergence.jsd, 0.0): Divergence.forward_kl,
+        (Divergence.jsd, 1.0): Divergence.reverse_kl,
+        (Divergence.skewed_reverse_kl, 0.0): Divergence.reverse_kl,
+        (Divergence.skewed_forward_kl, 0.0): Divergence.forward_kl,
+    }
+    parameter = term.beta if term.divergence is Divergence.jsd else term.alpha
+    return _FORMS[ends.get((term.divergence, parameter), term.divergence)]
 
 
 def _fill(template: str, term: TermConfig) -> str:
@@ -158,7 +171,7 @@ def _token_words(tokens: TokenMaskConfig) -> str:
 
 
 def _term_words(term: TermConfig) -> str:
-    on = f"{_fill(_FORMS[term.divergence].name, term)} on {_fill(_SUPPORTS[term.support], term)}"
+    on = f"{_fill(_form(term).name, term)} on {_fill(_SUPPORTS[term.support], term)}"
     topk = term.support not in (Support.sampled, Support.full)
     how = "policy gradient" if term.realisation is Realisation.policy_gradient else "back-propagated"
     if term.support is Support.sampled and term.realisation is Realisation.direct:
@@ -175,7 +188,7 @@ def _term_words(term: TermConfig) -> str:
     )
 
 
-def _sampled_formula(term: TermConfig, advantage: str) -> str:
+def _sampled_formula(term: TermConfig, advantage: str, mixture: str) -> str:
     weighted = "" if term.importance is Importance.none else "w "
     where = _fill(_IMPORTANCE[term.importance][1], term)
     if term.realisation is Realisation.direct:
@@ -186,7 +199,7 @@ def _sampled_formula(term: TermConfig, advantage: str) -> str:
         return _where(f"{weighted}({loss}) at y, g(y) = {weighted}({g})", where)
     variate = " + sg KL(p||q)" if term.control_variate else ""
     shaped = _fill(_SHAPES[term.shaping][1], term).replace("{a}", advantage + variate)
-    return _where(f"-sg({weighted}A) log p(y), A = {shaped}", where)
+    return _where(f"-sg({weighted}A) log p(y), A = {mixture.format(shaped=shaped)}", where)
 
 
 def _where(formula: str, *conditions: str) -> str:
@@ -195,7 +208,7 @@ def _where(formula: str, *conditions: str) -> str:
 
 
 def _support_formula(term: TermConfig) -> str:
-    form = _FORMS[term.divergence]
+    form = _form(term)
     loss, g, where = (_fill(part, term) for part in (form.loss, form.g, form.where))
     space = "Σ_v" if term.support is Support.full else "Σ_S"
     normalised = _NORMALISED_WHERE.get(term.normalisation, "")
@@ -208,22 +221,21 @@ def _support_formula(term: TermConfig) -> str:
 
 
 def _advantage(objective: ObjectiveConfig, term: TermConfig) -> str:
-    """The sampled token's advantage before baseline and shaping, task reward included."""
-    advantage = _fill(_FORMS[term.divergence].advantage, term)
-    if term.divergence is Divergence.forward_kl:
-        advantage = "q/p - 1"
+    """The sampled token's advantage before baseline, shaping and task reward."""
+    advantage = "q/p - 1" if _form(term) is _FORMS[Divergence.forward_kl] else _fill(_form(term).advantage, term)
     if objective.reference.model is not None and term.divergence is Divergence.reverse_kl:
         advantage = f"{objective.reference.extrapolation:g} log(q/ref) - log(p/ref)"
-    if term is not objective:
-        return advantage
-    if objective.returns.discount > 0:
-        advantage = _return(objective)
-    share = objective.task_reward.share
+    return _return(objective) if term is objective and objective.returns.discount > 0 else advantage
+
+
+def _mixture(objective: ObjectiveConfig, term: TermConfig) -> str:
+    """What the task's reward makes of the shaped advantage."""
+    share, group = objective.task_reward.share, "(reward - mean reward of the prompt's samples)"
+    if term is not objective or objective.task_reward.mix is TaskRewardMix.none:
+        return "{shaped}"
     if objective.task_reward.mix is TaskRewardMix.convex:
-        return f"{share:g} ({advantage}) + {1 - share:g} (reward - mean reward of the prompt's samples)"
-    if objective.task_reward.mix is TaskRewardMix.additive:
-        return f"{share:g} ({advantage}) + (reward - mean reward of the prompt's samples)"
-    return advantage
+        return f"{share:g} [{{shaped}}] + {1 - share:g} {group}"
+    return f"{share:g} [{{shaped}}] + {group}"
 
 
 def _return(objective: ObjectiveConfig) -> str:
@@ -235,7 +247,7 @@ def _return(objective: ObjectiveConfig) -> str:
 
 def _term_formula(objective: ObjectiveConfig, term: TermConfig) -> str:
     if term.support is Support.sampled:
-        return _sampled_formula(term, _advantage(objective, term))
+        return _sampled_formula(term, _advantage(objective, term), _mixture(objective, term))
     formula = _support_formula(term)
     if term is objective and objective.returns.discount > 0:
         weighted = "" if term.importance is Importance.none else "w "

@@ -84,6 +84,12 @@ OBJECTIVE_RULES = (
         "must lie between 0 (each token answers for itself) and 1",
     ),
     Rule(
+        "returns.length_normalised",
+        lambda c: c.objective.returns.length_normalised and not c.has_returns,
+        "averages what follows a token, and with returns.discount=0 nothing does; set objective.returns.discount=1, "
+        "or false",
+    ),
+    Rule(
         "returns.exact_first_step",
         lambda c: c.has_returns and c.objective.returns.exact_first_step and c.objective.support is Support.sampled,
         "the exact term of the token itself is a sum over a support; set objective.support=full (or student_topk), "

@@ -68,7 +68,11 @@ class Case:
     @property
     def is_forward(self) -> bool:
         term = self.term
-        return term.divergence is Divergence.forward_kl or (term.divergence is Divergence.jsd and term.beta == 0)
+        ends = (
+            term.divergence is Divergence.jsd and term.beta == 0,
+            term.divergence is Divergence.skewed_forward_kl and term.alpha == 0,
+        )
+        return term.divergence is Divergence.forward_kl or any(ends)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ RANGES = (
     ),
     Rule(
         "shaping_low",
-        lambda c: c.term.shaping is Shaping.clip and not c.term.shaping_low < c.term.shaping_high,
+        lambda c: (
+            c.term.shaping in (Shaping.clip, Shaping.length_aware) and not c.term.shaping_low < c.term.shaping_high
+        ),
         "must be below shaping_high",
     ),
     Rule(

@@ -283,6 +283,20 @@ CASES: list[tuple[str, dict[str, Any], RunFacts, list[str], dict[str, Any]]] = [
         {"divergence": "reverse_kl"},
     ),
     (
+        "an average of nothing",
+        {"support": "full", "returns": {"length_normalised": True}},
+        USUAL,
+        ["objective.returns.length_normalised=True", "returns.discount=1"],
+        {"importance": "truncated", "returns": {"discount": 1.0}},
+    ),
+    (
+        "the same as a skew of 0",
+        {"support": "teacher_topk", "divergence": "skewed_forward_kl", "alpha": 0.0},
+        USUAL,
+        ["objective.normalisation=raw", "normalisation=tail"],
+        {"alpha": 0.1},
+    ),
+    (
         "extrapolation from nothing",
         SAMPLED | {"reference": {"extrapolation": 1.25}},
         USUAL,
@@ -453,3 +467,15 @@ def test_the_description_names_every_number_that_was_set() -> None:
     for number in numbers.values():
         assert f"{number:g}" in " ".join(found.words), number
     assert "0.3 ×" in found.formula[0] and found.formula[1].startswith("+ other: ")
+
+
+def test_the_ends_of_a_family_are_described_as_what_they_are() -> None:
+    jsd, forward = (objective({"support": "full", "divergence": name, "beta": 0.0}) for name in ("jsd", "forward_kl"))
+    assert describe(jsd) == describe(forward)
+    skewed = objective({"support": "full", "divergence": "skewed_reverse_kl", "alpha": 0.0})
+    assert describe(skewed) == describe(objective({"support": "full"}))
+
+
+def test_the_task_reward_stands_outside_the_shaping() -> None:
+    mixed = objective(SAMPLED | {"shaping": "tanh", "task_reward": {"mix": "additive", "share": 0.3}})
+    assert "A = 0.3 [tanh(log(q/p))] + (reward - mean" in describe(mixed).formula[0]

@@ -170,3 +170,23 @@ def test_more_workers_than_the_cluster_has_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"4 CPUs and the cluster has 2: lower rollout\.workers=3"):
         check_resources(config, 2, 0)
     check_resources(config, 4, 0)
+
+
+@pytest.mark.parametrize("kind", ["LlamaForSequenceClassification", "LlamaModel"])
+def test_a_teacher_without_an_lm_head_is_refused(overrides: list[str], tmp_path: Path, kind: str) -> None:
+    headless = make_tiny_model(tmp_path / "headless", tied=False)
+    settings = json.loads((headless / "config.json").read_text()) | {"architectures": [kind]}
+    (headless / "config.json").write_text(json.dumps(settings))
+    text = refusal(overrides, f"teacher.model={headless}", "objective=full_reverse_kl")
+    assert kind in text and "no LM head" in text
+
+
+def test_a_support_larger_than_the_vocabulary_is_refused(overrides: list[str]) -> None:
+    assert "objective.k=100000" in refusal(overrides, "objective.k=100000")
+    forward = "objective.further_terms.forward.k"
+    assert f"{forward}=100000" in refusal(overrides, "objective=entropy_aware", f"{forward}=100000")
+
+
+def test_a_gate_that_never_opens_is_refused(overrides: list[str]) -> None:
+    assert "teacher.context" in refusal(overrides, "objective.gate.only_with_context=true")
+    prepared(overrides, "objective.gate.only_with_context=true", "teacher.context=Be brief.")
