@@ -57,6 +57,7 @@ def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
     return Sample(
         prompt_id=trajectory.prompt_id,
         sample_index=trajectory.sample_index,
+        origin=trajectory.origin.value,
         prompt=tokenizer.decode(trajectory.prompt_ids),
         response=tokenizer.decode(trajectory.response_ids, skip_special_tokens=True),
         reward=trajectory.reward,

@@ -1,5 +1,6 @@
 """What a run is going to do, for people: printed before it starts, and all that a dry run does."""
 
+import math
 import os
 
 import torch
@@ -49,7 +50,8 @@ def check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
             raise ConfigError(
                 f"the workers ask for {needed:g} {name} and the cluster has {there:g}: lower rollout.workers="
                 f"{config.rollout.workers}, scoring.workers={config.scoring.workers} or learner.ranks="
-                f"{config.learner.ranks} (or their share of {name}), or join more nodes"
+                f"{config.learner.ranks} (or their share of {name}), or join more nodes; on one machine cluster.cpus="
+                f"{math.ceil(required_cpus(config))} lets them share its cores"
             )
 
 

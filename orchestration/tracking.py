@@ -21,6 +21,7 @@ class Sample:
 
     prompt_id: str
     sample_index: int
+    origin: str  # "student", "teacher" or "dataset"
     prompt: str
     response: str
     reward: float | None

@@ -1,12 +1,17 @@
-"""Fixtures of the integration tests: one Ray, and one rollout worker for each tiny model, shared by all."""
+"""Fixtures of the integration tests: one Ray, one rollout worker for each tiny model, and the launching of runs."""
 
-from collections.abc import Iterator
+import json
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
+from tests.integration.launching import Launched
 from tests.integration.students import Student
+
+WORDS = ("red", "blue", "green", "small", "large", "old", "new", "warm")
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +38,34 @@ def untied_student(local_ray: None, tiny_untied: Path) -> Iterator[Student]:
 @pytest.fixture(scope="session", params=["tied", "untied"])
 def student(request: pytest.FixtureRequest) -> Student:
     return request.getfixturevalue(f"{request.param}_student")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    for name, count in (("train", 40), ("heldout", 4)):
+        pairs = [(WORDS[i % 8], WORDS[i // 8]) for i in range(count)]
+        rows = [{"prompt": f"{name} {a} {b} ?", "completion": f"{a} {b}", "answer": a} for a, b in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "scoring.dtype=float32",
+        f"data.train.path={folder}/train.jsonl", f"data.heldout.path={folder}/heldout.jsonl",
+        "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
+        "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",
+        "learner.learning_rate=1e-3", "experiment=quickstart", "tracking.samples_every=1", "tracking.samples=4",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def launch(settings: list[str]) -> Iterator[Callable[..., Launched]]:
+    """Start a run in a directory, with overrides; what still runs at the end is killed."""
+    started: list[Launched] = []
+
+    def start(run_dir: Path, *overrides: str) -> Launched:
+        started.append(Launched(run_dir, *settings, *overrides))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.kill(signal.SIGKILL)

@@ -1,14 +1,10 @@
 """`python -m orchestration.launch` from outside, as a user runs it, on tiny models and real engines."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout.config import DType, RolloutConfig
 from rollout.engine import RolloutEngine
+from tests.integration.launching import Launched
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "small",
-    "large",
-    "old",
-    "new",
-    "warm",
-    "cold",
-    "quiet",
-    "loud",
-    "soft",
-    "hard",
-    "quick",
-    "slow",
-]
 SUMMARY_FIELDS = {
     "status", "steps", "wall_seconds", "stage_seconds", "tokens", "tokens_per_second", "evaluation", "gap_recovery",
     "alarms", "remedies",
@@ -46,84 +26,6 @@ SUMMARY_FIELDS = {
 EVALUATION_FIELDS = {
     "accuracy", "reverse_kl", "forward_kl", "overlap_ratio", "mean_response_tokens", "truncated_share", "n_prompts",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    for name, count in (("train", 40), ("heldout", 4)):
-        rows = [{"prompt": f"{name} {WORDS[i % 8]} {WORDS[i // 8]} ?"} for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "scoring.dtype=float32",
-        f"data.train.path={folder}/train.jsonl", f"data.heldout.path={folder}/heldout.jsonl",
-        "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
-        "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",
-        "learner.learning_rate=1e-3", "experiment=quickstart", "tracking.samples_every=1", "tracking.samples=4",
-    ]  # fmt: skip
-
-
-class Launched:
-    """A run in its own process group, so that a signal reaches it as it would from a terminal."""
-
-    def __init__(self, run_dir: Path, *overrides: str) -> None:
-        self.run_dir = run_dir
-        self.output = run_dir.with_name(run_dir.name + ".out")
-        command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
-        with self.output.open("a") as file:
-            self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def wait(self, seconds: float = 400) -> int:
-        return self.process.wait(seconds)
-
-    def wait_for_step(self, step: int, seconds: float = 400) -> None:
-        self.wait_until(lambda: step in self.steps(), seconds)
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, f"ended early:\n{self.text()}"
-            assert time.monotonic() < deadline, f"too slow:\n{self.text()}"
-            time.sleep(0.1)
-
-    def rows(self) -> list[dict[str, float]]:
-        path = self.run_dir / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def steps(self) -> list[int]:
-        return [int(row["policy_version"]) for row in self.rows() if "train/loss" in row]
-
-    def summary(self) -> dict:
-        return json.loads((self.run_dir / "summary.json").read_text())
-
-    def trained_prompts(self) -> Counter[str]:
-        files = sorted((self.run_dir / "samples").glob("step-*.jsonl"))
-        return Counter(json.loads(line)["prompt_id"] for file in files for line in file.read_text().splitlines())
-
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def kill(self, number: signal.Signals) -> None:
-        os.killpg(self.process.pid, number)
-
-
-@pytest.fixture(scope="module")
-def launch(settings: list[str]) -> Iterator[Callable[..., Launched]]:
-    started: list[Launched] = []
-
-    def start(run_dir: Path, *overrides: str) -> Launched:
-        started.append(Launched(run_dir, *settings, *overrides))
-        return started[-1]
-
-    yield start
-    for run in started:
-        if run.process.poll() is None:
-            run.kill(signal.SIGKILL)
-
-
 REPEATABLE = ("pipeline.max_staleness=0", "pipeline.steps=6", "checkpoint.every=2", "scoring.max_tokens_per_forward=1")
 
 

@@ -1,0 +1,70 @@
+"""What a step reports of a batch whose sequences are not all the student's, or not all learned from."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from learner.batch import Example
+from learner.report import StepReport
+from orchestration.metrics import sample, step_metrics
+from rollout.trajectory import FinishReason, Origin, RolloutRequest, foreign_trajectory
+from tests.learner.examples import make_example
+from tests.models import make_tokenizer
+
+REPORT = StepReport(
+    policy_version=3,
+    loss=1.0,
+    grad_norm=1.0,
+    learning_rate=1e-3,
+    loss_tokens=10,
+    seconds=1.0,
+    cpu_seconds=1.0,
+    metrics={},
+)
+
+
+def own(slot: int, reward: float) -> Example:
+    example = make_example(slot, 4, 6)
+    return replace(example, trajectory=replace(example.trajectory, reward=reward))
+
+
+def others(slot: int, reward: float) -> Example:
+    example = own(slot, reward)
+    t = example.trajectory
+    request = RolloutRequest(slot, t.prompt_id, 0, t.prompt_ids, seed=0, max_tokens=6)
+    foreign = foreign_trajectory(request, t.response_ids, FinishReason.LENGTH, Origin.DATASET)
+    return replace(example, trajectory=replace(foreign, reward=reward))
+
+
+def test_plain_batches_report_neither_share() -> None:
+    metrics = step_metrics([own(0, 1.0), own(1, 0.0)], REPORT, {})
+    assert metrics["rollout/accuracy"] == 0.5 and metrics["rollout/staleness_max"] == 2
+    assert not {"rollout/student_share", "train/gated_share"} & metrics.keys()
+
+
+def test_accuracy_and_age_are_the_students_own() -> None:
+    metrics = step_metrics([own(0, 0.25), others(1, 1.0), others(2, 1.0), others(3, 1.0)], REPORT, {})
+    assert metrics["rollout/accuracy"] == 0.25 and metrics["rollout/student_share"] == 0.25
+    assert metrics["rollout/staleness_mean"] == 2
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_a_batch_without_the_student_is_never_stale() -> None:
+    metrics = step_metrics([others(0, 1.0), others(1, 1.0)], REPORT, {})
+    assert metrics["rollout/student_share"] == metrics["rollout/staleness_max"] == 0
+    assert "rollout/accuracy" not in metrics
+
+
+def test_gated_trajectories_are_counted() -> None:
+    batch = [replace(own(slot, 1.0), weight=float(slot == 0)) for slot in range(4)]
+    assert step_metrics(batch, REPORT, {})["train/gated_share"] == 0.75
+
+
+def test_samples_name_their_origin() -> None:
+    tokenizer = make_tokenizer()
+    mine, theirs = sample(own(0, 1.0), tokenizer), sample(others(0, 1.0), tokenizer)
+    assert (mine.origin, theirs.origin) == ("student", "dataset")
+    assert mine.student_logprobs is not None and mine.mean_log_ratio == pytest.approx(mine.mean_log_ratio)
+    assert theirs.student_logprobs is None and theirs.mean_log_ratio is None
+    assert mine.teacher_logprobs == theirs.teacher_logprobs
