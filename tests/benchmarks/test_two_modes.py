@@ -1,5 +1,6 @@
 """The two-mode example shows what it says: who covers, who chooses, who ends somewhere else."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from benchmarks.two_modes import (
     FREE_PANELS,
     ONE_BELL,
     ONE_BELL_PANELS,
+    PRESETS,
+    TOP,
     TOP_K,
     Panel,
     bell,
@@ -63,3 +66,28 @@ def test_the_baselines_end_away_from_the_teacher() -> None:
 def test_the_picture_is_drawn(panels: tuple[Panel, ...], tmp_path: Path) -> None:
     draw({"one": [(panel, Q) for panel in panels], "two": [(panel, Q) for panel in panels]}, tmp_path / "modes.png")
     assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
+
+
+CLAIMED = set(
+    re.findall(
+        r"^\| `(\w+)` \|.*\| (?:p = q(?: on S)?(?:, equal tails)?|p̄ = q̄) \|",
+        (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(),
+        re.MULTILINE,
+    )
+)
+
+
+# The table of divergences, which are no presets, has the same column; minillm needs tokens that follow.
+@pytest.mark.parametrize("preset", [p.stem for p in sorted(PRESETS.glob("*.yaml")) if p.stem in CLAIMED - {"minillm"}])
+def test_where_the_documentation_has_the_teacher_as_fixed_point_the_gradient_is_zero(preset: str) -> None:
+    gradients = [expected_gradient(compose_preset(preset, ()), two_modes(), two_modes(), step) for step in range(3)]
+    assert torch.stack(gradients).abs().max() < 1e-12
+
+
+def test_the_documentation_has_many_such_claims() -> None:
+    assert len(CLAIMED) > 20
+
+
+def test_the_naive_form_has_a_gradient_at_the_teacher() -> None:
+    objective = compose_preset("naive_student_topk", TOP)
+    assert expected_gradient(objective, two_modes(), two_modes(), 0).abs().max() > 1e-3
