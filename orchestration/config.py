@@ -13,7 +13,7 @@ from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, Weigh
 from learner.objectives.config import ObjectiveConfig
 from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
-from rollout.config import DataConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
+from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from scoring.config import ScoringConfig, TeacherConfig
 
 
@@ -271,5 +271,21 @@ def _check_data(config: RunConfig) -> None:
                 "reasoning_gym",
                 f"grades reasoning-gym tasks only, and data.{name}.kind={source.kind.value}; use exact, math or none",
             )
+    _check_task_seeds(config.data.train, config.data.heldout)
     if config.tracking.wandb is WandbMode.online and not os.environ.get("WANDB_API_KEY"):
         raise ConfigError("tracking.wandb=online: no key found; set WANDB_API_KEY in the environment, or use offline")
+
+
+def _check_task_seeds(train: PromptSourceConfig, heldout: PromptSourceConfig) -> None:
+    """Refuse held-out tasks that are training tasks: reasoning-gym makes task i from seed + i."""
+    alike = train.kind is heldout.kind is SourceKind.reasoning_gym and train.task == heldout.task
+    if not alike or train.task_options != heldout.task_options:
+        return
+    apart = train.seed + train.size <= heldout.seed or heldout.seed + heldout.size <= train.seed
+    _require(
+        apart,
+        "data.heldout.seed",
+        heldout.seed,
+        f"reasoning-gym makes task i from seed + i, so held-out tasks would be training tasks; use "
+        f"{train.seed + train.size} or more",
+    )

@@ -17,6 +17,7 @@ from typing import Any
 from rollout.config import PromptSourceConfig, SourceKind
 from rollout.hub import explained
 from rollout.paths import means_local_path
+from rollout.procedural_tasks import generate
 from rollout.prompts import Message, Prompt
 
 PACKAGE_PREFIX = "pkg://"
@@ -218,11 +219,12 @@ def _generate_tasks(source: PromptSourceConfig, key: str) -> list[Prompt]:
     if size < 1:
         raise ValueError(f"{key}.size={source.size}, {key}.limit={source.limit}: no task to generate; set 1 or more")
     try:
-        tasks = reasoning_gym.create_dataset(source.task, seed=source.seed, size=size, **source.task_options)
+        reasoning_gym.create_dataset(source.task, seed=source.seed, size=size, **source.task_options)
+        entries = generate(source.task, source.seed, size, source.task_options)
     # reasoning_gym checks its options with assert; unknown ones are a TypeError of the config's constructor.
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"{key}.task_options={source.task_options}: {source.task} refuses them ({error})") from error
-    return [_to_task_prompt(index, tasks[index], source) for index in range(size)]
+    return [_to_task_prompt(index, entry, source) for index, entry in enumerate(entries)]
 
 
 def _to_task_prompt(index: int, entry: dict[str, Any], source: PromptSourceConfig) -> Prompt:

@@ -79,6 +79,12 @@ def test_a_wrong_setting_is_named_with_its_fix(override: str, parts: list[str]) 
     assert "Traceback" not in text
 
 
+def test_heldout_tasks_are_no_training_tasks() -> None:
+    text = message("experiment=reasoning_gym", "data.heldout.seed=1200")
+    assert "data.heldout.seed=1200" in text and "use 1256 or more" in text
+    configured("experiment=reasoning_gym", "data.heldout.seed=1256")
+
+
 def test_truncated_sampling_is_refused_where_ratios_are_needed() -> None:
     text = message("objective=sampled_reverse_kl", "sampling.top_p=0.9")
     assert "sampling.top_p=0.9" in text

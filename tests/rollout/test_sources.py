@@ -1,6 +1,9 @@
 """Prompts from every kind of source, and one clear message for every way it can be wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,6 +207,16 @@ def test_tasks_repeat_and_depend_on_the_seed() -> None:
     assert first[0].metadata["entry"]["answer"] == first[0].answer
     assert first[0].metadata["entry"]["metadata"]["num_terms"] == 2
     assert len({prompt.id for prompt in first}) == 4
+
+
+def test_tasks_do_not_depend_on_the_hashes_of_the_process() -> None:
+    source = tasks(task="ransom_note", size=3, seed=1)
+    here = load_prompts(source)
+    assert [prompt.answer for prompt in here] == [prompt.metadata["entry"]["answer"] for prompt in here]
+    command = "from tests.rollout.test_sources import *; print(load_prompts(tasks(task='ransom_note', size=3, seed=1)))"
+    environment = os.environ | {"PYTHONHASHSEED": "123"}
+    there = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == str(here)
 
 
 def test_bad_tasks() -> None:
