@@ -4,6 +4,8 @@ Shape suffixes: N tokens laid end to end, S segments (whole sequences, or the pa
 `scoring.prefix_tree`), d hidden size.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -65,7 +67,7 @@ def _packed_sdpa(
         )
     parts = []
     starts, parents = cu_seq_lens_q.tolist(), segment_parents.tolist()
-    own = [slice(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+    own = [slice(start, stop) for start, stop in itertools.pairwise(starts)]
     for segment in range(len(own)):
         q = query[:, :, own[segment]]
         path = [own[step] for step in _path(segment, parents)]

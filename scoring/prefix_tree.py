@@ -10,7 +10,7 @@ Shape suffixes: N packed tokens, S segments, L tokens of a sequence.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class _Growth:
 
     def finish(self) -> PrefixTree:
         starts = [0, *accumulate(len(segment) for segment in self._segments)]
-        places = [np.arange(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+        places = [np.arange(start, stop) for start, stop in pairwise(starts)]
         depths = zip(self._depths, self._segments, strict=True)
         return PrefixTree(
             token_ids=np.concatenate(self._segments),
