@@ -3,7 +3,6 @@
 Shape suffixes: R response tokens, C positions of a chunk, V vocabulary, d hidden size.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.lm_head import Head
-from learner.rowwise import log_softmax_, row_blocks, top_ids
+from learner.rowwise import log_softmax_, row_blocks, top_ids, write_rows
 
 OVERLAP_K = 16
 _SUMS = ("reverse_kl", "forward_kl", "overlap_ratio")
@@ -46,15 +45,15 @@ def divergences(
     chunk = min(chunk_tokens, max(len(hidden), 1))
     buffers = student.weight.new_empty(2, chunk, shared)
     sides = ((student.shortened(shared), hidden), (teacher.shortened(shared), teacher_hidden))
-    parts = []
+    values: dict[str, Tensor] = {}
     for start in range(0, max(len(hidden), 1), chunk):
         rows = slice(start, min(start + chunk, len(hidden)))
         logp_CV, logq_CV = (
             log_softmax_(head.logits(states[rows].float(), out=buffer[: rows.stop - start]), _LOG_NOTHING)
             for (head, states), buffer in zip(sides, buffers, strict=True)
         )
-        parts.append(compare(logp_CV, logq_CV))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        write_rows(values, rows, compare(logp_CV, logq_CV), len(hidden))
+    return values
 
 
 def compare(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None = None) -> dict[str, Tensor]:
@@ -67,15 +66,12 @@ def compare(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None = None) ->
         "reverse_kl" KL(p || q) and "forward_kl" KL(q || p), "teacher_entropy" of q (all in nats), and
         "overlap_ratio", the share of the two top-16 that coincides.
     """
-    parts = list(_compare_blocks(logp_CV, logq_CV, probs_CV))
-    parts = parts or [_compare(logp_CV, logq_CV, logp_CV)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _compare_blocks(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    values: dict[str, Tensor] = {}
     for block in row_blocks(logp_CV):
         logp = logp_CV[block]
-        yield _compare(logp, logq_CV[block], logp.exp() if probs_CV is None else probs_CV[block])
+        probs = logp.exp() if probs_CV is None else probs_CV[block]
+        write_rows(values, block, _compare(logp, logq_CV[block], probs), len(logp_CV))
+    return values
 
 
 def _compare(logp: Tensor, logq: Tensor, p: Tensor) -> dict[str, Tensor]:
@@ -83,15 +79,11 @@ def _compare(logp: Tensor, logq: Tensor, p: Tensor) -> dict[str, Tensor]:
     top_p, top_q = top_ids(logp, k), top_ids(logq, k)
     log_ratio, q = logp - logq, logq.exp()
     return {
-        "reverse_kl": _dot(p, log_ratio),
-        "forward_kl": -_dot(q, log_ratio),
-        "teacher_entropy": -_dot(q, logq),
+        "reverse_kl": (p * log_ratio).sum(-1),
+        "forward_kl": -(q * log_ratio).sum(-1),
+        "teacher_entropy": -(q * logq).sum(-1),
         "overlap_ratio": (top_p[:, :, None] == top_q[:, None, :]).any(-1).float().mean(-1),
     }
-
-
-def _dot(left_CV: Tensor, right_CV: Tensor) -> Tensor:
-    return torch.bmm(left_CV[:, None, :], right_CV[:, :, None])[:, 0, 0]
 
 
 class ExampleSums:

@@ -22,7 +22,7 @@ from learner.evaluation import compare
 from learner.lm_head import Head
 from learner.objectives.base import LOG_ZERO, Objective, Requirements, Rows, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
-from learner.rowwise import log_softmax_
+from learner.rowwise import log_softmax_, write_rows
 from scoring.lm_head import LogitTransform
 
 
@@ -140,7 +140,7 @@ def _sweep(
     grad_weight = torch.zeros_like(head.weight)
     grad_bias = None if head.bias is None else torch.zeros_like(head.bias)
     ids = slice(0, len(work.head))
-    parts: list[dict[str, Tensor]] = []
+    values: dict[str, Tensor] = {}
     for positions in _chunks(len(rows), chunk):
         hidden_Cd = hidden[positions].float()
         grad_CV, per_token = work.gradient(hidden_Cd, rows, positions)
@@ -148,9 +148,8 @@ def _sweep(
         grad_weight[ids].addmm_(grad_CV.T, hidden_Cd)
         if grad_bias is not None:
             grad_bias[ids] += grad_CV.sum(0)
-        parts.append(per_token)
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return _Sweep(joined["loss"].double().sum().float(), grad_hidden, grad_weight, grad_bias, joined)
+        write_rows(values, positions, per_token, len(rows))
+    return _Sweep(values["loss"].double().sum().float(), grad_hidden, grad_weight, grad_bias, values)
 
 
 def _chunks(total: int, chunk: int) -> Iterator[slice]:
@@ -161,10 +160,11 @@ def _chunks(total: int, chunk: int) -> Iterator[slice]:
 
 def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: Requirements) -> Tensor:
     """[R], from a sweep of its own: a token's advantage holds those of the tokens behind it."""
-    parts = [work.target_logprobs(hidden[part].float(), rows, part) for part in _chunks(len(rows), work.positions)]
-    advantages_R = teacher_floor(rows.teacher_logprobs) - torch.cat(parts)
+    logp_R = torch.empty_like(rows.teacher_logprobs)
+    for positions in _chunks(len(rows), work.positions):
+        logp_R[positions] = work.target_logprobs(hidden[positions].float(), rows, positions)
     return future_advantages(
-        advantages_R,
+        teacher_floor(rows.teacher_logprobs) - logp_R,
         rows.require("example_index"),
         rows.require("positions"),
         needs.discount,

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from learner.rowwise import row_dots
+
 # What a probability of zero counts as, in nats: about float32's smallest normal number.
 # A token that the teacher excludes is then a very strong but finite signal.
 LOG_ZERO = -87.0
@@ -123,7 +125,7 @@ class StudentChunk:
 
     def entropy(self) -> Tensor:
         """Exact entropy in nats, [C]."""
-        return -torch.bmm(self.probs[:, None, :], self.logprobs[:, :, None])[:, 0, 0]
+        return -row_dots(self.probs, self.logprobs)
 
 
 @dataclass(frozen=True)
