@@ -303,6 +303,14 @@ def test_tokens_the_teacher_excludes() -> None:
         assert (result.grad_logits.gather(1, rows.target_ids[:, None]) > 0).all()
 
 
+@pytest.mark.verifies("numerical edges", "a NaN of the teacher is not hidden")
+@pytest.mark.parametrize("config", [SAMPLED, K2, K3], ids=["policy gradient", "k2", "k3"])
+def test_a_nan_of_the_teacher_is_not_hidden(config: ObjectiveConfig) -> None:
+    logits, logq = random_pair(28)
+    rows = make_rows(logits, torch.full_like(logq, torch.nan))
+    assert compute(config, logits, rows).loss.isnan().all()
+
+
 def test_the_control_variate_says_what_it_lacks() -> None:
     logits, logq = random_pair(27)
     config = replace(SAMPLED, control_variate=True)
