@@ -69,9 +69,10 @@ def _render(ledger: Ledger) -> str:
         [
             "# What is verified about the objectives",
             "",
-            "Written by `python -m pytest tests/learner` when all of it passes. In float64 unless a line says otherwise;",
-            "formulas agree to 1e-10 (to 1e-7 under hypothesis, whose instances may be ill-conditioned), descents reach",
-            "their fixed point to 1e-4 (the collapse, which slows down towards its end, to 1e-2).",
+            "Written by `python -m pytest tests/learner` when all of it passes. In float64 unless a line says",
+            "otherwise; formulas agree to 1e-10 (to 1e-7 under hypothesis, whose instances may be",
+            "ill-conditioned), descents reach their fixed point to 1e-4 (the collapse, which slows down towards",
+            "its end, to 1e-2).",
             "",
             *_matrix(ledger),
             *(line for section in sections for line in _claims(ledger, section)),
