@@ -12,8 +12,8 @@ from learner.tensors import to_tensors
 from tests.learner.examples import make_example
 
 CPU = torch.device("cpu")
-FILLED_BY_THE_OBJECTIVE = {"later_returns"}
-CARRIED = [item.name for item in fields(Rows) if item.name not in FILLED_BY_THE_OBJECTIVE]
+FILLED_BY_THE_HEAD = {"future_advantages"}
+CARRIED = [item.name for item in fields(Rows) if item.name not in FILLED_BY_THE_HEAD]
 
 
 def micro_batch() -> MicroBatch:
