@@ -11,7 +11,6 @@ from learner.batch import Batch, Example, MicroBatch
 from learner.packing import pack
 from tests.learner.examples import make_example, make_examples
 
-
 SPECIAL = (0, 7)
 
 
