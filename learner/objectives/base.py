@@ -26,7 +26,6 @@ class Requirements:
     candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher marks
     teacher_top_k: int = 0  # of the teacher's own most likely ids
     hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
-    needs_full_softmax_sampling: bool = False  # reads sampled tokens; top-p and top-k cannot be corrected
     reference_logprobs: bool = False
     task_advantages: bool = False
     future_advantages: bool = False  # a first pass over the tokens, whose log-ratios are summed from behind

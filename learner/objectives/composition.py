@@ -169,7 +169,6 @@ def _requirements(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> Requ
         candidates=largest(_NEEDS_STUDENT_TOP),
         teacher_top_k=largest(_NEEDS_TEACHER_TOP),
         hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),
-        needs_full_softmax_sampling=returns.discount > 0 or any(t.support is Support.sampled for t in terms.values()),
         reference_logprobs=config.reference.model is not None,
         task_advantages=config.task_reward.mix is not TaskRewardMix.none,
         future_advantages=returns.discount > 0,

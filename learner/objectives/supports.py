@@ -61,7 +61,7 @@ def top_overlap(k: int, rows: Rows) -> Tensor | None:
 
 def _top(field: str, top: tuple[Tensor, Tensor], k: int, vocabulary: int) -> _TopK:
     ids_CK, logq_CK = (x[:, :k] for x in top)
-    if ids_CK.shape[1] < k:
+    if len(ids_CK) and ids_CK.shape[1] < k:  # an idle rank's batch has no rows of any width
         raise ValueError(f"objective.k={k}: the batch has only {ids_CK.shape[1]} ids a position in Rows.{field}_ids")
     present_CK = (ids_CK >= 0) & (ids_CK < vocabulary)  # the heads may be padded to different lengths
     return _TopK(ids_CK.clamp(0, vocabulary - 1), present_CK, teacher_floor(logq_CK))

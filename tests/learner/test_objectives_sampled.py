@@ -267,7 +267,7 @@ def test_returns_with_the_exact_first_step(support: Support) -> None:
     result = compute(config, logits, rows, logq if support is Support.full else None)
     close(result.grad_logits, backward(wide, leaf) + sampled)
     needs = build_objective(config).requirements
-    assert needs.future_advantages and needs.discount == 0.9 and needs.needs_full_softmax_sampling
+    assert needs.future_advantages and needs.discount == 0.9
 
 
 @pytest.mark.verifies("advantages", "where both models agree, every sampled advantage is zero")

@@ -318,6 +318,9 @@ def test_few_and_weightless_rows(support: Support) -> None:
     close(one.grad_logits, whole.grad_logits[:1])
     none = compute(config, logits[:0], rows.slice(0, 0))
     assert none.loss.shape == (0,) and none.grad_logits.shape == (0, V) and none.metrics.keys() == whole.metrics.keys()
+    idle = rows.slice(0, 0)
+    narrow = {name: x[:, :1] for name, x in vars(idle).items() if x is not None and x.dim() == 2}
+    assert compute(config, logits[:0], replace(idle, **narrow)).metrics.keys() == whole.metrics.keys()
     gated = compute(config, logits, replace(rows, weights=torch.zeros(5, dtype=torch.float64)))
     assert not gated.loss.any() and not gated.grad_logits.any()
 
@@ -401,7 +404,6 @@ def test_any_shape(
 def test_requirements_follow_the_composition() -> None:
     default = build_objective(ObjectiveConfig()).requirements
     assert default.candidates == 16 and default.teacher_top_k == 0 and not default.hidden_states
-    assert not default.needs_full_softmax_sampling
     wide = ObjectiveConfig(
         support=Support.union,
         k=8,
