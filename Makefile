@@ -34,7 +34,8 @@ bench: .venv/ready .venv-bench/ready
 	$(BIN)/python -m venv --clear .venv-bench
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 		> "$$(.venv-bench/bin/python -c 'import site; print(site.getsitepackages()[0])')/product.pth"
-	.venv-bench/bin/python -m pip install --quiet --no-deps trl==1.16.0
+	.venv-bench/bin/python -m pip install --quiet --no-deps trl==1.16.0 verl==0.9.1 \
+		tensordict==0.15.3 pyvers==0.2.3 codetiming==1.4.0 orjson==3.13.0
 	touch $@
 
 clean:

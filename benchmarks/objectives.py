@@ -1,148 +1,140 @@
-"""Peak memory and CPU time of the fused head against the plain [tokens, vocabulary] path.
+"""Peak memory and CPU time of the fused head against the plain path and against other libraries' chunked losses.
 
-    python -m benchmarks.objectives [--json PATH]
+    python -m benchmarks.objectives [--json PATH] [--quick]
 
-Plain: `logits = hidden @ head.T` for all tokens, log-softmax, the top-k loss, autograd. Fused: the same loss
-through `learner.head.fused_head_loss`, which also reports entropy and log-prob gaps. Both in float32 on one
-thread, from SmolLM2's shapes. Each variant runs in a process of its own; memory is the peak resident set over
-what was resident once the inputs were there.
-
-Shape suffixes: R tokens, V vocabulary, d hidden size, K support ids.
+Plain: `logits = hidden @ head.T` for all tokens, log-softmax, the formula, autograd. Fused: the same loss and
+gradients through `learner.head.fused_head_loss`, which also gives entropies, both KLs and the overlap of the two top
+16. Every path runs in a process of its own, in float32 on one thread; memory is the peak resident set beyond inputs
+and gradients; all paths of an objective must agree in loss and gradient norm. `--quick` measures 1,024 tokens of the
+smaller model only. What each path is: `benchmarks.objective_paths`.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from benchmarks.objective_paths import Measured
 from benchmarks.report import finish, print_table
-from learner.config import LearnerConfig
-from learner.head import fused_head_loss
-from learner.objectives import ObjectiveConfig, Rows, build_objective
-from learner.objectives.config import Importance, Realisation, Support
 
-VOCABULARY, HIDDEN, K = 49_152, 576, 16
-TOKENS = (1024, 4096)
-OBJECTIVES = {
-    "student_topk_reverse_kl": ObjectiveConfig(k=K),
-    "sampled_reverse_kl": ObjectiveConfig(
-        support=Support.sampled, realisation=Realisation.policy_gradient, importance=Importance.truncated
-    ),
-}
-VARIANTS = ("plain", *OBJECTIVES)
-REPEATS = 3
+PEER_PYTHON = Path(".venv-bench/bin/python")
+PEERS = ("trl", "verl")
 MIB = 2**20
+AGREEMENT = 1e-4  # relative
 
 
-def make_inputs(tokens: int) -> tuple[Tensor, Tensor, Rows]:
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
-    weight = torch.randn(VOCABULARY, HIDDEN).mul_(0.02).requires_grad_()
-    targets = torch.randint(0, VOCABULARY, (tokens,))
-    first = torch.randint(0, VOCABULARY - K, (tokens, 1))
-    rows = Rows(
-        target_ids=targets,
-        sampling_logprobs=-5 * torch.rand(tokens),
-        temperatures=torch.ones(tokens),
-        teacher_logprobs=-5 * torch.rand(tokens),
-        support_ids=first + torch.arange(K),
-        support_teacher_logprobs=-3 - 5 * torch.rand(tokens, K),
-    )
-    return hidden, weight, rows
+@dataclass(frozen=True)
+class Size:
+    tokens: int
+    vocabulary: int
+    hidden: int
+    repeats: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.tokens} x {self.vocabulary}"
 
 
-def plain(hidden: Tensor, weight: Tensor, rows: Rows) -> None:
-    logp_RV = (hidden @ weight.T).log_softmax(-1)
-    ids_RK, logq_RK = rows.support()
-    logp_RK = logp_RV.gather(1, ids_RK)
-    (logp_RK.exp() * (logp_RK.detach() - logq_RK)).sum().backward()
+SHORT, LONG = Size(1024, 49_152, 576, 3), Size(4096, 49_152, 576, 2)  # SmolLM2-135M's shapes
+LARGE = Size(1024, 151_936, 896, 2)  # Qwen2.5-0.5B's
+VERY_LONG = Size(16_384, 49_152, 576, 0)
+AGAINST_PLAIN = ("reverse_kl", "forward_kl", "jsd", "student_topk")
+AGAINST_TRL, AGAINST_VERL = ("reverse_kl", "forward_kl", "jsd"), ("teacher_topk",)
 
 
-def fused(name: str) -> Callable[[Tensor, Tensor, Rows], None]:
-    objective = build_objective(OBJECTIVES[name])
-    chunk = LearnerConfig().head_chunk_tokens
+@dataclass(frozen=True)
+class Job:
+    path: str
+    objective: str
+    size: Size
 
-    def run(hidden: Tensor, weight: Tensor, rows: Rows) -> None:
-        loss, _ = fused_head_loss(hidden, weight, None, rows, objective, chunk)
-        loss.backward()
-
-    return run
-
-
-def resident(field: str) -> int:
-    """Bytes of VmRSS (now) or VmHWM (the peak)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-
-
-def measure(variant: str, tokens: int) -> dict[str, float]:
-    """Peak memory of a first pass, CPU seconds of the fastest of the `REPEATS` that follow."""
-    torch.set_num_threads(1)
-    inputs = make_inputs(tokens)
-    run = plain if variant == "plain" else fused(variant)
-    torch.mm(torch.ones(8, 8), torch.ones(8, 8))  # the matrix library's own workspace
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = resident("VmRSS")
-    run(*inputs)
-    peak = resident("VmHWM") - before
-    seconds = []
-    for _ in range(REPEATS):
-        for leaf in inputs[:2]:
-            leaf.grad = None
-        started = time.process_time()
-        run(*inputs)
-        seconds.append(time.process_time() - started)
-    return {"peak_bytes": peak, "cpu_seconds": min(seconds)}
+    def run(self) -> Measured:
+        """Measure in a process of its own."""
+        size = self.size
+        sizes = (size.tokens, size.vocabulary, size.hidden, size.repeats)
+        python = PEER_PYTHON if self.path in PEERS else sys.executable
+        command = [python, "-m", "benchmarks.objective_paths", self.path, self.objective, *sizes]
+        result = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True)
+        return Measured(**json.loads(result.stdout.splitlines()[-1]))
 
 
-def in_own_process(variant: str, tokens: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.objectives", "--measure", variant, str(tokens)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+Results = dict[Job, Measured]
 
 
-def compare(json_path: Path | None) -> None:
-    results = {(v, n): in_own_process(v, n) for n in TOKENS for v in VARIANTS}
-    rows = [
-        [variant, tokens, result["peak_bytes"] / MIB, result["cpu_seconds"]]
-        for (variant, tokens), result in results.items()
-    ]
-    print_table(
-        f"Loss and gradients from hidden states: V = {VOCABULARY}, d = {HIDDEN}, one thread",
-        ["path", "tokens", "peak MiB", "CPU s"],
-        rows,
-    )
+def jobs(quick: bool, peers: bool) -> list[Job]:
+    """What is measured, in order."""
+    compared = (SHORT,) if quick else (SHORT, LONG, LARGE)
+    both = [Job(path, name, size) for size in compared for name in AGAINST_PLAIN for path in ("plain", "fused")]
+    sampled = [Job("fused", "sampled", size) for size in compared]
+    flat = [] if quick else [Job("fused", name, VERY_LONG) for name in ("reverse_kl", "student_topk")]
+    topk = [Job("fused", name, SHORT) for name in AGAINST_VERL if peers]
+    trl = [Job("trl", name, SHORT) for name in AGAINST_TRL if peers]
+    verl = [Job("verl", name, SHORT) for name in AGAINST_VERL if peers]
+    return both + sampled + flat + topk + trl + verl
 
-    def ratio(quantity: str, over: str, under: str, tokens: int) -> float:
-        return results[over, tokens][quantity] / results[under, tokens][quantity]
 
-    topk, sampled = VARIANTS[1:]
-    finish(
-        {
-            "peak_memory_over_plain_1024": ratio("peak_bytes", topk, "plain", 1024),
-            "peak_memory_over_plain_4096": ratio("peak_bytes", topk, "plain", 4096),
-            "cpu_seconds_over_plain": ratio("cpu_seconds", topk, "plain", 4096),
-            "topk_over_sampled": ratio("cpu_seconds", topk, sampled, 4096),
-        },
-        json_path,
-    )
+def check_agreement(results: Results) -> None:
+    """Paths that compute different things cannot be compared.
+
+    Raises:
+        RuntimeError: naming both.
+    """
+    for job, measured in results.items():
+        other = Job("fused", job.objective, job.size)
+        for quantity in ("loss", "grad_norm"):
+            ours, theirs = getattr(results[other], quantity), getattr(measured, quantity)
+            if not math.isclose(ours, theirs, rel_tol=AGREEMENT):
+                raise RuntimeError(f"{quantity} of {other} is {ours} and of {job} {theirs}")
+
+
+def ratio(results: Results, quantity: str, over: Job, under: Job) -> float:
+    return getattr(results[over], quantity) / getattr(results[under], quantity)
+
+
+def worst(results: Results, quantity: str, path: str, size: Size) -> float:
+    """The largest ratio of the fused path over `path` among the objectives that `path` was measured with."""
+    there = [job for job in results if job.path == path and job.size == size]
+    return max(ratio(results, quantity, Job("fused", job.objective, size), job) for job in there)
+
+
+def figures(results: Results) -> dict[str, float]:
+    found = {}
+    for size, name in ((SHORT, "1024"), (LONG, "4096"), (LARGE, "large_vocabulary")):
+        if Job("plain", AGAINST_PLAIN[0], size) in results:
+            found[f"peak_memory_over_plain_{name}"] = worst(results, "peak_bytes", "plain", size)
+            found[f"cpu_seconds_over_plain_{name}"] = worst(results, "cpu_seconds", "plain", size)
+            topk, sampled = (Job("fused", objective, size) for objective in ("student_topk", "sampled"))
+            found[f"topk_over_sampled_{name}"] = ratio(results, "cpu_seconds", topk, sampled)
+    for objective in ("reverse_kl", "student_topk"):
+        if Job("fused", objective, VERY_LONG) in results:
+            ends = (Job("fused", objective, size) for size in (VERY_LONG, SHORT))
+            found[f"peak_memory_16384_over_1024_{objective}"] = ratio(results, "peak_bytes", *ends)
+    for peer in PEERS:
+        if any(job.path == peer for job in results):
+            found[f"peak_memory_over_{peer}"] = worst(results, "peak_bytes", peer, SHORT)
+            found[f"cpu_seconds_over_{peer}"] = worst(results, "cpu_seconds", peer, SHORT)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="1,024 tokens of the smaller model only")
     arguments = parser.parse_args()
-    if arguments.measure:
-        variant, tokens = arguments.measure
-        print(json.dumps(measure(variant, int(tokens))))
-    else:
-        compare(arguments.json)
+    if not PEER_PYTHON.exists():
+        print(f"{PEER_PYTHON} is missing, so nothing is compared with other libraries; `make bench` builds it")
+    results = {job: job.run() for job in jobs(arguments.quick, PEER_PYTHON.exists())}
+    check_agreement(results)
+    rows = [
+        [job.objective, job.size.name, job.path, measured.peak_bytes / MIB, measured.cpu_seconds or "-"]
+        for job, measured in results.items()
+    ]
+    columns = ["objective", "tokens x vocabulary", "path", "peak MiB", "CPU s"]
+    print_table("Loss and gradients from hidden states, float32, one thread", columns, rows)
+    finish(figures(results), arguments.json)
 
 
 if __name__ == "__main__":
