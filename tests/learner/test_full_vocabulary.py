@@ -19,6 +19,7 @@ from learner.objectives.returns import future_advantages
 from scoring.lm_head import LogitTransform
 
 D, TEACHER_D = 24, 31
+SECTION = "the fused head (float32, against float64)"
 PLAIN = LogitTransform()
 TRANSFORMS = {"plain": PLAIN, "scaled": LogitTransform(0.25), "capped": LogitTransform(1.5, 4.0)}
 Formula = Callable[[Tensor, Tensor], Tensor]  # log-probs of student and teacher [R, V] -> loss [R]
@@ -156,21 +157,22 @@ def fused(case: Case, config: ObjectiveConfig, chunk: int = 8) -> tuple[Tensor, 
     return loss.detach(), [leaf.grad for leaf in leaves], per_token  # type: ignore[misc]
 
 
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Relative, norm-wise."""
-    error = (actual.double() - expected.double()).norm()
-    assert error <= tolerance * expected.double().norm(), f"{error} against {expected.norm()}"
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5, rounding: float = 0.0) -> None:
+    """Relative, norm-wise, beyond `rounding` an element."""
+    error, norm = (actual.double() - expected.double()).norm(), expected.double().norm()
+    assert error <= tolerance * norm + rounding * expected.numel() ** 0.5, f"{error} against {norm}"
 
 
-def assert_agree(case: Case, name: str, chunk: int = 8) -> None:
+def assert_agree(case: Case, name: str, chunk: int = 8, rounding: float = 0.0) -> None:
     config, formula = OBJECTIVES[name]
     loss, grads, _ = fused(case, config, chunk)
     expected, expected_grads = plain(case, formula)
-    assert_near(loss, expected)
+    assert_near(loss, expected, rounding=rounding)
     for grad, want in zip(grads, expected_grads, strict=True):
-        assert_near(grad, want)
+        assert_near(grad, want, rounding=rounding)
 
 
+@pytest.mark.verifies(SECTION, "chunked equals unchunked to 1e-5, norm-wise, whole vocabulary, float32 and bf16 states")
 @pytest.mark.parametrize("chunk", [1, 8, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -178,6 +180,7 @@ def test_chunked_equals_unchunked(name: str, dtype: torch.dtype, chunk: int) -> 
     assert_agree(make_case(dtype=dtype), name, chunk)
 
 
+@pytest.mark.verifies(SECTION, "scaled and soft-capped logits; vocabularies padded to different sizes")
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.parametrize(("vocabulary", "teacher_vocabulary"), [(97, 97), (97, 113), (113, 97)])
 @pytest.mark.parametrize("name", ["reverse KL", "JSD"])
@@ -200,9 +203,11 @@ def test_logit_transforms_and_padded_vocabularies(
     seed=st.integers(0, 99),
 )
 def test_any_shape(tokens: int, vocabulary: int, teacher_vocabulary: int, bias: bool, name: str, seed: int) -> None:
-    assert_agree(make_case(seed, tokens, vocabulary, teacher_vocabulary, bias), name)
+    # One or two ids and tokens may leave nothing but rounding of what cancels.
+    assert_agree(make_case(seed, tokens, vocabulary, teacher_vocabulary, bias), name, rounding=1e-6)
 
 
+@pytest.mark.verifies(SECTION, "the teacher temperature is that of both softmaxes")
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
 @pytest.mark.parametrize("name", ["reverse KL", "forward KL"])
 def test_the_teacher_temperature_is_that_of_both_softmaxes(name: str, temperature: float) -> None:
@@ -227,6 +232,7 @@ def test_a_student_equal_to_its_teacher_stays(name: str) -> None:
     assert (per_token["reverse_kl"].abs() < 1e-5).all() and (per_token["overlap_ratio"] == 1).all()
 
 
+@pytest.mark.verifies(SECTION, "KL both ways, entropies and overlap of the whole distributions in the same sweep")
 def test_diagnostics_come_with_the_same_sweep() -> None:
     case = make_case(teacher_vocabulary=113)
     per_token = fused(case, OBJECTIVES["JSD"][0])[2]
@@ -254,6 +260,7 @@ def test_evaluation_has_the_values_of_training() -> None:
         torch.testing.assert_close(value, per_token[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.verifies(SECTION, "ids that one side excludes (-inf) leave value, gradient and diagnostics finite")
 def test_ids_that_one_side_excludes_stay_finite() -> None:
     for side in ("student", "teacher"):
         for name, (config, _) in OBJECTIVES.items():
@@ -292,6 +299,7 @@ def sampled(**options: object) -> ObjectiveConfig:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.verifies(SECTION, "the control variate is the exact KL of the position")
 def test_the_control_variate_is_the_exact_reverse_kl_of_the_position() -> None:
     case = make_case()
 
@@ -308,6 +316,7 @@ def test_the_control_variate_is_the_exact_reverse_kl_of_the_position() -> None:
         assert_near(grad, want)
 
 
+@pytest.mark.verifies(SECTION, "MiniLLM: returns of the tokens behind, own step exact or sampled, sum or mean")
 @pytest.mark.parametrize("length_normalised", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
 def test_minillm_returns(exact: bool, length_normalised: bool) -> None:
