@@ -5,6 +5,7 @@ Shape suffixes: N tokens laid end to end, S segments (whole sequences, or the pa
 """
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from scoring.lm_head import LogitTransform
 
 PACKED_SDPA = "packed_sdpa"
 
@@ -109,7 +112,7 @@ def load_causal_lm(
     """Load a checkpoint from safetensors only, on the CPU, in eval mode.
 
     Raises:
-        ValueError: packing would change what the model computes.
+        ValueError: packing or a chunked LM head would change what the model computes.
     """
     model = AutoModelForCausalLM.from_pretrained(
         path,
@@ -119,7 +122,41 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
     )
     refuse_unpackable_layers(model.config)
-    return model.eval()
+    model.eval()
+    if attention == PACKED_SDPA:  # the others run on GPUs only, and the model is not there yet
+        _refuse_unknown_logits(model)
+    return model
+
+
+def _refuse_unknown_logits(model: PreTrainedModel) -> None:
+    """Compare the model's own logits of a few tokens with what a chunked head makes of its final states."""
+    ids = torch.arange(4)
+    first, alone = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([-1])
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return  # refused by whoever takes the head
+    with torch.no_grad():  # what a model caches here must stay fit for training
+        states = final_hidden_states(model.base_model, ids, ids, first, alone)
+        ours = LogitTransform.of(model.config).apply_(head(states)).float()
+        arguments = _packing_arguments(first, alone)
+        theirs = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float()
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
+        raise ValueError(
+            f"model {model.config.name_or_path!r} makes its logits from its final states in a way that is not known "
+            f"here ({type(model).__name__}); choose a model that applies an LM head, a factor and a soft cap at most"
+        )
+
+
+def _packing_arguments(segment_starts: Tensor, segment_parents: Tensor) -> dict[str, Any]:
+    longest = int(segment_starts.diff().max())
+    return {
+        "use_cache": False,
+        "cu_seq_lens_q": segment_starts,
+        "cu_seq_lens_k": segment_starts,
+        "segment_parents": segment_parents,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def final_hidden_states(
@@ -139,15 +176,9 @@ def final_hidden_states(
         segment_parents: [S], the segment that each one continues, -1 where a sequence begins. Only
             `packed_sdpa` continues segments; other kernels need whole sequences.
     """
-    longest = int(segment_starts.diff().max())
     output = backbone(
         input_ids=token_ids[None],
         position_ids=position_ids[None],
-        use_cache=False,
-        cu_seq_lens_q=segment_starts,
-        cu_seq_lens_k=segment_starts,
-        segment_parents=segment_parents,
-        max_length_q=longest,
-        max_length_k=longest,
+        **_packing_arguments(segment_starts, segment_parents),
     )
     return output.last_hidden_state[0]

@@ -80,3 +80,15 @@ def test_a_teacher_with_scaled_logits_marks_as_the_model_does(tmp_path: Path) ->
     expected = Reference(tmp_path).logprobs(request)
     np.testing.assert_allclose(signal.logprobs, expected[np.arange(9), request.response_ids], atol=1e-5)
     assert teacher.lm_head().transform == LogitTransform(1 / 8)
+
+
+def test_a_model_whose_logits_are_made_in_an_unknown_way_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a known way that is forgotten stands for an unknown one."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS["divided"][0], dtype=torch.float32).save_pretrained(tmp_path)
+    assert load_teacher(tmp_path).vocabulary_size == 300
+    monkeypatch.setattr("scoring.lm_head._DIVISORS", ())
+    with pytest.raises(ValueError, match=r"not known here \(GraniteForCausalLM\)"):
+        load_teacher(tmp_path)
