@@ -129,11 +129,14 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
     """Every term; after a first term on more than the sampled token, what it answers for later, on the sampled one."""
     task = config.task_reward if config.task_reward.mix is not TaskRewardMix.none else None
     returns = config.returns.discount > 0
+    supports = {term.support for term in terms.values()}
+    both_tops = bool(supports & _NEEDS_STUDENT_TOP and supports & _NEEDS_TEACHER_TOP)
     extrapolation = config.reference.extrapolation if config.reference.model is not None else None
     for name, term in terms.items():
         own_returns = returns and not name
         if term.support is not Support.sampled:
-            yield _Part(name, term, _FullTerm(term) if term.support is Support.full else SupportTerm(term), seed)
+            wide = _FullTerm(term) if term.support is Support.full else SupportTerm(term, both_tops)
+            yield _Part(name, term, wide, seed)
         elif term.realisation is Realisation.direct:
             yield _Part(name, term, _estimator(term), seed)
         else:

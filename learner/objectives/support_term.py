@@ -27,8 +27,11 @@ from learner.objectives.term import TermLosses
 
 
 class SupportTerm:
-    def __init__(self, term: TermConfig) -> None:
-        self._config = term
+    def __init__(self, term: TermConfig, reports_overlap: bool) -> None:
+        """`reports_overlap`: the objective has both models' most likely ids. A batch cannot tell: an idle rank's is
+        empty, and all ranks must report the same.
+        """
+        self._config, self._reports_overlap = term, reports_overlap
         self._divergence = divergence_of(term)
         self._shape = shaping_of(term)
 
@@ -71,9 +74,8 @@ class SupportTerm:
     def _diagnostics(self, support: SupportChunk, rows: Rows) -> dict[str, Tensor]:
         """Masses off the support, and both KLs of the distributions coarsened to it: lower bounds of the exact ones."""
         metrics = coarsened_divergences(support)
-        overlap = top_overlap(self._config.k, rows)
-        if overlap is not None:
-            metrics["top_overlap_ratio"] = overlap
+        if self._reports_overlap:
+            metrics["top_overlap_ratio"] = top_overlap(self._config.k, rows)
         return metrics
 
 

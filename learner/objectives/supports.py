@@ -51,11 +51,9 @@ def build_support(kind: Support, k: int, student: StudentChunk, rows: Rows) -> S
     return SupportChunk(chosen.ids, chosen.present, student.logprobs_of(chosen.ids), chosen.teacher)
 
 
-def top_overlap(k: int, rows: Rows) -> Tensor | None:
-    """Share of the teacher's k most likely ids that are among the student's k, [C]; None if either is unknown."""
-    if rows.support_ids is None or rows.teacher_top_ids is None:
-        return None
-    ours, theirs = rows.support_ids[:, :k], rows.teacher_top_ids[:, :k]
+def top_overlap(k: int, rows: Rows) -> Tensor:
+    """Share of the teacher's k most likely ids that are among the student's k, [C]."""
+    ours, theirs = rows.require("support_ids")[:, :k], rows.require("teacher_top_ids")[:, :k]
     return _among(theirs, ours, torch.ones_like(ours, dtype=torch.bool)).double().mean(-1)
 
 

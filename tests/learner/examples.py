@@ -13,7 +13,7 @@ def make_example(
     response: int,
     *,
     vocabulary: int = 576,
-    k: int = 4,
+    k: int = 16,
     teacher_width: int | None = None,
     masked: bool = False,
     top_k: int = 0,

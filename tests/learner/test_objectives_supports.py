@@ -347,7 +347,7 @@ def test_a_nan_of_the_teacher_is_not_hidden() -> None:
 
 
 @pytest.mark.verifies(
-    "diagnostics", "masses off the support, both KLs of the coarsened distributions, overlap of the two top-k"
+    "diagnostics", "masses off the support, both KLs of the coarsened distributions, overlap of the two top-k if known"
 )
 @pytest.mark.parametrize("support", FEW)
 def test_diagnostics(support: Support) -> None:
@@ -362,8 +362,9 @@ def test_diagnostics(support: Support) -> None:
         close(metrics["teacher_tail_mass"][row], tails[1])
         close(metrics["support_reverse_kl"][row], (coarse_p * (coarse_p / coarse_q).log()).sum())
         close(metrics["support_forward_kl"][row], (coarse_q * (coarse_q / coarse_p).log()).sum())
-        shared = support_of(Support.intersection, 4, p, q)
-        assert metrics["top_overlap_ratio"][row] == len(shared) / 4
+        if support not in (Support.student_topk, Support.teacher_topk):  # these know one side's ids only
+            shared = support_of(Support.intersection, 4, p, q)
+            assert metrics["top_overlap_ratio"][row] == len(shared) / 4
 
 
 @pytest.mark.verifies("properties", "hypothesis: any shape and support, gradients are autograd's and sum to zero")
