@@ -73,6 +73,19 @@ class TimeoutConfig:
 
 
 @dataclass
+class RecipeStage:
+    """One stage of a recipe: what is set for it alone, over the run's own configuration."""
+
+    name: str  # of its folder and of its artifact
+    overrides: list[str] = field(default_factory=list)  # as on the command line: objective=gkd, pipeline.steps=20
+
+
+@dataclass
+class RecipeConfig:
+    stages: list[RecipeStage] = field(default_factory=list)  # in order; none: the run is a single stage
+
+
+@dataclass
 class RunConfig:
     experiment: str = "quickstart"  # names the folder of the outputs
     seed: int = 0
@@ -94,6 +107,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
 
 class ConfigError(ValueError):
@@ -115,20 +129,25 @@ def _freeze(node: Any) -> None:
     """
     for item in fields(node):
         value = getattr(node, item.name)
-        for part in value.values() if isinstance(value, dict) else (value,):
+        parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else (value,)
+        for part in parts:
             if is_dataclass(part):
                 _freeze(part)
     cls = type(node)
     node.__class__ = type(cls.__name__, (cls,), {"__setattr__": _refuse_assignment, "__delattr__": _refuse_assignment})
 
 
-def build(composed: DictConfig) -> RunConfig:
+def build(composed: DictConfig, preset: str | None = None) -> RunConfig:
     """Turn Hydra's composition into a checked, read-only RunConfig.
+
+    Args:
+        preset: the choice of the group `objective`; none: the one that this process was started with.
 
     Raises:
         ConfigError: when two settings do not go together.
     """
     config = cast(RunConfig, OmegaConf.to_object(composed))
+    _check_preset(config, preset)
     check(config)
     _freeze(config)
     return config
@@ -199,16 +218,17 @@ def _check_ranges(config: RunConfig) -> None:
     )
 
 
-def _check_preset(config: RunConfig) -> None:
+def _check_preset(config: RunConfig, chosen: str | None) -> None:
     """A name that is set beside the choice of a preset would label one objective and train another."""
-    if HydraConfig.initialized():
-        chosen, name = HydraConfig.get().runtime.choices["objective"], config.objective.name
+    if chosen is None and HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices["objective"]
+    if chosen is not None:
+        name = config.objective.name
         fix = f"names the chosen preset, which is {chosen}; to choose another one write objective={name}"
         _require(name == chosen, "objective.name", name, fix)
 
 
 def _check_objective(config: RunConfig) -> None:
-    _check_preset(config)
     sampling, pipeline = config.sampling, config.pipeline
     run = RunFacts(
         temperature=sampling.temperature,
