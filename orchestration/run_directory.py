@@ -69,7 +69,7 @@ class RunDirectory:
     def load_state(self, checkpoint: Path) -> RunState:
         raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         cursor = raw.pop("cursor")
-        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"])), **raw)
+        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"]), cursor["replaced"]), **raw)
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder that becomes a checkpoint by `commit_checkpoint`."""
