@@ -160,8 +160,19 @@ class TaskRewardMix(Enum):
 
 @dataclass
 class TaskRewardConfig:
+    """A_task is the reward less the mean of its group, the samples of one prompt (Dr. GRPO, arXiv 2503.20783)."""
+
     mix: TaskRewardMix = TaskRewardMix.none
-    share: float = 0.5
+    share: float = 0.5  # 0: the reward alone
+    divide_by_deviation: bool = False  # A_task over the group's standard deviation (GRPO, arXiv 2402.03300)
+
+
+class Averaging(Enum):
+    """What a step's loss is divided by; a batch of G sequences, of T_i response tokens each."""
+
+    tokens = "tokens"  # the sum of all T_i: every token counts alike
+    sequences = "sequences"  # T_i, then G: a token of a long response counts less (GRPO)
+    constant = "constant"  # G times sampling.max_tokens: the same in every step (Dr. GRPO)
 
 
 @dataclass
@@ -170,6 +181,7 @@ class ObjectiveConfig(TermConfig):
     paper: str = ""  # where the recipe was published
     further_terms: dict[str, TermConfig] = field(default_factory=dict)
     teacher_temperature: float = 1.0  # support=full only: the temperature of both softmaxes
+    averaging: Averaging = Averaging.tokens
     states: StatesConfig = field(default_factory=StatesConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     returns: ReturnsConfig = field(default_factory=ReturnsConfig)
