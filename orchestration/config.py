@@ -17,6 +17,14 @@ from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, Sampli
 from scoring.config import ScoringConfig, TeacherConfig
 
 
+class Stage(Enum):
+    """What a run does with the student."""
+
+    distil = "distil"  # on-policy distillation: learn from the teacher's marks
+    cold_start = "cold_start"  # supervised fine-tuning on sequences of the teacher or of the data
+    reinforce = "reinforce"  # learn from a verifier's rewards
+
+
 class Resume(Enum):
     auto = "auto"  # continue the newest unfinished run of this experiment, if there is one
     never = "never"
@@ -87,6 +95,7 @@ class RecipeConfig:
 
 @dataclass
 class RunConfig:
+    stage: Stage = Stage.distil
     experiment: str = "quickstart"  # names the folder of the outputs
     seed: int = 0
     output_root: str = "outputs"

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from learner.objectives.rule import TOPK_SUPPORTS
 from orchestration.config import ConfigError, RunConfig
 from orchestration.models import resolve_model
-from orchestration.needs import INITIAL_STUDENT, learns_from_data
+from orchestration.needs import INITIAL_STUDENT, learns_from_data, uses_teacher
 from rollout.config import OverLength, PromptSourceConfig
 from rollout.prompts import Prompt
 from rollout.rendering import render_completion, render_prompt, render_teacher_prompt
@@ -42,7 +42,7 @@ class RenderedPrompt:
 @dataclass(frozen=True)
 class Prepared:
     student_path: str
-    teacher_path: str
+    teacher_path: str | None  # None: no teacher takes part
     reference_path: str | None  # of the model that rewards are extrapolated from
     tokenizer: PreTrainedTokenizerBase
     train: tuple[RenderedPrompt, ...]
@@ -76,10 +76,10 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError or ValueError: naming the key, the value and the fix.
     """
     student_path = resolve_model(config.student.model, "student.model")
-    teacher_path = resolve_model(config.teacher.model, "teacher.model")
+    teacher_path = resolve_model(config.teacher.model, "teacher.model") if uses_teacher(config) else None
     tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
     reference_path = _resolve_reference(config, student_path)
-    if teacher_path != student_path:
+    if teacher_path not in (None, student_path):
         _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
     if reference_path not in (None, student_path, teacher_path):
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
@@ -87,7 +87,7 @@ def prepare(config: RunConfig) -> Prepared:
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
     if student_path == teacher_path:
         _check_teacher_differs(config, [*train, *heldout])
-    limit = _length_limit(config, *{student_path, teacher_path, reference_path or student_path})
+    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path))})
     rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
     rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]

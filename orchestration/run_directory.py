@@ -17,6 +17,7 @@ from orchestration.pipeline import Cursor
 
 # A resumed run must mean the same training: these parts of the configuration may not change in between.
 IDENTITY = (
+    "stage",
     "seed",
     "student",
     "teacher",
@@ -40,6 +41,7 @@ class RunState:
     wall_seconds: float = 0.0
     tokens: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # of what the stage left out, by reason
 
 
 class RunDirectory:

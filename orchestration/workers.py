@@ -189,11 +189,11 @@ class LearnerGroup:
 
 @dataclass(frozen=True)
 class Workers:
-    """Everybody at work; the last two only where the objective needs them."""
+    """Everybody at work; whoever may be None only where the stage and its objective need them."""
 
     cluster: Cluster
     rollouts: RolloutGroup
-    scorers: ScoringGroup
+    scorers: ScoringGroup | None  # the teacher's marks
     learner: LearnerGroup
     teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences
     reference_scorers: ScoringGroup | None = None  # `scorers` themselves where the teacher is the reference
@@ -207,7 +207,7 @@ class Workers:
         """
         rollouts, scorers, learner, teacher_rollouts, reference_scorers = await asyncio.gather(
             RolloutGroup.start(config, prepared.student_path, cluster),
-            ScoringGroup.start(config, prepared.teacher_path, cluster),
+            _start_scorers(config, prepared, cluster),
             LearnerGroup.start(config, prepared, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
             _start_reference_scorers(config, prepared, cluster),
@@ -223,7 +223,9 @@ class Workers:
 
     @property
     def all(self) -> list[Worker]:
-        found = [*self.rollouts.workers, *self.scorers.workers, *self.learner.workers]
+        found = [*self.rollouts.workers, *self.learner.workers]
+        if self.scorers is not None:
+            found += self.scorers.workers
         if self.teacher_rollouts is not None:
             found += self.teacher_rollouts.workers
         if self.reference_scorers is not None and self.reference_scorers is not self.scorers:
@@ -231,8 +233,14 @@ class Workers:
         return found
 
 
+async def _start_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
+    if prepared.teacher_path is None:
+        return None
+    return await ScoringGroup.start(config, prepared.teacher_path, cluster)
+
+
 async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
-    if not needs_teacher_rollouts(config):
+    if not needs_teacher_rollouts(config) or prepared.teacher_path is None:
         return None
     return await RolloutGroup.start(config, prepared.teacher_path, cluster, name="teacher-rollout")
 

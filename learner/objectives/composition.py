@@ -122,7 +122,7 @@ def build_objective(config: ObjectiveConfig, seed: int = 0) -> Objective:
     terms = {"": config, **config.further_terms}
     if sum(term.normalisation is Normalisation.tail for term in terms.values()) > 1:
         raise ValueError("objective.further_terms: only one term may have normalisation=tail; use raw for the others")
-    return ComposedObjective(_requirements(config, terms), list(_parts(config, terms, seed)))
+    return ComposedObjective(requirements(config), list(_parts(config, terms, seed)))
 
 
 def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_Part]:
@@ -159,8 +159,9 @@ def _estimator(term: TermConfig) -> Term:
     return SampledEstimator(term)
 
 
-def _requirements(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> Requirements:
-    returns = config.returns
+def requirements(config: ObjectiveConfig) -> Requirements:
+    """What the objective that `config` composes must be told."""
+    returns, terms = config.returns, {"": config, **config.further_terms}
 
     def largest(supports: set[Support]) -> int:
         return max((term.k for term in terms.values() if term.support in supports), default=0)
