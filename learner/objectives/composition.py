@@ -19,6 +19,7 @@ from learner.objectives.config import (
     Support,
     TaskRewardMix,
     TermConfig,
+    Trust,
 )
 from learner.objectives.full import full_term
 from learner.objectives.sampled_term import SampledEstimator, SampledPolicyGradient, Signal
@@ -137,7 +138,8 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
         elif term.realisation is Realisation.direct:
             yield _Part(name, term, _estimator(term), seed)
         else:
-            signal = Signal(future=own_returns, extrapolation=extrapolation, task=task)
+            own = task is None or task.share > 0
+            signal = Signal(own, future=own_returns, extrapolation=extrapolation, task=task)
             yield _Part(name, term, SampledPolicyGradient(term, signal), seed)
             task = None
         if own_returns and term.support is not Support.sampled:
@@ -159,6 +161,15 @@ def _estimator(term: TermConfig) -> Term:
     return SampledEstimator(term)
 
 
+def _needs_teacher(config: ObjectiveConfig) -> bool:
+    """Whether anything but the task's reward is learned from, or the teacher chooses the tokens."""
+    task, tokens = config.task_reward, config.tokens
+    learns_from_it = task.mix is TaskRewardMix.none or task.share > 0 or config.returns.discount > 0
+    bounds = (tokens.teacher_entropy_above, tokens.teacher_entropy_below)
+    chooses = tokens.trust is not Trust.none or any(bound is not None for bound in bounds)
+    return learns_from_it or config.control_variate or chooses or bool(config.further_terms)
+
+
 def requirements(config: ObjectiveConfig) -> Requirements:
     """What the objective that `config` composes must be told."""
     returns, terms = config.returns, {"": config, **config.further_terms}
@@ -167,6 +178,7 @@ def requirements(config: ObjectiveConfig) -> Requirements:
         return max((term.k for term in terms.values() if term.support in supports), default=0)
 
     return Requirements(
+        teacher=_needs_teacher(config),
         candidates=largest(_NEEDS_STUDENT_TOP),
         teacher_top_k=largest(_NEEDS_TEACHER_TOP),
         hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),
