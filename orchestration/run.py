@@ -1,6 +1,7 @@
 """One run from its folder to its exit code: start, train, finish, and what is left when it stops early."""
 
 import logging
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -190,6 +191,7 @@ class Run:
         self.evaluations.keep("student_after", after)
         self.evaluated(stage.version, after)
         final = self.directory.path / "final"
+        shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
         write_model_card(final, self.settings)
 
