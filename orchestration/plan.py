@@ -55,6 +55,12 @@ def check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
             )
 
 
+def check_local_resources(config: RunConfig) -> None:
+    """`check_resources` for a cluster of the run's own, which is known before it is started."""
+    if config.cluster.address == "local":
+        check_resources(config, local_cpus(config), local_gpus())
+
+
 def local_cpus(config: RunConfig) -> float:
     return float(config.cluster.cpus or os.cpu_count() or 1)
 
