@@ -39,14 +39,14 @@ def with_averaging(examples: Sequence[Example], averaging: Averaging, max_tokens
     Args:
         max_tokens: that a response may have.
     """
-    tokens = [example.trajectory.loss_tokens for example in examples]
-    share = sum(tokens) / len(examples)
-    divisors = {
-        Averaging.tokens: [share] * len(examples),
-        Averaging.sequences: [max(count, 1) for count in tokens],
-        Averaging.constant: [max_tokens] * len(examples),
-    }[averaging]
-    return [replace(e, weight=e.weight * share / divisor) for e, divisor in zip(examples, divisors, strict=True)]
+    if averaging is Averaging.tokens:
+        return list(examples)
+    share = fmean(example.trajectory.loss_tokens for example in examples)
+
+    def divisor(example: Example) -> int:
+        return max(example.trajectory.loss_tokens, 1) if averaging is Averaging.sequences else max_tokens
+
+    return [replace(example, weight=example.weight * share / divisor(example)) for example in examples]
 
 
 def have_spread(examples: Sequence[Example]) -> bool:

@@ -8,7 +8,9 @@ INITIAL_STUDENT = "student"  # as objective.reference.model
 
 
 def uses_teacher(config: RunConfig) -> bool:
-    """Whether a teacher marks or writes any of the sequences that are learned from."""
+    """Whether a teacher marks or writes any of the sequences that are learned from; in reinforcement none does."""
+    if config.stage is Stage.reinforce:
+        return False
     return requirements(config.objective).teacher or _learns_from_teacher(config)
 
 

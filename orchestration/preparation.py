@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from learner.objectives.rule import TOPK_SUPPORTS
-from orchestration.config import ConfigError, RunConfig
+from orchestration.config import ConfigError, RunConfig, Stage
 from orchestration.models import resolve_model
 from orchestration.needs import INITIAL_STUDENT, learns_from_data, uses_teacher
-from rollout.config import OverLength, PromptSourceConfig
+from rollout.config import OverLength, PromptSourceConfig, VerifierKind
 from rollout.prompts import Prompt
 from rollout.rendering import render_completion, render_prompt, render_teacher_prompt
 from rollout.sources import load_prompts
@@ -116,6 +116,8 @@ def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
 
 def _render(prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
     student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
+    if not uses_teacher(config):
+        return RenderedPrompt(prompt, student_ids, student_ids)
     teacher_ids = render_teacher_prompt(tokenizer, prompt, _context(prompt, config), config.data.system_prompt)
     return RenderedPrompt(prompt, student_ids, teacher_ids)
 
@@ -225,6 +227,9 @@ def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrained
 def _check_teacher_differs(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     if config.teacher.context or any(prompt.privileged_context for prompt in prompts):
         return
+    selects = config.cold_start.only_correct and config.data.verifier is not VerifierKind.none
+    if config.stage is Stage.cold_start and selects:
+        return  # its own correct answers are something to learn from
     raise ConfigError(
         f"teacher.model={config.teacher.model}: the same weights as student.model and no teacher-only context, so "
         "there is nothing to learn; set teacher.context, give the prompts a privileged_context column, or choose "

@@ -20,6 +20,7 @@ from orchestration.cluster import Cluster, WorkerFailure
 from orchestration.config import RunConfig, Stage
 from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
+from orchestration.grading import Grader
 from orchestration.interruption import Interrupted, Interruption
 from orchestration.metrics import sample, step_metrics
 from orchestration.needs import needs_teacher_rollouts
@@ -28,11 +29,14 @@ from orchestration.plots import draw_curves
 from orchestration.preparation import Prepared
 from orchestration.progress import ProgressView
 from orchestration.run_directory import RunDirectory, RunState
+from orchestration.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
+from orchestration.stages.cold_start import ColdStart
 from orchestration.stages.distil import Distillation
+from orchestration.stages.reinforce import Reinforcement
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.summary import STAGES, Summary, gap_recovery
 from orchestration.tracking import Tracker
-from orchestration.workers import LearnerFailure, RolloutGroup, Workers
+from orchestration.workers import LearnerFailure, TeacherEngines, Workers
 from rollout.verifiers import make_verifier
 
 log = logging.getLogger("tutelage")
@@ -50,6 +54,8 @@ PACKAGES = (
 )
 _STAGES: dict[Stage, type[TrainingStage]] = {
     Stage.distil: Distillation,
+    Stage.cold_start: ColdStart,
+    Stage.reinforce: Reinforcement,
 }
 EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": 130}
 
@@ -60,7 +66,8 @@ async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared, d
     write_json(directory.path / "versions.json", _versions())
     cluster = Cluster.join(config)
     try:
-        run = Run(config, cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)), prepared, directory)
+        settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
+        run = Run(config, settings, prepared, directory)
         with run.view:
             status = await run.go(cluster)
             run.tracker.close(succeeded=status == "completed")
@@ -120,7 +127,7 @@ class Run:
             self.say(f"continuing from {self.checkpoint}")
         guard = self.interruption.guard
         try:
-            await guard(self._teacher_answers(cluster))
+            await guard(self._before_the_workers(cluster))
             self.say("starting the workers …")
             workers = await guard(Workers.start(self.config, self.prepared, cluster))
             stage = self._make_stage(workers)
@@ -134,6 +141,8 @@ class Run:
             self.say("stopping, as asked …")
             await self._last_checkpoint()
             return "interrupted"
+        except NothingToLearn as error:
+            self.view.error(str(error))
         except LearnerFailure as error:
             await self._explain(error)
             self.view.error("the step was not published; the checkpoints before it stay as they are")
@@ -150,20 +159,34 @@ class Run:
                 self.view.error(obituary)
         self.view.error(str(failure))
 
-    async def _teacher_answers(self, cluster: Cluster) -> None:
-        """Let a teacher with weights of its own answer, on an engine that is gone before the workers start.
+    async def _before_the_workers(self, cluster: Cluster) -> None:
+        """What the teacher writes on engines that are gone before the workers start."""
+        teacher = TeacherEngines(self.config, self.prepared, cluster)
+        await self._teacher_answers(teacher)
+        if self.config.stage is Stage.cold_start:
+            await self._sequences(teacher)
+        await teacher.stop()
+
+    async def _teacher_answers(self, teacher: TeacherEngines) -> None:
+        """Let a teacher with weights of its own answer the held-out prompts.
 
         A teacher with the student's initial weights answers on the student's engine, before it is trained; one whose
-        sequences are learned from has an engine throughout.
+        sequences are learned from all through the run has an engine throughout.
         """
-        path = self.prepared.teacher_path
         has_engine_later = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
-        if path is None or has_engine_later or self.evaluations.has("teacher"):
+        if self.prepared.teacher_path is None or has_engine_later or self.evaluations.has("teacher"):
             return
         self.say("the teacher answers the held-out prompts, on an engine of its own …")
-        engine = await RolloutGroup.start(self.config, path, cluster, name="teacher-rollout", count=1)
-        self.evaluations.keep("teacher", await self.evaluator.teacher(engine))
-        await engine.stop()
+        self.evaluations.keep("teacher", await self.evaluator.teacher(await teacher.get()))
+
+    async def _sequences(self, teacher: TeacherEngines) -> None:
+        """Collect what a cold start learns from, unless an earlier start has, and count what is left out."""
+        grader = Grader(self.verifier, self.prepared.train, self.prepared.tokenizer)
+        with self.clock.span("rollout"):
+            found = await collect_once(self.config, self.prepared, teacher, grader, self.directory.path, self.say)
+        self.tokens["rollout"] = teacher_tokens(found)
+        self.counts.clear()
+        self.counts.update(verdict_counts(found))
 
     def _make_stage(self, workers: Workers) -> TrainingStage:
         context = StageContext(

@@ -3,72 +3,24 @@ the teacher as each one finishes, and learned from.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.batch import Example
-from learner.objectives import build_objective
-from learner.objectives.config import TaskRewardMix
-from orchestration.gates import with_advantages
-from orchestration.grading import Grader
-from orchestration.pipeline import Pipeline
-from orchestration.stages.training import StageContext, TrainingStage
-from orchestration.states import StateSource
-from rollout.trajectory import Origin, Trajectory
+from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
+from rollout.trajectory import Trajectory
 from scoring.request import build_request
 from scoring.signal import ScoringRequest, TeacherSignal
 
-REFERENCE = "reference"  # key of the model that rewards are extrapolated from
 
-
-class Distillation(TrainingStage):
-    def __init__(self, context: StageContext) -> None:
-        super().__init__(context)
-        config, workers = context.config, context.workers
-        self._requirements = build_objective(config.objective).requirements
-        self._states = StateSource(
-            config, context.prepared.train, self._requirements.candidates, workers.rollouts, workers.teacher_rollouts
-        )
-        self._grader = Grader(context.verifier, context.prepared.train, context.prepared.tokenizer)
-        self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
-        self._pipeline = Pipeline(
-            self._roll_out,
-            self._score,
-            batch_size=config.pipeline.batch_size,
-            max_staleness=config.pipeline.max_staleness,
-            total_slots=config.pipeline.steps * config.pipeline.batch_size,
-            clock=context.clock,
-            group_size=config.sampling.samples_per_prompt if self._compares_rewards else 1,
-            cursor=context.cursor,
-            version=context.version,
-        )
-
-    @property
-    def batches(self) -> Pipeline:
-        return self._pipeline
-
-    def weigh(self, batch: Sequence[Example]) -> list[Example]:
-        """The batch with the weights of its gates and, where they are learned from, its task advantages."""
-        weighed = super().weigh(batch)
-        samples = self.config.sampling.samples_per_prompt
-        return with_advantages(weighed, samples) if self._compares_rewards else weighed
-
-    # What the pipeline calls
-
-    async def _roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
-        async for trajectory in self._states.roll_out(slots):
-            if trajectory.origin is not Origin.DATASET:
-                self.tokens["rollout"] += len(trajectory.response_ids)
-            yield await self._grader.grade(trajectory)
-
-    async def _score(self, trajectory: Trajectory) -> TeacherSignal:
+class Distillation(OnPolicyStage):
+    async def score(self, trajectory: Trajectory) -> TeacherSignal:
+        """The teacher's marks, and a reference's log-probs where the objective extrapolates from one."""
         scorers = self.workers.scorers
         assert scorers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
-        request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self._requirements)
+        request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self.requirements)
         signal, reference = await asyncio.gather(scorers.score(request), self._reference_logprobs(trajectory))
         self.tokens["scored"] += len(trajectory.response_ids)
         return replace(signal, reference_logprobs=reference)

@@ -18,7 +18,7 @@ from learner.report import StepReport
 from orchestration.clock import StageClock
 from orchestration.config import RunConfig
 from orchestration.evaluation import TEACHER, Answers, Evaluator
-from orchestration.gates import passes
+from orchestration.gates import passes, with_averaging
 from orchestration.interruption import Interruption
 from orchestration.outcome import EvaluationStore
 from orchestration.pipeline import Cursor
@@ -113,12 +113,13 @@ class TrainingStage(ABC):
                 await observer.save_checkpoint()
 
     def weigh(self, batch: Sequence[Example]) -> list[Example]:
-        """The batch with the weights of its gates."""
-        gate, prompts = self.config.objective.gate, self._prompts
-        return [
-            replace(e, weight=float(passes(gate, e.trajectory, prompts[e.trajectory.prompt_id].has_context)))
+        """The batch with the weights of its gates and of the average that the loss is."""
+        objective, prompts = self.config.objective, self._prompts
+        gated = [
+            replace(e, weight=float(passes(objective.gate, e.trajectory, prompts[e.trajectory.prompt_id].has_context)))
             for e in batch
         ]
+        return with_averaging(gated, objective.averaging, self.config.sampling.max_tokens)
 
     async def _learn(self, batch: Sequence[Example]) -> StepReport:
         learner = self.config.learner
