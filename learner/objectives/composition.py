@@ -19,10 +19,12 @@ from learner.objectives.config import (
     Support,
     TaskRewardMix,
     TermConfig,
+    TokenMaskConfig,
     Trust,
+    is_likelihood,
 )
 from learner.objectives.full import full_term
-from learner.objectives.sampled_term import SampledEstimator, SampledPolicyGradient, Signal
+from learner.objectives.sampled_term import Likelihood, SampledEstimator, SampledPolicyGradient, Signal
 from learner.objectives.support_term import SupportTerm
 from learner.objectives.term import Term, TermLosses, WeightedTerm
 from learner.objectives.token_masks import token_weights
@@ -153,6 +155,8 @@ def _estimator(term: TermConfig) -> Term:
             "objective.estimator=k1 with realisation=direct: the expected gradient is zero, the teacher vanishes from "
             "it; use realisation=policy_gradient, or estimator=k2 (reverse KL) or k3 (forward KL)"
         )
+    if is_likelihood(term):
+        return Likelihood()
     if term.importance is Importance.ppo_clip:
         raise ValueError(
             f"objective.importance=ppo_clip with estimator={term.estimator.value}: the clip bounds an advantage, and a "
@@ -161,13 +165,19 @@ def _estimator(term: TermConfig) -> Term:
     return SampledEstimator(term)
 
 
-def _needs_teacher(config: ObjectiveConfig) -> bool:
-    """Whether anything but the task's reward is learned from, or the teacher chooses the tokens."""
-    task, tokens = config.task_reward, config.tokens
-    learns_from_it = task.mix is TaskRewardMix.none or task.share > 0 or config.returns.discount > 0
+def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> bool:
+    """Whether a term compares the student with another model, or that model chooses the tokens."""
+    task = config.task_reward
+    rewards_alone = task.mix is not TaskRewardMix.none and task.share == 0
+    marked = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
+    if marked or config.returns.discount > 0:
+        return True
+    return any(term.control_variate or _teacher_chooses(term.tokens) for term in terms.values())
+
+
+def _teacher_chooses(tokens: TokenMaskConfig) -> bool:
     bounds = (tokens.teacher_entropy_above, tokens.teacher_entropy_below)
-    chooses = tokens.trust is not Trust.none or any(bound is not None for bound in bounds)
-    return learns_from_it or config.control_variate or chooses or bool(config.further_terms)
+    return tokens.trust is not Trust.none or any(bound is not None for bound in bounds)
 
 
 def requirements(config: ObjectiveConfig) -> Requirements:
@@ -178,7 +188,7 @@ def requirements(config: ObjectiveConfig) -> Requirements:
         return max((term.k for term in terms.values() if term.support in supports), default=0)
 
     return Requirements(
-        teacher=_needs_teacher(config),
+        teacher=_needs_teacher(config, terms),
         candidates=largest(_NEEDS_STUDENT_TOP),
         teacher_top_k=largest(_NEEDS_TEACHER_TOP),
         hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),

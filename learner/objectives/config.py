@@ -50,6 +50,7 @@ class Estimator(Enum):
     k1 = "k1"  # log p - log q, as a reward (policy_gradient)
     k2 = "k2"  # half its square, back-propagated: expected gradient of the reverse KL
     k3 = "k3"  # r - 1 - log r with r = q/p, back-propagated: expected gradient of the *forward* KL
+    likelihood = "likelihood"  # -log p of a token that another wrote: cross-entropy, no teacher's marks needed
 
 
 class Shaping(Enum):
@@ -112,6 +113,12 @@ class TermConfig:
     clip_high: float = 0.2  # ppo_clip: ratio above 1 + clip_high
     dual_clip: float | None = None  # ppo_clip: bound of ratio for negative advantages, above 1
     tokens: TokenMaskConfig = field(default_factory=TokenMaskConfig)
+
+
+def is_likelihood(term: TermConfig) -> bool:
+    """Whether a term is the cross-entropy of the sequence itself."""
+    direct = term.support is Support.sampled and term.realisation is Realisation.direct
+    return direct and term.estimator is Estimator.likelihood
 
 
 class OtherStates(Enum):

@@ -22,6 +22,7 @@ from learner.objectives.config import (
     TermConfig,
     TokenMaskConfig,
     Trust,
+    is_likelihood,
 )
 
 
@@ -183,6 +184,12 @@ def _rewards_alone(objective: ObjectiveConfig, term: TermConfig) -> bool:
 
 
 def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
+    if is_likelihood(term):
+        return _join(
+            f"{'' if term.weight == 1 else f'{term.weight:g} times '}cross-entropy of a sequence that another wrote",
+            "back-propagated",
+            f"tokens: {_token_words(term.tokens)}" if _token_words(term.tokens) else "",
+        )
     compared = "the task's reward alone" if _rewards_alone(objective, term) else _fill(_form(term).name, term)
     on = f"{compared} on {_fill(_SUPPORTS[term.support], term)}"
     topk = term.support not in (Support.sampled, Support.full)
@@ -207,6 +214,8 @@ def _sampled_formula(term: TermConfig, advantage: str, mixture: str) -> str:
     if term.realisation is Realisation.direct:
         if term.estimator is Estimator.k2:
             loss, g = "1/2 log²(p/q)", "log(p/q)"
+        elif is_likelihood(term):
+            return "-log p(y), g(y) = -1"
         else:
             loss, g = "q/p - 1 - log(q/p)", "1 - q/p"
         return _where(f"{weighted}({loss}) at y, g(y) = {weighted}({g})", where)

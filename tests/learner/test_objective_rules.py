@@ -102,6 +102,33 @@ CASES: list[tuple[str, dict[str, Any], RunFacts, list[str], dict[str, Any]]] = [
         {"support": "full"},
     ),
     (
+        "the likelihood of its own samples",
+        {"support": "sampled", "divergence": "forward_kl", "estimator": "likelihood"},
+        USUAL,
+        ["objective.estimator=likelihood", "expected gradient of zero", "states.student_share=0"],
+        {"states": {"student_share": 0.0}},
+    ),
+    (
+        "the likelihood under another divergence's name",
+        {"support": "sampled", "estimator": "likelihood", "states": {"student_share": 0.0}},
+        USUAL,
+        ["objective.estimator=likelihood", "forward KL", "divergence=forward_kl"],
+        {"divergence": "forward_kl"},
+    ),
+    (
+        "a ratio on tokens that the student did not sample",
+        {
+            "support": "sampled",
+            "divergence": "forward_kl",
+            "estimator": "likelihood",
+            "importance": "truncated",
+            "states": {"student_share": 0.0},
+        },
+        USUAL,
+        ["objective.importance=truncated", "learns what another wrote", "set none"],
+        {"importance": "none"},
+    ),
+    (
         "sampled tokens of another policy, not weighed",
         SAMPLED | {"importance": "none"},
         replace(ON_POLICY, max_staleness=1),
