@@ -26,6 +26,7 @@ IDENTITY = (
     "sampling",
     "objective",
     "pipeline.batch_size",
+    "cold_start",
     "learner.ranks",
     "learner.zero_stage",
     "learner.dtype",

@@ -17,7 +17,7 @@ from learner.evaluation import ExampleDivergence
 from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
 from orchestration.cluster import Cluster, Worker, WorkerFailure
-from orchestration.config import RunConfig
+from orchestration.config import RunConfig, Stage
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
 from orchestration.streams import merged
@@ -84,6 +84,26 @@ class RolloutGroup:
         await _call_all(self.workers, "shutdown", deadline=self._deadline)
         for worker in self.workers:
             worker.stop()
+
+
+class TeacherEngines:
+    """The teacher's own engines before the workers start: they are there once somebody has asked for them."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared, cluster: Cluster) -> None:
+        self._config, self._prepared, self._cluster = config, prepared, cluster
+        self._group: RolloutGroup | None = None
+
+    async def get(self) -> RolloutGroup:
+        assert self._prepared.teacher_path is not None  # nobody asks where no teacher takes part
+        if self._group is None:
+            count = self._config.rollout.workers if self._config.stage is Stage.cold_start else 1
+            path = self._prepared.teacher_path
+            self._group = await RolloutGroup.start(self._config, path, self._cluster, "teacher-rollout", count)
+        return self._group
+
+    async def stop(self) -> None:
+        if self._group is not None:
+            await self._group.stop()
 
 
 class ScoringGroup:
