@@ -1,6 +1,7 @@
 """Recipes: how the stages are composed from the run and their overrides, and what is refused before any starts."""
 
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -9,11 +10,12 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from orchestration.artifact import seal
+from orchestration.artifact import seal, verify
 from orchestration.config import ConfigError, RunConfig, register_schema
 from orchestration.files import write_json, write_text
 from orchestration.recipe import PlannedStage, compose_stages
-from orchestration.recipe_run import plan
+from orchestration.recipe_run import carry_out, plan
+from orchestration.run_directory import RunDirectory, open_recipe_directory
 
 RECIPES = sorted((Path(__file__).parents[2] / "conf" / "recipe").glob("*.yaml"))
 
@@ -120,11 +122,12 @@ def test_a_model_that_is_still_to_be_trained_is_not_the_one_it_is_trained_from(
 
 
 def finish(stage: PlannedStage, files: Mapping[str, str]) -> None:
+    """As if the stage had run."""
     (stage.folder / "final").mkdir(parents=True)
     write_text(stage.folder / "config.yaml", OmegaConf.to_yaml(stage.composed, resolve=True))
     for name, text in files.items():
         write_text(stage.folder / "final" / name, text)
-    write_json(stage.folder / "summary.json", {"status": "completed"})
+    write_json(stage.folder / "summary.json", {"status": "completed", "steps": 2, "wall_seconds": 3.0})
     seal(stage.folder, stage.name, "distil", stage.base_model)
 
 
@@ -144,3 +147,43 @@ def test_a_finished_stage_without_the_one_before_it_is_refused(tiny: list[str], 
     finish(both[1], {"model.safetensors": "weights"})
     with pytest.raises(ConfigError, match="2-b: finished, though 1-a"):
         plan(both)
+
+
+def opened(folder: Path, recipe: Sequence[PlannedStage]) -> RunDirectory:
+    return open_recipe_directory(folder, OmegaConf.structured(RunConfig), [stage.folder.name for stage in recipe])
+
+
+def outcome(folder: Path) -> tuple[str, list[str]]:
+    summary = json.loads((folder / "summary.json").read_text())
+    return summary["status"], [stage["status"] for stage in summary["stages"]]
+
+
+def test_a_stage_whose_manifest_a_kill_forestalled_is_sealed_and_not_run_again(tiny: list[str], tmp_path: Path) -> None:
+    recipe = composed(tmp_path / "run", *tiny, stages(a=[]))
+    finish(recipe[0], {"model.safetensors": "weights"})
+    (recipe[0].folder / "artifact.json").unlink()
+    assert carry_out(recipe, opened(tmp_path / "run", recipe)) == 0
+    assert verify(recipe[0].folder).stage == "a"
+    assert outcome(tmp_path / "run") == ("completed", ["completed"])
+
+
+def test_a_stage_that_cannot_start_fails_the_recipe(tiny: list[str], tmp_path: Path) -> None:
+    recipe = composed(tmp_path / "run", *tiny, stages(a=[], b=[], c=[]))
+    finish(recipe[0], {"model.safetensors": "weights"})  # which is no checkpoint to begin with
+    with pytest.raises(SystemExit) as caught:
+        carry_out(recipe, opened(tmp_path / "run", recipe))
+    assert caught.value.code == 1
+    assert outcome(tmp_path / "run") == ("failed", ["completed", "failed", "not started"])
+
+
+def test_ctrl_c_between_two_stages_interrupts_the_recipe(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = composed(tmp_path / "run", *tiny, stages(a=[], b=[]))
+
+    def press_ctrl_c(_: RunConfig) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("orchestration.recipe_run.prepare", press_ctrl_c)
+    assert carry_out(recipe, opened(tmp_path / "run", recipe)) == 130
+    assert outcome(tmp_path / "run") == ("interrupted", ["interrupted", "not started"])
