@@ -5,8 +5,9 @@
     the stage's overrides ──┘              ▲
                                            └ student.model: the artifact of the stage before
 
-A stage that sets `student.model` itself begins there instead. `stage:NAME` as a student's, teacher's or reference's
-model stands for the artifact of the earlier stage NAME.
+A stage that sets `student.model` itself begins there instead; all other models stay those of the run unless the stage
+sets them, also where the run has them follow the student's. `stage:NAME` as a student's, teacher's or reference's model
+stands for the artifact of the earlier stage NAME.
 """
 
 import re
@@ -86,6 +87,8 @@ def _compose(
     with open_dict(composed):
         del composed["hydra"]
     composed.run_dir = str(folder)
+    for key in MODEL_KEYS:  # what follows the student's model must not follow it into the stage before
+        OmegaConf.update(composed, key, OmegaConf.select(composed, key))
     if earlier and not any(key in keys for key in _SETS_STUDENT):
         composed.student.model = _REFERENCE + list(earlier)[-1]
     behind = _referred(composed.student.model, "student.model", earlier)

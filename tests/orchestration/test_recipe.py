@@ -53,6 +53,13 @@ def test_a_stage_begins_with_the_model_of_the_one_before_it(tmp_path: Path) -> N
     assert {stage.base_model for stage in (first, second, third)} == {"models/base"}
 
 
+def test_a_teacher_stays_the_runs_own(tmp_path: Path) -> None:
+    settings = ["student.model=models/base", "teacher.model=${student.model}", "teacher.context=Be brief."]
+    recipe = stages(a=[], b=[], c=["teacher.model=stage:a"])
+    taught_by = [stage.config.teacher.model for stage in composed(tmp_path, *settings, recipe)]
+    assert taught_by == ["models/base", "models/base", str(tmp_path / "1-a" / "final")]
+
+
 def test_a_stage_may_begin_elsewhere_and_learn_from_an_earlier_one(tmp_path: Path) -> None:
     recipe = stages(a=[], b=["student.model='${student.model}'", "teacher.model=stage:a"], c=["student.model=stage:a"])
     _, second, third = composed(tmp_path, "student.model=models/base", recipe)
@@ -87,7 +94,7 @@ def test_a_wrong_stage_is_named_with_its_fix(recipe: str, parts: list[str], tmp_
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_is_shipped_composes(path: Path, tmp_path: Path) -> None:
-    assert len(composed(tmp_path, f"recipe={path.stem}")) >= 2
+    assert len(composed(tmp_path, "experiment=reasoning_gym", f"recipe={path.stem}")) >= 2
 
 
 @pytest.fixture
