@@ -46,7 +46,8 @@ def launch_recipe(composed: DictConfig) -> int:
         started_with = HydraConfig.get()
         folder = locate(config)
         config_name = started_with.job.config_name or "config"
-        stages = compose_stages(config, folder, config_name, started_with.overrides.task)
+        overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))  # interpolations as written
+        stages = compose_stages(config, folder, config_name, overrides)
         plan(stages)
         if config.dry_run:
             return 0
