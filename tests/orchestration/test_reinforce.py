@@ -135,6 +135,30 @@ def test_a_pull_towards_a_reference_is_added_to_the_advantage() -> None:
     close(found.metrics["advantage"], expected.expand(TOKENS))
 
 
+def test_the_pull_holds_the_student_where_rewards_and_reference_balance() -> None:
+    """The expected gradient vanishes at p proportional to ref exp(reward / share), and not at the reference."""
+    objective = preset("grpo", "objective.task_reward.share=0.5", "objective.reference.model=student")
+    rewards = torch.tensor([1.0, 0.0, 0.3, 0.0, 0.7], dtype=torch.float64)
+    log_reference = torch.tensor([0.1, 0.4, 0.2, 0.2, 0.1], dtype=torch.float64).log()
+
+    def expected(logits: Tensor) -> Tensor:
+        """[5], over every token that may be sampled."""
+        logp = logits.log_softmax(-1)
+        rows = Rows(
+            target_ids=torch.arange(5),
+            sampling_logprobs=logp,
+            temperatures=torch.ones(5, dtype=torch.float64),
+            teacher_logprobs=log_reference,
+            reference_logprobs=log_reference,
+            task_advantages=rewards - (logp.exp() * rewards).sum(),
+        )
+        found = build_objective(objective)(StudentChunk.from_logits(logits.repeat(5, 1)), rows)
+        return (logp.exp()[:, None] * found.grad_logits).sum(0)
+
+    close(expected(log_reference + rewards / 0.5), torch.zeros(5, dtype=torch.float64))
+    assert expected(log_reference).abs().max() > 0.01
+
+
 def test_a_batch_without_a_teacher_can_be_packed() -> None:
     batch = pack(group(preset("grpo")), 1, 64, 0)
     (micro_batch,) = batch.ranks[0]
