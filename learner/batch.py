@@ -15,10 +15,10 @@ from scoring.signal import TeacherSignal
 
 @dataclass(frozen=True)
 class Example:
-    """A trajectory with its teacher's marks, and what it counts for."""
+    """A trajectory with its teacher's marks, if a teacher takes part, and what it counts for."""
 
     trajectory: Trajectory
-    signal: TeacherSignal
+    signal: TeacherSignal | None
     weight: float = 1.0  # of its tokens' losses; the normaliser counts them whatever it is
     advantage: float | None = None  # of its task reward
 
@@ -44,8 +44,8 @@ class MicroBatch:
     weights: NDArray[np.float32]  # [R], of the example
     sampling_logprobs: NDArray[np.float32]  # [R], NaN where the student did not sample the token
     temperatures: NDArray[np.float32]  # [R], of the sampling distribution
-    teacher_logprobs: NDArray[np.float32]  # [R]
-    teacher_entropy: NDArray[np.float32]  # [R]
+    teacher_logprobs: NDArray[np.float32]  # [R], NaN without a teacher
+    teacher_entropy: NDArray[np.float32]  # [R], NaN without a teacher
     support_ids: NDArray[np.int64] | None  # [R, K]
     support_teacher_logprobs: NDArray[np.float32] | None  # [R, K]
     teacher_top_ids: NDArray[np.int64] | None  # [R, M], most likely first

@@ -12,8 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch import Batch, Example, MicroBatch
+from rollout.trajectory import Trajectory
 from scoring.prefix_tree import lay_out
+from scoring.signal import TeacherSignal
 
+_SIGNAL_ARRAYS = (
+    "logprobs",
+    "entropy",
+    "support_ids",
+    "support_logprobs",
+    "top_ids",
+    "top_logprobs",
+    "hidden_states",
+    "reference_logprobs",
+)
 _Indexed = tuple[int, Example]  # its place among the examples, and the example
 
 
@@ -59,22 +71,14 @@ def _input_length(example: Example) -> int:
 
 
 def _check(example: Example) -> None:
-    trajectory, signal = example.trajectory, example.signal
-    tokens = len(trajectory.response_ids)
+    trajectory, tokens = example.trajectory, len(example.trajectory.response_ids)
     name = f"prompt {trajectory.prompt_id!r}, sample {trajectory.sample_index}"
     if not len(trajectory.prompt_ids) or not tokens:
         raise ValueError(f"{name}: a prompt and a response of at least one token are needed")
     aligned = {
         "loss_mask": trajectory.loss_mask,
         "sampling_logprobs": trajectory.sampling_logprobs,
-        "signal.logprobs": signal.logprobs,
-        "signal.entropy": signal.entropy,
-        "signal.support_ids": signal.support_ids,
-        "signal.support_logprobs": signal.support_logprobs,
-        "signal.top_ids": signal.top_ids,
-        "signal.top_logprobs": signal.top_logprobs,
-        "signal.hidden_states": signal.hidden_states,
-        "signal.reference_logprobs": signal.reference_logprobs,
+        **{f"signal.{name}": getattr(example.signal, name, None) for name in _SIGNAL_ARRAYS},
     }
     for field, array in aligned.items():
         if array is not None and len(array) != tokens:
@@ -110,7 +114,7 @@ def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]
 def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collection[int]) -> MicroBatch:
     examples = [example for _, example in group]
     trajectories = [example.trajectory for example in examples]
-    signals = [example.signal for example in examples]
+    signals = [example.signal or _unmarked(example.trajectory) for example in examples]
     tree = lay_out([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], share_prefixes)
     responses = [len(t.response_ids) for t in trajectories]
     target_ids = _cat([t.response_ids for t in trajectories], np.int64)
@@ -139,6 +143,12 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         task_advantages=_advantages(examples, responses),
         reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
     )
+
+
+def _unmarked(trajectory: Trajectory) -> TeacherSignal:
+    """What no teacher says about a trajectory."""
+    unknown = np.full(len(trajectory.response_ids), np.nan, dtype=np.float32)
+    return TeacherSignal(teacher="", logprobs=unknown, entropy=unknown)
 
 
 def _advantages(examples: Sequence[Example], responses: Sequence[int]) -> NDArray[np.float32] | None:

@@ -3,7 +3,8 @@
 Shape suffixes: R loss tokens of a micro-batch.
 
 A metric that is NaN at a token is not defined there (the rollout's log-prob of a token that the student did not
-sample): its mean is over the other tokens. The loss is not excused: a NaN in it stays one.
+sample): its mean is over the other tokens, and it is left out where no token has it. The loss is not excused: a NaN
+in it stays one.
 """
 
 import torch
@@ -47,6 +48,7 @@ class StepTotals:
         dist.all_reduce(self._gap_max, op=dist.ReduceOp.MAX)
         totals = dict(zip(names, sums.tolist(), strict=True))
         loss = totals[LOSS][0] / max(loss_tokens, 1)
-        means = {name: total / max(count, 1) for name, (total, count) in totals.items() if name not in _UNREPORTED}
-        gap = means.pop(GAP)
-        return loss, {**means, f"{GAP}_mean": gap, f"{GAP}_max": float(self._gap_max)}
+        known = {name: total / count for name, (total, count) in totals.items() if count and name not in _UNREPORTED}
+        if GAP in known:
+            known |= {f"{GAP}_mean": known.pop(GAP), f"{GAP}_max": float(self._gap_max)}
+        return loss, known

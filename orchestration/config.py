@@ -10,11 +10,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
+from learner.objectives import requirements
 from learner.objectives.config import ObjectiveConfig
 from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
 from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from scoring.config import ScoringConfig, TeacherConfig
+
+
+class Stage(Enum):
+    """What a run does with the student."""
+
+    distil = "distil"  # on-policy distillation: learn from the teacher's marks
+    cold_start = "cold_start"  # supervised fine-tuning on sequences of the teacher or of the data
+    reinforce = "reinforce"  # learn from a verifier's rewards
 
 
 class Resume(Enum):
@@ -33,6 +42,20 @@ class PipelineConfig:
     steps: int = 25  # optimiser steps
     batch_size: int = 16  # trajectories a step
     max_staleness: int = 1  # bound on learner version minus version of a trajectory's oldest token; 0: on-policy
+    max_replaced_groups: int = 0  # stage=reinforce: a step may drop so many groups whose rewards are all equal
+
+
+@dataclass
+class ColdStartConfig:
+    """Which sequences a cold start leaves out beside truncated ones; each is counted under its first reason.
+
+    `objective.states.others` says whose they are; the teacher writes sampling.samples_per_prompt for each prompt.
+    """
+
+    only_correct: bool = True  # below the verifier's full score: left out; without a verifier all are correct
+    keep_duplicates: bool = False  # equal responses to equal prompts
+    repetition_tokens: int = 8  # length of the n-grams by which repetition is measured
+    max_repetition: float = 0.5  # share of a response's n-grams that stand in it before; 1: anything goes
 
 
 @dataclass
@@ -73,7 +96,21 @@ class TimeoutConfig:
 
 
 @dataclass
+class RecipeStage:
+    """One stage of a recipe: what is set for it alone, over the run's own configuration."""
+
+    name: str  # of its folder and of its artifact
+    overrides: list[str] = field(default_factory=list)  # as on the command line: objective=gkd, pipeline.steps=20
+
+
+@dataclass
+class RecipeConfig:
+    stages: list[RecipeStage] = field(default_factory=list)  # in order; none: the run is a single stage
+
+
+@dataclass
 class RunConfig:
+    stage: Stage = Stage.distil
     experiment: str = "quickstart"  # names the folder of the outputs
     seed: int = 0
     output_root: str = "outputs"
@@ -89,11 +126,13 @@ class RunConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
 
 class ConfigError(ValueError):
@@ -115,20 +154,25 @@ def _freeze(node: Any) -> None:
     """
     for item in fields(node):
         value = getattr(node, item.name)
-        for part in value.values() if isinstance(value, dict) else (value,):
+        parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else (value,)
+        for part in parts:
             if is_dataclass(part):
                 _freeze(part)
     cls = type(node)
     node.__class__ = type(cls.__name__, (cls,), {"__setattr__": _refuse_assignment, "__delattr__": _refuse_assignment})
 
 
-def build(composed: DictConfig) -> RunConfig:
+def build(composed: DictConfig, preset: str | None = None) -> RunConfig:
     """Turn Hydra's composition into a checked, read-only RunConfig.
+
+    Args:
+        preset: the choice of the group `objective`; none: the one that this process was started with.
 
     Raises:
         ConfigError: when two settings do not go together.
     """
     config = cast(RunConfig, OmegaConf.to_object(composed))
+    _check_preset(config, preset)
     check(config)
     _freeze(config)
     return config
@@ -143,6 +187,8 @@ def check(config: RunConfig) -> None:
     """Every rule on the values alone; what needs files or models is checked in `preparation`."""
     _check_ranges(config)
     _check_objective(config)
+    _check_rewards(config)
+    _check_stage(config)
     _check_engines(config)
     _check_data(config)
 
@@ -159,6 +205,7 @@ def _check_ranges(config: RunConfig) -> None:
         "evaluation.prompts": config.evaluation.prompts,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "checkpoint.keep": config.checkpoint.keep,
+        "cold_start.repetition_tokens": config.cold_start.repetition_tokens,
     }
     for key, value in at_least_one.items():
         _require(value >= 1, key, value, "must be at least 1")
@@ -178,6 +225,12 @@ def _check_ranges(config: RunConfig) -> None:
             temperature,
             "must be above 0; greedy sampling has no sampling distribution",
         )
+    _require(
+        0 <= config.cold_start.max_repetition <= 1,
+        "cold_start.max_repetition",
+        config.cold_start.max_repetition,
+        "is a share; must lie between 0 and 1 (1: repetition is not looked at)",
+    )
     _require(
         config.learner.zero_stage in (0, 1, 2, 3),
         "learner.zero_stage",
@@ -199,16 +252,17 @@ def _check_ranges(config: RunConfig) -> None:
     )
 
 
-def _check_preset(config: RunConfig) -> None:
+def _check_preset(config: RunConfig, chosen: str | None) -> None:
     """A name that is set beside the choice of a preset would label one objective and train another."""
-    if HydraConfig.initialized():
-        chosen, name = HydraConfig.get().runtime.choices["objective"], config.objective.name
+    if chosen is None and HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices["objective"]
+    if chosen is not None:
+        name = config.objective.name
         fix = f"names the chosen preset, which is {chosen}; to choose another one write objective={name}"
         _require(name == chosen, "objective.name", name, fix)
 
 
 def _check_objective(config: RunConfig) -> None:
-    _check_preset(config)
     sampling, pipeline = config.sampling, config.pipeline
     run = RunFacts(
         temperature=sampling.temperature,
@@ -222,6 +276,74 @@ def _check_objective(config: RunConfig) -> None:
     wrong = refusals(config.objective, run)
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def _check_rewards(config: RunConfig) -> None:
+    replaced = config.pipeline.max_replaced_groups
+    _require(replaced >= 0, "pipeline.max_replaced_groups", replaced, "must be 0 (train on every group) or more")
+    if config.stage is Stage.reinforce:
+        _check_reinforcement(config)
+    else:
+        fix = "only where rewards alone are learned from are some groups worthless; set stage=reinforce, or 0"
+        _require(replaced == 0, "pipeline.max_replaced_groups", replaced, fix)
+
+
+def _check_reinforcement(config: RunConfig) -> None:
+    """Rewards are learned from, and what else is compared is compared with the reference."""
+    objective, needs = config.objective, requirements(config.objective)
+    reference = objective.reference
+    _require(
+        needs.task_advantages,
+        "objective.task_reward.mix",
+        objective.task_reward.mix.value,
+        "stage=reinforce learns from rewards; choose objective=grpo, or stage=distil",
+    )
+    _require(
+        not needs.teacher or reference.model is not None,
+        "objective.reference.model",
+        "null",
+        "the objective compares the student with another model, and stage=reinforce has no teacher: set it to student "
+        "(its initial weights) or a checkpoint, or learn from rewards alone with objective.task_reward.share=0",
+    )
+    _require(
+        needs.teacher or reference.model is None,
+        "objective.reference.model",
+        reference.model,
+        "nothing is compared with it; set objective.task_reward.share=0.01, or null",
+    )
+    _require(
+        reference.extrapolation == 1,
+        "objective.reference.extrapolation",
+        reference.extrapolation,
+        "goes from a reference beyond a teacher, and stage=reinforce has no teacher; set 1",
+    )
+    _require(
+        not objective.gate.only_with_context,
+        "objective.gate.only_with_context",
+        "true",
+        "stage=reinforce has no teacher that could see more than the student; set false",
+    )
+
+
+def _check_stage(config: RunConfig) -> None:
+    """Whether the objective learns from what the stage has."""
+    needs_teacher, chosen = requirements(config.objective).teacher, f"objective={config.objective.name}"
+    if config.stage is Stage.cold_start:
+        _require(
+            not needs_teacher and config.objective.states.student_share == 0,
+            "stage",
+            f"cold_start with {chosen}",
+            "sequences that another wrote are learned as they are, and this objective needs the teacher's marks or "
+            "the student's own samples; set objective=supervised, or stage=distil",
+        )
+    if config.stage is Stage.distil:
+        _require(
+            needs_teacher,
+            "stage",
+            f"distil with {chosen}",
+            "nothing of it is learned from a teacher's marks; set stage=cold_start for a supervised objective, "
+            "stage=reinforce for one of rewards alone, or choose another objective",
+        )
 
 
 def _check_engines(config: RunConfig) -> None:

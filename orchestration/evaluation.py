@@ -4,7 +4,7 @@ held-out prompts ─► rollout workers ─► the teacher's hidden states ─�
                                    └─► verifier: accuracy
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +18,11 @@ from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, wi
 from orchestration.schedule import derive_seed
 from orchestration.summary import Evaluation
 from orchestration.workers import RolloutGroup, Workers
-from rollout.prompts import Prompt
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
+from rollout.verifiers import Verifier
 from scoring.packed_model import shares_prefixes
 from scoring.signal import ScoringRequest
 
-Verifier = Callable[[Prompt, str], float]
 TEACHER = "teacher"  # key of the one teacher
 
 
@@ -60,8 +59,10 @@ class Evaluator:
         self._verifier = verifier
 
     async def student(self, workers: Workers, version: int) -> Answers:
-        """The current student on its own answers, with exact KLs to the teacher."""
+        """The current student on its own answers, with exact KLs to the teacher if there is one."""
         answers = await self._answers(workers.rollouts, self._prepared.heldout)
+        if workers.scorers is None:
+            return self._judge(answers, None)
         signals = await workers.scorers.score_all([self._full_request(trajectory) for trajectory in answers])
         examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
         learner = self._config.learner

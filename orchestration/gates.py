@@ -3,13 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, stdev
 
 from learner.batch import Example
-from learner.objectives.config import GateConfig
+from learner.objectives.config import Averaging, GateConfig
 from rollout.trajectory import FinishReason, Trajectory
 
 CORRECT = 1.0  # a verifier's full score; anything less is incorrect
+MIX = "objective.task_reward.mix"  # what asks for rewards
 
 
 def passes(gate: GateConfig, trajectory: Trajectory, has_context: bool) -> bool:
@@ -30,24 +31,63 @@ def passes(gate: GateConfig, trajectory: Trajectory, has_context: bool) -> bool:
     return not gate.only_incorrect or _reward(trajectory, "objective.gate.only_incorrect") < CORRECT
 
 
-def with_advantages(examples: Sequence[Example], samples_per_prompt: int) -> list[Example]:
-    """Each example with its reward less the mean of its group: the samples of one prompt, all of them here.
+def with_averaging(examples: Sequence[Example], averaging: Averaging, max_tokens: int) -> list[Example]:
+    """Each example with its weight times what turns the learner's normaliser, the batch's tokens, into `averaging`'s.
 
-    Neither the group's standard deviation nor the response's length divides it (Dr. GRPO, arXiv 2503.20783).
+    A sequence that the gates hold back counts in every normaliser.
+
+    Args:
+        max_tokens: that a response may have.
+    """
+    if averaging is Averaging.tokens:
+        return list(examples)
+    share = fmean(example.trajectory.loss_tokens for example in examples)
+
+    def divisor(example: Example) -> int:
+        return max(example.trajectory.loss_tokens, 1) if averaging is Averaging.sequences else max_tokens
+
+    return [replace(example, weight=example.weight * share / divisor(example)) for example in examples]
+
+
+def have_spread(examples: Sequence[Example]) -> bool:
+    """Whether a group's rewards differ, so that its advantages are not all zero.
 
     Raises:
         ValueError: a response that nobody has graded.
     """
-    rewards = [_reward(example.trajectory, "objective.task_reward.mix") for example in examples]
-    groups = [example.trajectory.slot // samples_per_prompt for example in examples]
+    return len({_reward(example.trajectory, MIX) for example in examples}) > 1
+
+
+def with_advantages(
+    examples: Sequence[Example], samples_per_prompt: int, divide_by_deviation: bool = False
+) -> list[Example]:
+    """Each example with its reward less the mean of its group: the samples of one prompt, all of them here.
+
+    By default nothing divides it (Dr. GRPO, arXiv 2503.20783).
+
+    Args:
+        divide_by_deviation: by the group's standard deviation, of n - 1 degrees of freedom (GRPO, arXiv 2402.03300).
+
+    Raises:
+        ValueError: a response that nobody has graded.
+    """
     members: dict[int, list[float]] = defaultdict(list)
-    for group, reward in zip(groups, rewards, strict=True):
-        members[group].append(reward)
+    for example in examples:
+        members[_group(example, samples_per_prompt)].append(_reward(example.trajectory, MIX))
     assert all(len(found) == samples_per_prompt for found in members.values())  # the pipeline keeps them together
-    return [
-        replace(example, advantage=reward - fmean(members[group]))
-        for example, reward, group in zip(examples, rewards, groups, strict=True)
-    ]
+    means = {group: fmean(rewards) for group, rewards in members.items()}
+    # Where all rewards are equal all advantages are zero, whatever divides them.
+    scales = {group: stdev(rewards) or 1.0 if divide_by_deviation else 1.0 for group, rewards in members.items()}
+
+    def advantage(example: Example) -> float:
+        group = _group(example, samples_per_prompt)
+        return (_reward(example.trajectory, MIX) - means[group]) / scales[group]
+
+    return [replace(example, advantage=advantage(example)) for example in examples]
+
+
+def _group(example: Example, samples_per_prompt: int) -> int:
+    return example.trajectory.slot // samples_per_prompt
 
 
 def _reward(trajectory: Trajectory, key: str) -> float:

@@ -29,12 +29,14 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
         "rollout/truncated_share": float(np.mean([e.trajectory.finish_reason is FinishReason.LENGTH for e in batch])),
         "rollout/staleness_mean": float(np.mean(ages)),
         "rollout/staleness_max": float(max(ages)),
-        "teacher/mean_logprob": _token_mean([e.signal.logprobs for e in batch]),
-        "teacher/mean_entropy": _token_mean([e.signal.entropy for e in batch]),
         "time/learn": report.seconds,
         "time/learn_cpu": report.cpu_seconds,
         **{f"time/{stage}": value for stage, value in seconds.items()},
     }
+    signals = [e.signal for e in batch if e.signal is not None]
+    if signals:
+        metrics["teacher/mean_logprob"] = _token_mean([signal.logprobs for signal in signals])
+        metrics["teacher/mean_entropy"] = _token_mean([signal.entropy for signal in signals])
     if len(own) < len(batch):
         metrics["rollout/student_share"] = len(own) / len(batch)
     shut = sum(e.weight == 0 for e in batch)
@@ -51,9 +53,9 @@ def _token_mean(values: Sequence[np.ndarray]) -> float:
 
 def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
     """The trajectory as a person reads it, token by token."""
-    trajectory, signal = example.trajectory, example.signal
+    trajectory = example.trajectory
     student = trajectory.sampling_logprobs if trajectory.origin is Origin.STUDENT else None
-    teacher = signal.logprobs
+    teacher = example.signal.logprobs if example.signal is not None else None
     return Sample(
         prompt_id=trajectory.prompt_id,
         sample_index=trajectory.sample_index,
@@ -63,6 +65,6 @@ def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
         reward=trajectory.reward,
         tokens=tuple(tokenizer.decode([token]) for token in trajectory.response_ids),
         student_logprobs=None if student is None else tuple(round(float(x), 4) for x in student),
-        teacher_logprobs=tuple(round(float(x), 4) for x in teacher),
-        mean_log_ratio=None if student is None else float((teacher - student).mean()),
+        teacher_logprobs=None if teacher is None else tuple(round(float(x), 4) for x in teacher),
+        mean_log_ratio=None if student is None or teacher is None else float((teacher - student).mean()),
     )

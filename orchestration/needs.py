@@ -1,9 +1,22 @@
 """What an objective needs of a run beside the student, its engine and its teacher."""
 
+from learner.objectives import requirements
 from learner.objectives.config import OtherStates
-from orchestration.config import RunConfig
+from orchestration.config import RunConfig, Stage
 
 INITIAL_STUDENT = "student"  # as objective.reference.model
+
+
+def uses_teacher(config: RunConfig) -> bool:
+    """Whether a teacher marks or writes any of the sequences that are learned from; in reinforcement none does."""
+    if config.stage is Stage.reinforce:
+        return False
+    return requirements(config.objective).teacher or _learns_from_teacher(config)
+
+
+def _learns_from_teacher(config: RunConfig) -> bool:
+    states = config.objective.states
+    return states.student_share < 1 and states.others is OtherStates.teacher
 
 
 def learns_from_data(config: RunConfig) -> bool:
@@ -14,12 +27,11 @@ def learns_from_data(config: RunConfig) -> bool:
 
 def needs_teacher_rollouts(config: RunConfig) -> bool:
     """Whether engines have to sample from the teacher all through the run."""
-    states = config.objective.states
-    return states.student_share < 1 and states.others is OtherStates.teacher
+    return config.stage is not Stage.cold_start and _learns_from_teacher(config)
 
 
 def needs_reference_scorers(config: RunConfig) -> bool:
     """Whether a model that is not the teacher has to score as well; the teacher's workers can serve two prompts."""
     model = config.objective.reference.model
     name = config.student.model if model == INITIAL_STUDENT else model
-    return name is not None and name != config.teacher.model
+    return name is not None and not (uses_teacher(config) and name == config.teacher.model)

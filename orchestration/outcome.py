@@ -17,6 +17,11 @@ from orchestration.summary import Evaluation, Summary
 
 ROLES = ("student_before", "student_after", "teacher")
 SHOWN_ANSWERS = 4
+_METHODS = {  # what was done to the student, and how
+    "distil": ("distilled", "on-policy distillation"),
+    "cold_start": ("fine-tuned", "supervised fine-tuning"),
+    "reinforce": ("reinforced", "reinforcement learning"),
+}
 
 
 class EvaluationStore:
@@ -50,7 +55,7 @@ def print_outcome(
 ) -> None:
     """The summary for people: figures, a few answers side by side, and where everything lies."""
     console.print(_figures(summary))
-    if len(answers) == len(ROLES):
+    if "student_after" in answers:
         console.print(_side_by_side(answers, prepared))
     console.print(
         f"[bold]{summary.status}[/bold] after {summary.steps} steps, {summary.wall_seconds:.0f} s; "
@@ -115,32 +120,42 @@ def _progress(before: Evaluation, after: Evaluation, teacher: Evaluation, recove
 
 def _side_by_side(answers: Mapping[str, Answers], prepared: Prepared) -> Table:
     table = Table(title="a few answers", title_justify="left", show_lines=True)
-    for column in ("prompt", "before", "after", "teacher"):
+    roles = [role for role in ROLES if role in answers]
+    for column in ("prompt", *(role.removeprefix("student_") for role in roles)):
         table.add_column(column, overflow="fold", ratio=1)
     for item in prepared.heldout[:SHOWN_ANSWERS]:
         prompt = item.prompt
-        table.add_row(prompt.messages[-1].content, *(answers[role].texts[prompt.id].strip() for role in ROLES))
+        table.add_row(prompt.messages[-1].content, *(answers[role].texts[prompt.id].strip() for role in roles))
     return table
 
 
 def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
     """A README beside the exported weights: what it was made from, and how."""
-    student, teacher = settings["student"]["model"], settings["teacher"]["model"]
-    context = settings["teacher"]["context"]
+    student, (done, how) = settings["student"]["model"], _METHODS[settings["stage"]]
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        "tags: [on-policy-distillation, tutelage]",
+        f"tags: [{how.replace(' ', '-')}, tutelage]",
         "---",
         "",
-        f"# {student}, distilled",
+        f"# {student}, {done}",
         "",
         f"- student: `{student}`",
-        f"- teacher: `{teacher}`" + (f", told {context!r}" if context else ""),
+        *_sources(settings),
         f"- objective: `{settings['objective']['name']}`",
         f"- steps: {settings['pipeline']['steps']} of {settings['pipeline']['batch_size']} trajectories",
         "",
-        "Made with Tutelage by on-policy distillation; `config.yaml` of the run has every setting.",
+        f"Made with Tutelage by {how}; `config.yaml` of the run has every setting.",
     ]
     write_text(final / "README.md", "\n".join(lines) + "\n")
+
+
+def _sources(settings: Mapping[str, Any]) -> list[str]:
+    """Whom the student learned from, a line each."""
+    teacher, reference = settings["teacher"], settings["objective"]["reference"]["model"]
+    told = f", told {teacher['context']!r}" if teacher["context"] else ""
+    if settings["stage"] != "reinforce":
+        return [f"- teacher: `{teacher['model']}`{told}"]
+    kept_near = [f"- reference: `{reference}`"] if reference else []
+    return [f"- rewards: `{settings['data']['verifier']}` verifier", *kept_near]

@@ -18,6 +18,13 @@ u−s+j or older. The invariant is n_j ≤ (j+1)·B for 0 ≤ j ≤ s. `j = s` i
 at least n_j − j·B of class u−s+j or older; then, at step u+1, where every j means one class later, the invariant holds
 again for j < s. For j = 0 that means: whatever has age s now is trained now. All other places of the batch go to
 whichever groups finished first, so with s ≥ 1 nobody waits for the slowest one.
+
+**Groups that are not worth a step.** A complete group that `keep` does not want is dropped and its place given to the
+next prompts at once, at most `max_replaced` times between two updates; what comes later is kept whatever it is, so a
+step always comes about. The invariant survives: dropping lowers each n_j or leaves it, also below what a batch in
+training was chosen by, and the newcomer's class is the present version u (its tokens are of these weights or, if they
+are being replaced, newer), which counts in n_s alone, where it takes the place of the dropped one. Every admitted
+group is trained or counted as replaced.
 """
 
 import asyncio
@@ -32,7 +39,8 @@ from rollout.trajectory import Trajectory
 from scoring.signal import TeacherSignal
 
 RollOut = Callable[[Sequence[int]], AsyncIterator[Trajectory]]
-Score = Callable[[Trajectory], Awaitable[TeacherSignal]]
+Score = Callable[[Trajectory], Awaitable[TeacherSignal | None]]
+Keep = Callable[[Sequence[Example]], bool]
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,16 @@ class Cursor:
 
     next_slot: int = 0
     pending: tuple[int, ...] = ()
+    replaced: int = 0  # groups dropped so far, each for one more
 
 
 class Pipeline:
     """Keeps (max_staleness + 1) · batch_size slots busy and forms batches from what is ready.
 
     Args:
-        total_slots: of the run; like `batch_size`, whole groups.
+        total_slots: that the run trains on; like `batch_size`, whole groups.
+        keep: whether a complete group is worth training on; all are, if there is nobody to ask.
+        max_replaced: groups that may be dropped for further ones between two updates.
     """
 
     def __init__(
@@ -60,6 +71,8 @@ class Pipeline:
         total_slots: int,
         clock: StageClock,
         group_size: int = 1,
+        keep: Keep | None = None,
+        max_replaced: int = 0,
         cursor: Cursor | None = None,
         version: int = 0,
     ) -> None:
@@ -68,9 +81,11 @@ class Pipeline:
         self._roll_out, self._score = roll_out, score
         self._group_size, self._max_staleness = group_size, max_staleness
         self._batch_groups = batch_size // group_size
-        self._total_groups = total_slots // group_size
         self._clock = clock
         cursor = cursor or Cursor()
+        self._keep, self._max_replaced = keep, max_replaced
+        self._replaced, self._replaced_since_update = cursor.replaced, 0
+        self._total_groups = total_slots // group_size + cursor.replaced
         self._next_group = cursor.next_slot // group_size
         self._readmit = list(dict.fromkeys(slot // group_size for slot in cursor.pending))
         self._version = version
@@ -89,12 +104,18 @@ class Pipeline:
     def cursor(self) -> Cursor:
         """What to resume from if the run stopped now, counting the batch in training as trained."""
         pending = sorted(set(self._active) - self._in_training)
-        return Cursor(self._next_group * self._group_size, tuple(self._slots(pending + self._readmit)))
+        slots = tuple(self._slots(pending + self._readmit))
+        return Cursor(self._next_group * self._group_size, slots, self._replaced)
 
     @property
     def ready(self) -> int:
         """Trajectories that could be trained now."""
         return len(self._ready) * self._group_size
+
+    @property
+    def replaced(self) -> int:
+        """Groups that were dropped for further ones since the run began."""
+        return self._replaced
 
     async def next_batch(self) -> list[Example]:
         """The next `batch_size` examples, ordered by slot; waits until they are there.
@@ -121,6 +142,7 @@ class Pipeline:
         for group in self._in_training:
             del self._active[group]
         self._in_training = set()
+        self._replaced_since_update = 0
         self._admit()
 
     async def close(self) -> None:
@@ -173,8 +195,22 @@ class Pipeline:
         group = trajectory.slot // self._group_size
         self._arrived[group].append(Example(trajectory, signal))
         if len(self._arrived[group]) == self._group_size:
-            self._ready[group] = self._arrived.pop(group)
+            self._complete(group, self._arrived.pop(group))
             self._changed.set()
+
+    def _complete(self, group: int, examples: list[Example]) -> None:
+        wanted = self._keep is None or self._keep(examples)
+        if wanted or self._replaced_since_update == self._max_replaced:
+            self._ready[group] = examples
+        else:
+            self._replace(group)
+
+    def _replace(self, group: int) -> None:
+        del self._active[group]
+        self._replaced += 1
+        self._replaced_since_update += 1
+        self._total_groups += 1
+        self._admit()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from learner.objectives.describe import describe
 from orchestration.config import ConfigError, RunConfig
-from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
+from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts, uses_teacher
 from orchestration.preparation import Prepared
 from orchestration.run_directory import locate
 
@@ -20,7 +20,7 @@ def _rollout_workers(config: RunConfig) -> int:
 
 
 def _scoring_workers(config: RunConfig) -> int:
-    return config.scoring.workers * (2 if needs_reference_scorers(config) else 1)
+    return config.scoring.workers * (uses_teacher(config) + needs_reference_scorers(config))
 
 
 def required_cpus(config: RunConfig) -> float:
@@ -55,6 +55,12 @@ def check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
             )
 
 
+def check_local_resources(config: RunConfig) -> None:
+    """`check_resources` for a cluster of the run's own, which is known before it is started."""
+    if config.cluster.address == "local":
+        check_resources(config, local_cpus(config), local_gpus())
+
+
 def local_cpus(config: RunConfig) -> float:
     return float(config.cluster.cpus or os.cpu_count() or 1)
 
@@ -67,15 +73,21 @@ def _named(name: str, paper: str) -> str:
     return f"{name} ({paper})" if paper else name
 
 
+def _teacher(config: RunConfig) -> str:
+    if not uses_teacher(config):
+        return "none"
+    return config.teacher.model + (f", told: {config.teacher.context!r}" if config.teacher.context else "")
+
+
 def print_plan(config: RunConfig, prepared: Prepared) -> None:
     table = Table(title=f"{config.experiment}: what this run does", show_header=False, title_justify="left")
     pipeline, sampling = config.pipeline, config.sampling
-    context = f", told: {config.teacher.context!r}" if config.teacher.context else ""
     staleness = pipeline.max_staleness
     objective = describe(config.objective)
     rows = {
+        "stage": config.stage.value,
         "student": config.student.model,
-        "teacher": config.teacher.model + context,
+        "teacher": _teacher(config),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and left out",
         "objective": _named(config.objective.name, config.objective.paper),

@@ -23,8 +23,11 @@ def draw_curves(run_dir: Path, evaluations: Mapping[str, Evaluation | None]) -> 
         return None
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     axes = figure.subplots(2, 3)
+    has_divergence = any("train/sampled_reverse_kl" in row for row in steps)
     panels = [
-        ("train/sampled_reverse_kl", "reverse KL on its own tokens", "nats a token"),
+        ("train/sampled_reverse_kl", "reverse KL on its own tokens", "nats a token")
+        if has_divergence
+        else ("train/loss", "loss", ""),
         ("rollout/mean_response_tokens", "response length in training", "tokens"),
         ("train/grad_norm", "gradient norm", ""),
     ]
@@ -59,6 +62,7 @@ def draw_curves(run_dir: Path, evaluations: Mapping[str, Evaluation | None]) -> 
 
 
 def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], name: str, title: str, unit: str) -> None:
+    rows = [row for row in rows if name in row]
     axis.plot([r[X_AXIS] for r in rows], [r[name] for r in rows], color=COLOURS["line"], marker=".", markersize=4)
     _label(axis, title, unit)
 

@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from learner.objectives.rule import TOPK_SUPPORTS
-from orchestration.config import ConfigError, RunConfig
+from orchestration.config import ConfigError, RunConfig, Stage
 from orchestration.models import resolve_model
-from orchestration.needs import INITIAL_STUDENT, learns_from_data
-from rollout.config import OverLength, PromptSourceConfig
+from orchestration.needs import INITIAL_STUDENT, learns_from_data, uses_teacher
+from rollout.config import OverLength, PromptSourceConfig, VerifierKind
 from rollout.prompts import Prompt
 from rollout.rendering import render_completion, render_prompt, render_teacher_prompt
 from rollout.sources import load_prompts
@@ -42,7 +42,7 @@ class RenderedPrompt:
 @dataclass(frozen=True)
 class Prepared:
     student_path: str
-    teacher_path: str
+    teacher_path: str | None  # None: no teacher takes part
     reference_path: str | None  # of the model that rewards are extrapolated from
     tokenizer: PreTrainedTokenizerBase
     train: tuple[RenderedPrompt, ...]
@@ -76,10 +76,10 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError or ValueError: naming the key, the value and the fix.
     """
     student_path = resolve_model(config.student.model, "student.model")
-    teacher_path = resolve_model(config.teacher.model, "teacher.model")
+    teacher_path = resolve_model(config.teacher.model, "teacher.model") if uses_teacher(config) else None
     tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
     reference_path = _resolve_reference(config, student_path)
-    if teacher_path != student_path:
+    if teacher_path not in (None, student_path):
         _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
     if reference_path not in (None, student_path, teacher_path):
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
@@ -87,7 +87,7 @@ def prepare(config: RunConfig) -> Prepared:
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
     if student_path == teacher_path:
         _check_teacher_differs(config, [*train, *heldout])
-    limit = _length_limit(config, *{student_path, teacher_path, reference_path or student_path})
+    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path))})
     rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
     rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]
@@ -116,6 +116,8 @@ def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
 
 def _render(prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
     student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
+    if not uses_teacher(config):
+        return RenderedPrompt(prompt, student_ids, student_ids)
     teacher_ids = render_teacher_prompt(tokenizer, prompt, _context(prompt, config), config.data.system_prompt)
     return RenderedPrompt(prompt, student_ids, teacher_ids)
 
@@ -225,6 +227,9 @@ def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrained
 def _check_teacher_differs(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     if config.teacher.context or any(prompt.privileged_context for prompt in prompts):
         return
+    selects = config.cold_start.only_correct and config.data.verifier is not VerifierKind.none
+    if config.stage is Stage.cold_start and selects:
+        return  # its own correct answers are something to learn from
     raise ConfigError(
         f"teacher.model={config.teacher.model}: the same weights as student.model and no teacher-only context, so "
         "there is nothing to learn; set teacher.context, give the prompts a privileged_context column, or choose "

@@ -28,12 +28,12 @@ SHOWN_STAGES = ("rollout", "scoring", "learning", "weight_sync", "evaluation")
 class ProgressView:
     """A live bar on a terminal; plain lines everywhere else. The log file always gets the lines."""
 
-    def __init__(self, steps: int, done: int, clock: StageClock) -> None:
+    def __init__(self, stage: str, steps: int, done: int, clock: StageClock) -> None:
         self.console = Console()
         self._clock = clock
         self._live = self.console.is_terminal
         self._bar = Progress(
-            TextColumn("[bold]distil"),
+            TextColumn(f"[bold]{stage}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -69,9 +69,12 @@ class ProgressView:
         self.console.print(f"error: {text}", style="red", highlight=False, markup=False)
 
     def step(self, report: StepReport, metrics: Mapping[str, float], ready: int) -> None:
+        divergence = metrics.get("train/sampled_reverse_kl")
+        accuracy = metrics.get("rollout/accuracy")
         line = (
             f"step {report.policy_version}  loss {report.loss:.4f}  "
-            f"reverse KL (sampled) {metrics['train/sampled_reverse_kl']:.3f}  "
+            f"{'' if divergence is None else f'reverse KL (sampled) {divergence:.3f}  '}"
+            f"{'' if accuracy is None else f'accuracy {accuracy:.3f}  '}"
             f"response {metrics['rollout/mean_response_tokens']:.1f} tokens  grad norm {report.grad_norm:.2f}  "
             f"staleness {metrics['rollout/staleness_max']:.0f}  learning {report.seconds:.1f} s"
         )

@@ -1,6 +1,7 @@
 """One run from its folder to its exit code: start, train, finish, and what is left when it stops early."""
 
 import logging
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from learner.batch import Example
 from learner.report import StepReport
 from orchestration.clock import StageClock
 from orchestration.cluster import Cluster, WorkerFailure
-from orchestration.config import RunConfig
+from orchestration.config import RunConfig, Stage
 from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
+from orchestration.grading import Grader
 from orchestration.interruption import Interrupted, Interruption
 from orchestration.metrics import sample, step_metrics
 from orchestration.needs import needs_teacher_rollouts
@@ -27,10 +29,14 @@ from orchestration.plots import draw_curves
 from orchestration.preparation import Prepared
 from orchestration.progress import ProgressView
 from orchestration.run_directory import RunDirectory, RunState
+from orchestration.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
+from orchestration.stages.cold_start import ColdStart
 from orchestration.stages.distil import Distillation
+from orchestration.stages.reinforce import Reinforcement
+from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.summary import STAGES, Summary, gap_recovery
 from orchestration.tracking import Tracker
-from orchestration.workers import LearnerFailure, RolloutGroup, Workers
+from orchestration.workers import LearnerFailure, TeacherEngines, Workers
 from rollout.verifiers import make_verifier
 
 log = logging.getLogger("tutelage")
@@ -46,16 +52,22 @@ PACKAGES = (
     "wandb",
     "hydra-core",
 )
+_STAGES: dict[Stage, type[TrainingStage]] = {
+    Stage.distil: Distillation,
+    Stage.cold_start: ColdStart,
+    Stage.reinforce: Reinforcement,
+}
 EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": 130}
 
 
 async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared, directory: RunDirectory) -> int:
-    """Run the distillation stage; returns the exit code of the process."""
+    """Run one stage; returns the exit code of the process."""
     handler = _log_to(directory.path / "run.log")
     write_json(directory.path / "versions.json", _versions())
     cluster = Cluster.join(config)
     try:
-        run = Run(config, cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)), prepared, directory)
+        settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
+        run = Run(config, settings, prepared, directory)
         with run.view:
             status = await run.go(cluster)
             run.tracker.close(succeeded=status == "completed")
@@ -95,13 +107,14 @@ class Run:
         self.state = directory.load_state(self.checkpoint) if self.checkpoint else RunState()
         self.clock = StageClock(self.state.stage_seconds)
         self.tokens = Counter({"rollout": 0, "scored": 0, "trained": 0} | self.state.tokens)
+        self.counts = Counter(self.state.counts)
         self.interruption = Interruption()
         self.evaluations = EvaluationStore(directory.path)
         self.verifier = make_verifier(config.data.verifier)
         self.evaluator = Evaluator(config, prepared, self.verifier)
         self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
-        self.view = ProgressView(config.pipeline.steps, self.state.step, self.clock)
-        self.stage: Distillation | None = None
+        self.view = ProgressView(config.stage.value, config.pipeline.steps, self.state.step, self.clock)
+        self.stage: TrainingStage | None = None
         self._started = time.monotonic() - self.state.wall_seconds
         self._stage_seconds = self.clock.all_seconds()
 
@@ -114,11 +127,11 @@ class Run:
             self.say(f"continuing from {self.checkpoint}")
         guard = self.interruption.guard
         try:
-            await guard(self._teacher_answers(cluster))
-            self.say("starting the workers: vLLM, teacher, DeepSpeed …")
+            await guard(self._before_the_workers(cluster))
+            self.say("starting the workers …")
             workers = await guard(Workers.start(self.config, self.prepared, cluster))
             stage = self._make_stage(workers)
-            await guard(stage.restore(self.checkpoint, self.directory.path))
+            await guard(stage.restore(self.checkpoint))
             await guard(stage.evaluate_before(self))
             self.stage = stage
             await stage.train(self)
@@ -128,6 +141,8 @@ class Run:
             self.say("stopping, as asked …")
             await self._last_checkpoint()
             return "interrupted"
+        except NothingToLearn as error:
+            self.view.error(str(error))
         except LearnerFailure as error:
             await self._explain(error)
             self.view.error("the step was not published; the checkpoints before it stay as they are")
@@ -144,37 +159,54 @@ class Run:
                 self.view.error(obituary)
         self.view.error(str(failure))
 
-    async def _teacher_answers(self, cluster: Cluster) -> None:
-        """Let a teacher with weights of its own answer, on an engine that is gone before the workers start.
+    async def _before_the_workers(self, cluster: Cluster) -> None:
+        """What the teacher writes on engines that are gone before the workers start."""
+        teacher = TeacherEngines(self.config, self.prepared, cluster)
+        await self._teacher_answers(teacher)
+        if self.config.stage is Stage.cold_start:
+            await self._sequences(teacher)
+        await teacher.stop()
+
+    async def _teacher_answers(self, teacher: TeacherEngines) -> None:
+        """Let a teacher with weights of its own answer the held-out prompts.
 
         A teacher with the student's initial weights answers on the student's engine, before it is trained; one whose
-        sequences are learned from has an engine throughout.
+        sequences are learned from all through the run has an engine throughout.
         """
         has_engine_later = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
-        if has_engine_later or self.evaluations.has("teacher"):
+        if self.prepared.teacher_path is None or has_engine_later or self.evaluations.has("teacher"):
             return
         self.say("the teacher answers the held-out prompts, on an engine of its own …")
-        path = self.prepared.teacher_path
-        engine = await RolloutGroup.start(self.config, path, cluster, name="teacher-rollout", count=1)
-        self.evaluations.keep("teacher", await self.evaluator.teacher(engine))
-        await engine.stop()
+        self.evaluations.keep("teacher", await self.evaluator.teacher(await teacher.get()))
 
-    def _make_stage(self, workers: Workers) -> Distillation:
-        return Distillation(
-            self.config,
-            self.prepared,
-            workers,
-            self.clock,
-            self.interruption,
-            self.evaluations,
-            self.evaluator,
-            self.verifier,
+    async def _sequences(self, teacher: TeacherEngines) -> None:
+        """Collect what a cold start learns from, unless an earlier start has, and count what is left out."""
+        grader = Grader(self.verifier, self.prepared.train, self.prepared.tokenizer)
+        with self.clock.span("rollout"):
+            found = await collect_once(self.config, self.prepared, teacher, grader, self.directory.path, self.say)
+        self.tokens["rollout"] = teacher_tokens(found)
+        self.counts.clear()
+        self.counts.update(verdict_counts(found))
+
+    def _make_stage(self, workers: Workers) -> TrainingStage:
+        context = StageContext(
+            config=self.config,
+            prepared=self.prepared,
+            workers=workers,
+            clock=self.clock,
+            interruption=self.interruption,
+            evaluations=self.evaluations,
+            evaluator=self.evaluator,
+            verifier=self.verifier,
+            run_dir=self.directory.path,
             cursor=self.state.cursor,
             version=self.state.step,
             tokens=self.tokens,
+            counts=self.counts,
         )
+        return _STAGES[self.config.stage](context)
 
-    async def _finish(self, stage: Distillation) -> None:
+    async def _finish(self, stage: TrainingStage) -> None:
         """How good the student became, and the model itself."""
         await self.save_checkpoint()
         self.say("the student answers the held-out prompts after training …")
@@ -182,6 +214,7 @@ class Run:
         self.evaluations.keep("student_after", after)
         self.evaluated(stage.version, after)
         final = self.directory.path / "final"
+        shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
         write_model_card(final, self.settings)
 
@@ -192,6 +225,7 @@ class Run:
 
     def record(self, batch: Sequence[Example], report: StepReport, ready: int) -> None:
         metrics = step_metrics(batch, report, self._seconds_since_last_step())
+        metrics |= {f"rollout/{name}": float(count) for name, count in self.counts.items()}
         self.tracker.log(report.policy_version, metrics)
         tracking = self.config.tracking
         if tracking.samples_every and report.policy_version % tracking.samples_every == 0:
@@ -203,9 +237,9 @@ class Run:
         found = answers.evaluation
         self.tracker.log(version, {f"eval/{name}": item.mean for name, item in found.intervals.items()})
         accuracy = f", accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
+        divergence = f"reverse KL {found.reverse_kl:.3f} nats a token, " if found.reverse_kl is not None else ""
         self.say(
-            f"held-out, version {version}: reverse KL {found.reverse_kl:.3f} nats a token, "
-            f"{found.mean_response_tokens:.1f} tokens an answer{accuracy}"
+            f"held-out, version {version}: {divergence}{found.mean_response_tokens:.1f} tokens an answer{accuracy}"
         )
 
     async def save_checkpoint(self) -> None:
@@ -215,14 +249,15 @@ class Run:
         await self.stage.workers.learner.save_checkpoint(str(partial / "learner"))
         self.directory.commit_checkpoint(partial, self._current_state(self.stage), self.config.checkpoint.keep)
 
-    def _current_state(self, stage: Distillation) -> RunState:
+    def _current_state(self, stage: TrainingStage) -> RunState:
         return RunState(
             step=stage.version,
-            cursor=stage.pipeline.cursor,
+            cursor=stage.batches.cursor,
             wandb_id=self.tracker.wandb_id,
             wall_seconds=self._wall_seconds,
             tokens=dict(self.tokens),
             stage_seconds=self.clock.all_seconds(),
+            counts=dict(self.counts),
         )
 
     async def _last_checkpoint(self) -> None:
@@ -260,6 +295,7 @@ class Run:
             tokens_per_second=self.tokens["trained"] / learning if learning else 0.0,
             evaluation=found,
             gap_recovery=gap_recovery(found),
+            counts=dict(self.counts),
         )
         write_json(self.directory.path / "summary.json", asdict(summary))
         draw_curves(self.directory.path, found)

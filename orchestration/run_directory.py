@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestration.pipeline import Cursor
 
 # A resumed run must mean the same training: these parts of the configuration may not change in between.
 IDENTITY = (
+    "stage",
     "seed",
     "student",
     "teacher",
@@ -24,10 +26,12 @@ IDENTITY = (
     "sampling",
     "objective",
     "pipeline.batch_size",
+    "cold_start",
     "learner.ranks",
     "learner.zero_stage",
     "learner.dtype",
 )
+STAGES_KEY = "recipe.stages"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class RunState:
     wall_seconds: float = 0.0
     tokens: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # of what the stage left out, by reason
 
 
 class RunDirectory:
@@ -69,7 +74,7 @@ class RunDirectory:
     def load_state(self, checkpoint: Path) -> RunState:
         raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         cursor = raw.pop("cursor")
-        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"])), **raw)
+        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"]), cursor["replaced"]), **raw)
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder that becomes a checkpoint by `commit_checkpoint`."""
@@ -123,13 +128,19 @@ def _lock(path: Path) -> IO[str]:
     return handle
 
 
-def _is_finished(path: Path) -> bool:
+def is_finished(path: Path) -> bool:
     summary = path / "summary.json"
     return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
 
 
-def _unfinished_run(root: Path) -> Path | None:
-    candidates = [p for p in sorted(root.glob("*")) if latest_checkpoint(p) is not None and not _is_finished(p)]
+def stage_folders(path: Path) -> list[Path]:
+    """Of the stages of a recipe that were begun."""
+    return sorted(folder for folder in path.glob("[1-9]*-*") if (folder / "config.yaml").is_file())
+
+
+def _unfinished_run(root: Path, of_recipe: bool) -> Path | None:
+    begun = stage_folders if of_recipe else latest_checkpoint
+    candidates = [path for path in sorted(root.glob("*")) if begun(path) and not is_finished(path)]
     return candidates[-1] if candidates else None
 
 
@@ -142,26 +153,29 @@ def _fresh_path(root: Path) -> Path:
 
 
 def locate(config: RunConfig) -> Path:
-    """The folder that a run with this configuration writes to; nothing is created.
+    """The folder that a run or a recipe with this configuration writes to; nothing is created.
 
     Raises:
         ConfigError: the folder holds another run and `resume` does not say to continue it.
     """
     root = Path(config.output_root) / config.experiment
     if config.run_dir is None:
-        unfinished = _unfinished_run(root) if config.resume is Resume.auto else None
+        unfinished = _unfinished_run(root, bool(config.recipe.stages)) if config.resume is Resume.auto else None
         return unfinished or _fresh_path(root)
     path = Path(config.run_dir)
     used = path.is_dir() and any(item.name != ".lock" for item in path.iterdir())
     if used and config.resume is Resume.never:
         raise ConfigError(f"run_dir={path}: holds another run; choose another folder, or resume=auto to continue it")
-    if used and _is_finished(path):
+    if used and is_finished(path):
         raise ConfigError(f"run_dir={path}: holds a run that is completed; choose another folder")
     return path
 
 
-def check_identity(path: Path, config: DictConfig) -> None:
+def check_identity(path: Path, config: DictConfig, keys: Sequence[str] = IDENTITY) -> None:
     """Refuse to resume a run under another meaning.
+
+    Args:
+        keys: of the settings that must be the same.
 
     Raises:
         ConfigError: naming the first setting that differs from the folder's config.yaml.
@@ -171,7 +185,11 @@ def check_identity(path: Path, config: DictConfig) -> None:
         return
     stored = OmegaConf.load(stored_file)
     plain = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
-    for key in IDENTITY:
+    if bool(OmegaConf.select(stored, STAGES_KEY)) != bool(OmegaConf.select(plain, STAGES_KEY)):
+        raise ConfigError(
+            f"{path}: of a recipe and a plain run, it holds one and this is the other; use another folder"
+        )
+    for key in keys:
         before, now = OmegaConf.select(stored, key), OmegaConf.select(plain, key)
         if before != now:
             detail = _first_difference(key, before, now)
@@ -198,5 +216,28 @@ def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
     check_identity(path, composed)
     directory.logs.mkdir(exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
+    directory.write_config(composed)
+    return directory
+
+
+def open_recipe_directory(path: Path, composed: DictConfig, stages: Sequence[str]) -> RunDirectory:
+    """Create or continue a recipe's folder and take its lock; every stage has a folder of its own inside.
+
+    Args:
+        path: as `locate` gave it.
+        stages: the names of their folders.
+
+    Raises:
+        ConfigError: in use, or holding something else, stages of another recipe among it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    check_identity(path, composed, keys=())  # each stage checks its own
+    foreign = [folder.name for folder in stage_folders(path) if folder.name not in stages]
+    if foreign:
+        raise ConfigError(
+            f"run_dir={path}: holds {', '.join(foreign)}, which is no stage of this recipe ({', '.join(stages)}); "
+            "choose another folder, or resume with the recipe it began with"
+        )
     directory.write_config(composed)
     return directory

@@ -24,6 +24,7 @@ class StateSource:
 
     Args:
         candidates: how many of its most likely ids the student's engine must return.
+        rollouts: engines that hold the student; None where none of its sequences are learned from.
         teacher_rollouts: engines that hold the teacher; None where none of its sequences are learned from.
     """
 
@@ -32,7 +33,7 @@ class StateSource:
         config: RunConfig,
         prompts: Sequence[RenderedPrompt],
         candidates: int,
-        rollouts: RolloutGroup,
+        rollouts: RolloutGroup | None,
         teacher_rollouts: RolloutGroup | None,
     ) -> None:
         self._sampling = config.sampling
@@ -54,6 +55,7 @@ class StateSource:
         others = [slot for slot in slots if not self._schedule.plan(slot).student]
         streams = []
         if own:
+            assert self._rollouts is not None  # started where the config asks for them
             streams.append(self._rollouts.roll_out([self._request(slot) for slot in own]))
         if others:
             from_teacher = self._others is OtherStates.teacher

@@ -48,5 +48,6 @@ class Summary:
     tokens_per_second: float  # trained
     evaluation: dict[str, Evaluation | None]
     gap_recovery: float | None
+    counts: dict[str, int] = field(default_factory=dict)  # of what the stage left out, by reason
     alarms: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)

@@ -27,7 +27,7 @@ class Sample:
     reward: float | None
     tokens: tuple[str, ...]
     student_logprobs: tuple[float, ...] | None  # under the sampling distribution; None if it did not sample them
-    teacher_logprobs: tuple[float, ...]
+    teacher_logprobs: tuple[float, ...] | None  # None without a teacher
     mean_log_ratio: float | None  # teacher minus student, nats a token
 
 

@@ -17,7 +17,7 @@ from learner.evaluation import ExampleDivergence
 from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
 from orchestration.cluster import Cluster, Worker, WorkerFailure
-from orchestration.config import RunConfig
+from orchestration.config import RunConfig, Stage
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
 from orchestration.streams import merged
@@ -84,6 +84,26 @@ class RolloutGroup:
         await _call_all(self.workers, "shutdown", deadline=self._deadline)
         for worker in self.workers:
             worker.stop()
+
+
+class TeacherEngines:
+    """The teacher's own engines before the workers start: they are there once somebody has asked for them."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared, cluster: Cluster) -> None:
+        self._config, self._prepared, self._cluster = config, prepared, cluster
+        self._group: RolloutGroup | None = None
+
+    async def get(self) -> RolloutGroup:
+        assert self._prepared.teacher_path is not None  # nobody asks where no teacher takes part
+        if self._group is None:
+            count = self._config.rollout.workers if self._config.stage is Stage.cold_start else 1
+            path = self._prepared.teacher_path
+            self._group = await RolloutGroup.start(self._config, path, self._cluster, "teacher-rollout", count)
+        return self._group
+
+    async def stop(self) -> None:
+        if self._group is not None:
+            await self._group.stop()
 
 
 class ScoringGroup:
@@ -189,11 +209,11 @@ class LearnerGroup:
 
 @dataclass(frozen=True)
 class Workers:
-    """Everybody at work; the last two only where the objective needs them."""
+    """Everybody at work; whoever may be None only where the stage and its objective need them."""
 
     cluster: Cluster
     rollouts: RolloutGroup
-    scorers: ScoringGroup
+    scorers: ScoringGroup | None  # the teacher's marks
     learner: LearnerGroup
     teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences
     reference_scorers: ScoringGroup | None = None  # `scorers` themselves where the teacher is the reference
@@ -207,7 +227,7 @@ class Workers:
         """
         rollouts, scorers, learner, teacher_rollouts, reference_scorers = await asyncio.gather(
             RolloutGroup.start(config, prepared.student_path, cluster),
-            ScoringGroup.start(config, prepared.teacher_path, cluster),
+            _start_scorers(config, prepared, cluster),
             LearnerGroup.start(config, prepared, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
             _start_reference_scorers(config, prepared, cluster),
@@ -223,7 +243,9 @@ class Workers:
 
     @property
     def all(self) -> list[Worker]:
-        found = [*self.rollouts.workers, *self.scorers.workers, *self.learner.workers]
+        found = [*self.rollouts.workers, *self.learner.workers]
+        if self.scorers is not None:
+            found += self.scorers.workers
         if self.teacher_rollouts is not None:
             found += self.teacher_rollouts.workers
         if self.reference_scorers is not None and self.reference_scorers is not self.scorers:
@@ -231,8 +253,14 @@ class Workers:
         return found
 
 
+async def _start_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
+    if prepared.teacher_path is None:
+        return None
+    return await ScoringGroup.start(config, prepared.teacher_path, cluster)
+
+
 async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
-    if not needs_teacher_rollouts(config):
+    if not needs_teacher_rollouts(config) or prepared.teacher_path is None:
         return None
     return await RolloutGroup.start(config, prepared.teacher_path, cluster, name="teacher-rollout")
 

@@ -1,7 +1,7 @@
 """Objectives: composed from configuration, with their gradients in closed form."""
 
 from learner.objectives.base import Objective, Requirements, Rows, StudentChunk, TeacherChunk, TokenLosses
-from learner.objectives.composition import build_objective
+from learner.objectives.composition import build_objective, requirements
 from learner.objectives.config import ObjectiveConfig
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "TeacherChunk",
     "TokenLosses",
     "build_objective",
+    "requirements",
 ]

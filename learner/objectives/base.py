@@ -23,6 +23,7 @@ LOG_ZERO = -87.0
 class Requirements:
     """What must be known about a trajectory; the composition of a run is checked against it."""
 
+    teacher: bool = True  # something is compared with another model's probabilities
     candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher marks
     teacher_top_k: int = 0  # of the teacher's own most likely ids
     hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head

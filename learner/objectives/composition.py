@@ -19,9 +19,12 @@ from learner.objectives.config import (
     Support,
     TaskRewardMix,
     TermConfig,
+    TokenMaskConfig,
+    Trust,
+    is_likelihood,
 )
 from learner.objectives.full import full_term
-from learner.objectives.sampled_term import SampledEstimator, SampledPolicyGradient, Signal
+from learner.objectives.sampled_term import Likelihood, SampledEstimator, SampledPolicyGradient, Signal
 from learner.objectives.support_term import SupportTerm
 from learner.objectives.term import Term, TermLosses, WeightedTerm
 from learner.objectives.token_masks import token_weights
@@ -122,7 +125,7 @@ def build_objective(config: ObjectiveConfig, seed: int = 0) -> Objective:
     terms = {"": config, **config.further_terms}
     if sum(term.normalisation is Normalisation.tail for term in terms.values()) > 1:
         raise ValueError("objective.further_terms: only one term may have normalisation=tail; use raw for the others")
-    return ComposedObjective(_requirements(config, terms), list(_parts(config, terms, seed)))
+    return ComposedObjective(requirements(config), list(_parts(config, terms, seed)))
 
 
 def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_Part]:
@@ -140,7 +143,8 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
         elif term.realisation is Realisation.direct:
             yield _Part(name, term, _estimator(term), seed)
         else:
-            signal = Signal(future=own_returns, extrapolation=extrapolation, task=task)
+            own = task is None or task.share > 0
+            signal = Signal(own, future=own_returns, extrapolation=extrapolation, task=task)
             yield _Part(name, term, SampledPolicyGradient(term, signal), seed)
             task = None
         if own_returns and term.support is not Support.sampled:
@@ -154,6 +158,8 @@ def _estimator(term: TermConfig) -> Term:
             "objective.estimator=k1 with realisation=direct: the expected gradient is zero, the teacher vanishes from "
             "it; use realisation=policy_gradient, or estimator=k2 (reverse KL) or k3 (forward KL)"
         )
+    if is_likelihood(term):
+        return Likelihood()
     if term.importance is Importance.ppo_clip:
         raise ValueError(
             f"objective.importance=ppo_clip with estimator={term.estimator.value}: the clip bounds an advantage, and a "
@@ -162,13 +168,30 @@ def _estimator(term: TermConfig) -> Term:
     return SampledEstimator(term)
 
 
-def _requirements(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> Requirements:
-    returns = config.returns
+def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> bool:
+    """Whether a term compares the student with another model, or that model chooses the tokens."""
+    task = config.task_reward
+    rewards_alone = task.mix is not TaskRewardMix.none and task.share == 0
+    marked = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
+    if marked or config.returns.discount > 0:
+        return True
+    return any(term.control_variate or _teacher_chooses(term.tokens) for term in terms.values())
+
+
+def _teacher_chooses(tokens: TokenMaskConfig) -> bool:
+    bounds = (tokens.teacher_entropy_above, tokens.teacher_entropy_below)
+    return tokens.trust is not Trust.none or any(bound is not None for bound in bounds)
+
+
+def requirements(config: ObjectiveConfig) -> Requirements:
+    """What the objective that `config` composes must be told."""
+    returns, terms = config.returns, {"": config, **config.further_terms}
 
     def largest(supports: set[Support]) -> int:
         return max((term.k for term in terms.values() if term.support in supports), default=0)
 
     return Requirements(
+        teacher=_needs_teacher(config, terms),
         candidates=largest(_NEEDS_STUDENT_TOP),
         teacher_top_k=largest(_NEEDS_TEACHER_TOP),
         hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),

@@ -50,6 +50,7 @@ class Estimator(Enum):
     k1 = "k1"  # log p - log q, as a reward (policy_gradient)
     k2 = "k2"  # half its square, back-propagated: expected gradient of the reverse KL
     k3 = "k3"  # r - 1 - log r with r = q/p, back-propagated: expected gradient of the *forward* KL
+    likelihood = "likelihood"  # -log p of a token that another wrote: cross-entropy, no teacher's marks needed
 
 
 class Shaping(Enum):
@@ -114,6 +115,12 @@ class TermConfig:
     tokens: TokenMaskConfig = field(default_factory=TokenMaskConfig)
 
 
+def is_likelihood(term: TermConfig) -> bool:
+    """Whether a term is the cross-entropy of the sequence itself."""
+    direct = term.support is Support.sampled and term.realisation is Realisation.direct
+    return direct and term.estimator is Estimator.likelihood
+
+
 class OtherStates(Enum):
     teacher = "teacher"  # the teacher's own answers
     dataset = "dataset"  # the completion column of the training data
@@ -160,8 +167,19 @@ class TaskRewardMix(Enum):
 
 @dataclass
 class TaskRewardConfig:
+    """A_task is the reward less the mean of its group, the samples of one prompt (Dr. GRPO, arXiv 2503.20783)."""
+
     mix: TaskRewardMix = TaskRewardMix.none
-    share: float = 0.5
+    share: float = 0.5  # 0: the reward alone
+    divide_by_deviation: bool = False  # A_task over the group's standard deviation (GRPO, arXiv 2402.03300)
+
+
+class Averaging(Enum):
+    """What a step's loss is divided by; a batch of G sequences, of T_i response tokens each."""
+
+    tokens = "tokens"  # the sum of all T_i: every token counts alike
+    sequences = "sequences"  # T_i, then G: a token of a long response counts less (GRPO)
+    constant = "constant"  # G times sampling.max_tokens: the same in every step (Dr. GRPO)
 
 
 @dataclass
@@ -170,6 +188,7 @@ class ObjectiveConfig(TermConfig):
     paper: str = ""  # where the recipe was published
     further_terms: dict[str, TermConfig] = field(default_factory=dict)
     teacher_temperature: float = 1.0  # support=full only: the temperature of both softmaxes
+    averaging: Averaging = Averaging.tokens
     states: StatesConfig = field(default_factory=StatesConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     returns: ReturnsConfig = field(default_factory=ReturnsConfig)

@@ -8,6 +8,7 @@ follows: dl/dz(j) = g(j) - p(j) Σ g. m(t) stands for a term's choice of tokens.
 from dataclasses import dataclass
 
 from learner.objectives.config import (
+    Averaging,
     Divergence,
     Estimator,
     Importance,
@@ -21,6 +22,7 @@ from learner.objectives.config import (
     TermConfig,
     TokenMaskConfig,
     Trust,
+    is_likelihood,
 )
 
 
@@ -115,6 +117,12 @@ _IMPORTANCE = {
     ),
 }
 
+_AVERAGES = {
+    Averaging.tokens: "loss = Σ_t l(t) / number of response tokens",
+    Averaging.sequences: "loss = mean over the sequences of Σ_t l(t) / the sequence's response tokens",
+    Averaging.constant: "loss = Σ_t l(t) / (number of sequences × sampling.max_tokens)",
+}
+
 
 def _form(term: TermConfig) -> _Form:
     """The ends of a jsd and a skew of 0 are the divergences that they stand for."""
@@ -170,8 +178,20 @@ def _token_words(tokens: TokenMaskConfig) -> str:
     )
 
 
-def _term_words(term: TermConfig) -> str:
-    on = f"{_fill(_form(term).name, term)} on {_fill(_SUPPORTS[term.support], term)}"
+def _rewards_alone(objective: ObjectiveConfig, term: TermConfig) -> bool:
+    reward = objective.task_reward
+    return term is objective and reward.mix is not TaskRewardMix.none and reward.share == 0
+
+
+def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
+    if is_likelihood(term):
+        return _join(
+            f"{'' if term.weight == 1 else f'{term.weight:g} times '}cross-entropy of a sequence that another wrote",
+            "back-propagated",
+            f"tokens: {_token_words(term.tokens)}" if _token_words(term.tokens) else "",
+        )
+    compared = "the task's reward alone" if _rewards_alone(objective, term) else _fill(_form(term).name, term)
+    on = f"{compared} on {_fill(_SUPPORTS[term.support], term)}"
     topk = term.support not in (Support.sampled, Support.full)
     how = "policy gradient" if term.realisation is Realisation.policy_gradient else "back-propagated"
     if term.support is Support.sampled and term.realisation is Realisation.direct:
@@ -194,6 +214,8 @@ def _sampled_formula(term: TermConfig, advantage: str, mixture: str) -> str:
     if term.realisation is Realisation.direct:
         if term.estimator is Estimator.k2:
             loss, g = "1/2 log²(p/q)", "log(p/q)"
+        elif is_likelihood(term):
+            return "-log p(y), g(y) = -1"
         else:
             loss, g = "q/p - 1 - log(q/p)", "1 - q/p"
         return _where(f"{weighted}({loss}) at y, g(y) = {weighted}({g})", where)
@@ -231,8 +253,12 @@ def _advantage(objective: ObjectiveConfig, term: TermConfig) -> str:
 def _mixture(objective: ObjectiveConfig, term: TermConfig) -> str:
     """What the task's reward makes of the shaped advantage."""
     share, group = objective.task_reward.share, "(reward - mean reward of the prompt's samples)"
+    if objective.task_reward.divide_by_deviation:
+        group += " / their standard deviation"
     if term is not objective or objective.task_reward.mix is TaskRewardMix.none:
         return "{shaped}"
+    if share == 0:
+        return group
     if objective.task_reward.mix is TaskRewardMix.convex:
         return f"{share:g} [{{shaped}}] + {1 - share:g} {group}"
     return f"{share:g} [{{shaped}}] + {group}"
@@ -283,7 +309,7 @@ def _whole_words(objective: ObjectiveConfig) -> tuple[str, ...]:
         if reference.model is not None
         else "",
         f"{reward.mix.value} mixture with the task's reward, share {reward.share:g}"
-        if reward.mix is not TaskRewardMix.none
+        if reward.mix is not TaskRewardMix.none and reward.share > 0
         else "",
         f"{states.student_share:g} of the sequences are the student's, the others are {others[states.others]}"
         if states.student_share < 1
@@ -297,7 +323,7 @@ def _whole_words(objective: ObjectiveConfig) -> tuple[str, ...]:
 def describe(objective: ObjectiveConfig) -> Description:
     """An objective that `rules.refusals` has nothing against, in words and as formulas."""
     terms = {"": objective, **objective.further_terms}
-    words = tuple(f"{f'{name}: ' if name else ''}{_term_words(term)}" for name, term in terms.items())
+    words = tuple(f"{f'{name}: ' if name else ''}{_term_words(objective, term)}" for name, term in terms.items())
     formulas = []
     for name, term in terms.items():
         weight = "" if term.weight == 1 else f"{term.weight:g} × "
@@ -306,5 +332,5 @@ def describe(objective: ObjectiveConfig) -> Description:
         formulas.append(f"{sign}{weight}{mask}[{_term_formula(objective, term)}]")
     return Description(
         words=(*words, *_whole_words(objective)),
-        formula=(*formulas, "dl/dz(j) = g(j) - p(j) Σ g", "loss = Σ_t l(t) / number of response tokens"),
+        formula=(*formulas, "dl/dz(j) = g(j) - p(j) Σ g", _AVERAGES[objective.averaging]),
     )

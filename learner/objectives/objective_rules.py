@@ -143,6 +143,11 @@ OBJECTIVE_RULES = (
         "mixes advantages of the sampled token; set objective.support=sampled objective.realisation=policy_gradient",
     ),
     Rule(
+        "task_reward.divide_by_deviation",
+        lambda c: c.objective.task_reward.divide_by_deviation and not _mixes_reward(c),
+        "is about rewards, and none is learned from; set task_reward.mix=additive (objective=grpo_classic), or false",
+    ),
+    Rule(
         "task_reward.mix",
         lambda c: _mixes_reward(c) and not c.run.has_verifier,
         "nothing grades the answers; set data.verifier, or task_reward.mix=none",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from learner.objectives.config import Divergence, ObjectiveConfig, Realisation, Support, TermConfig
+from learner.objectives.config import Divergence, ObjectiveConfig, Realisation, Support, TermConfig, is_likelihood
 
 TOPK_SUPPORTS = frozenset(
     {
@@ -54,8 +54,9 @@ class Case:
 
     @property
     def learns_from_sample(self) -> bool:
-        """The sampled token's log-prob is part of the term, so its sampling distribution matters."""
-        return self.term.support is Support.sampled or self.has_returns
+        """The term is about a token that the student sampled, so the sampling distribution matters."""
+        sampled = self.term.support is Support.sampled and not is_likelihood(self.term)
+        return sampled or self.has_returns
 
     @property
     def on_sample_as_reward(self) -> bool:

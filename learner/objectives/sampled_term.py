@@ -5,6 +5,7 @@ Shape suffixes: C positions.
     policy gradient    loss = -sg(w shape(A)) log p(y),  E[-A grad log p(y)] = the divergence's gradient
     k2                 loss = w (log p(y) - log q(y))^2 / 2,   g = w (log p(y) - log q(y)):  reverse KL in expectation
     k3                 loss = w (r - 1 - log r),  r = q(y)/p(y),  g = w (1 - r):  forward KL in expectation
+    likelihood         loss = -log p(y),  g = -1:  KL(writer || student) in expectation, where another wrote y
 
 A is log q(y) - log p(y) for the reverse KL. w corrects for the distribution that y was drawn from.
 Estimators: Schulman, "Approximating KL Divergence", 2020; exact-KL control variate: arXiv 2605.07865; reward
@@ -69,6 +70,14 @@ class SampledPolicyGradient:
             return advantage
         of_task = 1 - task.share if task.mix is TaskRewardMix.convex else 1.0
         return task.share * advantage + of_task * rows.require("task_advantages")
+
+
+class Likelihood:
+    """Cross-entropy of the sequence, whoever wrote it: supervised learning."""
+
+    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
+        loss = -student.logprobs_of(rows.target_ids)
+        return TermLosses(loss, rows.target_ids[:, None], -torch.ones_like(loss)[:, None])
 
 
 class SampledEstimator:

@@ -2,7 +2,16 @@
 
 import math
 
-from learner.objectives.config import Divergence, Estimator, Importance, Normalisation, Realisation, Shaping, Support
+from learner.objectives.config import (
+    Divergence,
+    Estimator,
+    Importance,
+    Normalisation,
+    Realisation,
+    Shaping,
+    Support,
+    is_likelihood,
+)
 from learner.objectives.rule import Rule
 
 RANGES = (
@@ -101,6 +110,17 @@ SAMPLED_TOKEN = (
         "its expected gradient is the reverse KL's: set divergence=reverse_kl, or estimator=k3 for the forward KL",
     ),
     Rule(
+        "estimator",
+        lambda c: is_likelihood(c.term) and c.term.divergence is not Divergence.forward_kl,
+        "its expected gradient is that of the forward KL from whoever wrote the sequence: set divergence=forward_kl",
+    ),
+    Rule(
+        "estimator",
+        lambda c: is_likelihood(c.term) and c.objective.states.student_share > 0,
+        "of the student's own samples has an expected gradient of zero: nothing says what is good about them; set "
+        "objective.states.student_share=0, to learn from the teacher's or the dataset's sequences",
+    ),
+    Rule(
         "realisation",
         lambda c: c.term.realisation is Realisation.scalar_advantage,
         "a divergence summed over a support is the same number whichever token was sampled, and as that token's "
@@ -126,7 +146,8 @@ SAMPLED_TOKEN = (
     Rule(
         "importance",
         lambda c: c.term.importance is not Importance.none and not c.learns_from_sample,
-        "is a ratio at the sampled token, and this term sums over its support under the current student; set none",
+        "is a ratio at a token that the student sampled, and this term is not about one: it sums over its support, or "
+        "learns what another wrote; set none",
     ),
     Rule(
         "importance",

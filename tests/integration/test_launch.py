@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SUMMARY_FIELDS = {
     "status", "steps", "wall_seconds", "stage_seconds", "tokens", "tokens_per_second", "evaluation", "gap_recovery",
-    "alarms", "remedies",
+    "counts", "alarms", "remedies",
 }  # fmt: skip
 EVALUATION_FIELDS = {
     "accuracy", "reverse_kl", "forward_kl", "overlap_ratio", "mean_response_tokens", "truncated_share", "n_prompts",

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from learner.objectives.config import (
+    Averaging,
     Divergence,
     Estimator,
     Importance,
@@ -99,6 +100,33 @@ CASES: list[tuple[str, dict[str, Any], RunFacts, list[str], dict[str, Any]]] = [
         USUAL,
         ["objective.states.student_share=0.5", "top-k ids"],
         {"support": "full"},
+    ),
+    (
+        "the likelihood of its own samples",
+        {"support": "sampled", "divergence": "forward_kl", "estimator": "likelihood"},
+        USUAL,
+        ["objective.estimator=likelihood", "expected gradient of zero", "states.student_share=0"],
+        {"states": {"student_share": 0.0}},
+    ),
+    (
+        "the likelihood under another divergence's name",
+        {"support": "sampled", "estimator": "likelihood", "states": {"student_share": 0.0}},
+        USUAL,
+        ["objective.estimator=likelihood", "forward KL", "divergence=forward_kl"],
+        {"divergence": "forward_kl"},
+    ),
+    (
+        "a ratio on tokens that the student did not sample",
+        {
+            "support": "sampled",
+            "divergence": "forward_kl",
+            "estimator": "likelihood",
+            "importance": "truncated",
+            "states": {"student_share": 0.0},
+        },
+        USUAL,
+        ["objective.importance=truncated", "learns what another wrote", "set none"],
+        {"importance": "none"},
     ),
     (
         "sampled tokens of another policy, not weighed",
@@ -339,6 +367,13 @@ CASES: list[tuple[str, dict[str, Any], RunFacts, list[str], dict[str, Any]]] = [
         SAMPLED,
     ),
     (
+        "a deviation of rewards that nobody learns from",
+        SAMPLED | {"task_reward": {"divide_by_deviation": True}},
+        GRADED,
+        ["objective.task_reward.divide_by_deviation=True", "task_reward.mix=additive"],
+        {"task_reward": {"mix": "additive"}},
+    ),
+    (
         "a task reward of others' sequences",
         SAMPLED | {"task_reward": {"mix": "convex"}, "states": {"student_share": 0.5}},
         GRADED,
@@ -479,3 +514,15 @@ def test_the_ends_of_a_family_are_described_as_what_they_are() -> None:
 def test_the_task_reward_stands_outside_the_shaping() -> None:
     mixed = objective(SAMPLED | {"shaping": "tanh", "task_reward": {"mix": "additive", "share": 0.3}})
     assert "A = 0.3 [tanh(log(q/p))] + (reward - mean" in describe(mixed).formula[0]
+
+
+def test_rewards_alone_are_described_without_a_teacher() -> None:
+    alone = objective(SAMPLED | {"task_reward": {"mix": "additive", "share": 0.0}, "averaging": "constant"})
+    said = " ".join(describe(alone).words)
+    assert "the task's reward alone on the sampled token" in said and "KL" not in said and "mixture" not in said
+    assert "A = (reward - mean reward of the prompt's samples);" in describe(alone).formula[0]
+    assert describe(alone).formula[-1] == "loss = Σ_t l(t) / (number of sequences × sampling.max_tokens)"
+    classic = replace(alone, averaging=Averaging.sequences)
+    classic = replace(classic, task_reward=replace(alone.task_reward, divide_by_deviation=True))
+    assert "samples) / their standard deviation" in describe(classic).formula[0]
+    assert "the sequence's response tokens" in describe(classic).formula[-1]

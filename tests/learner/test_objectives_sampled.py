@@ -18,6 +18,8 @@ from learner.objectives.config import (
     Support,
     TaskRewardConfig,
     TaskRewardMix,
+    TermConfig,
+    TokenMaskConfig,
 )
 from tests.learner.formulas import SHAPES, losses
 from tests.learner.positions import (
@@ -35,6 +37,7 @@ SAMPLED = ObjectiveConfig(support=Support.sampled, realisation=Realisation.polic
 FULL = ObjectiveConfig(support=Support.full)
 K2 = replace(SAMPLED, realisation=Realisation.direct, estimator=Estimator.k2)
 K3 = replace(K2, estimator=Estimator.k3, divergence=Divergence.forward_kl)
+LIKELIHOOD = replace(K3, estimator=Estimator.likelihood)
 DRAWS = 10_000
 
 
@@ -177,6 +180,32 @@ def test_estimator_formulas() -> None:
         result = compute(config, logits, rows)
         close(result.loss, expected.detach())
         close(result.grad_logits, backward(expected, leaf))
+
+
+@pytest.mark.verifies("sampled token", "likelihood is autograd of cross-entropy, and needs no teacher's marks")
+def test_likelihood_is_cross_entropy() -> None:
+    logits, logq = random_pair(28)
+    rows = make_rows(logits, logq)
+    leaf = logits.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(leaf, rows.target_ids, reduction="none")
+    unmarked = torch.full_like(rows.teacher_logprobs, torch.nan)
+    result = compute(LIKELIHOOD, logits, replace(rows, teacher_logprobs=unmarked, sampling_logprobs=unmarked))
+    close(result.loss, expected.detach())
+    close(result.grad_logits, backward(expected, leaf))
+    assert not build_objective(LIKELIHOOD).requirements.teacher
+
+
+@pytest.mark.verifies("expectations", "likelihood of the teacher's own tokens has the mean gradient of the forward KL")
+def test_the_likelihood_of_the_teachers_tokens_is_its_forward_kl() -> None:
+    logits, logq = random_pair(29, positions=1)
+    grads = gradients_of_every_token(LIKELIHOOD, logits, logq)
+    close((logq.exp().T * grads).sum(0), exact_gradient(replace(FULL, divergence=Divergence.forward_kl), logits, logq))
+
+
+def test_a_mask_that_the_teacher_chooses_needs_the_teacher() -> None:
+    masked = replace(LIKELIHOOD, tokens=TokenMaskConfig(teacher_entropy_above=1.0))
+    assert build_objective(masked).requirements.teacher
+    assert build_objective(replace(LIKELIHOOD, further_terms={"more": TermConfig()})).requirements.teacher
 
 
 @pytest.mark.verifies("importance", "truncated weights are min(ratio, cap), detached, and say how many were cut")

@@ -136,6 +136,16 @@ def test_bad_examples_are_named() -> None:
         pack([example, replace(example, advantage=1.0)], 1, 100, 0)
 
 
+def test_an_example_without_a_teacher_is_packed_like_any_other() -> None:
+    marked, bare = make_example(0, 4, 3), replace(make_example(1, 5, 2), signal=None)
+    (m,) = micro_batches(pack([replace(marked, signal=None), bare], 1, 100, 0))
+    (with_marks,) = micro_batches(pack([marked, make_example(1, 5, 2)], 1, 100, 0))
+    assert np.isnan(m.teacher_logprobs).all() and np.isnan(m.teacher_entropy).all() and len(m.teacher_logprobs) == 5
+    assert m.support_ids is m.teacher_top_ids is m.teacher_hidden_states is None
+    for name in ("token_ids", "target_ids", "loss_mask", "logit_positions", "weights"):
+        np.testing.assert_array_equal(getattr(m, name), getattr(with_marks, name))
+
+
 def test_what_nobody_needs_is_not_there() -> None:
     (m,) = micro_batches(pack([make_example(0, 4, 3)], 1, 100, 0))
     assert m.teacher_top_ids is m.teacher_top_logprobs is m.task_advantages is m.reference_logprobs is None

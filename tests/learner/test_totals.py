@@ -37,9 +37,9 @@ def test_a_metric_is_averaged_over_the_tokens_that_have_it(group: None) -> None:
     assert metrics == {"entropy": 3.0, "rollout_logprob_gap_mean": 0.5, "rollout_logprob_gap_max": 0.5}
 
 
-def test_a_metric_that_no_token_has_is_zero_and_finite(group: None) -> None:
+def test_a_metric_that_no_token_has_is_left_out(group: None) -> None:
     _, metrics = totals({"loss": [1.0], "rollout_logprob_gap": [NAN]}).reduce(1)
-    assert metrics == {"rollout_logprob_gap_mean": 0.0, "rollout_logprob_gap_max": 0.0}
+    assert metrics == {}
 
 
 def test_the_loss_is_not_excused() -> None:

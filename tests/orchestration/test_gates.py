@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from learner.batch import Example
-from learner.objectives.config import GateConfig
-from orchestration.gates import passes, with_advantages
+from learner.objectives.config import Averaging, GateConfig
+from orchestration.gates import have_spread, passes, with_advantages, with_averaging
 from rollout.trajectory import FinishReason
 from tests.learner.examples import make_example
 
@@ -52,6 +52,39 @@ def test_advantages_are_the_rewards_less_the_mean_of_the_group() -> None:
     found = with_advantages([rewarded(slot, reward) for slot, reward in rewards.items()], 3)
     assert [e.trajectory.slot for e in found] == list(rewards)
     np.testing.assert_allclose([e.advantage for e in found], [0.5, -0.5, 0.0, 0.0, 0.0, 0.0])
+
+
+def test_advantages_can_be_divided_by_the_groups_deviation() -> None:
+    rewards = [1.0, 0.0, 0.5, 0.25, 0.25, 0.25]  # the second group agrees
+    found = with_advantages([rewarded(slot, reward) for slot, reward in enumerate(rewards)], 3, True)
+    np.testing.assert_allclose([e.advantage for e in found], [1.0, -1.0, 0.0, 0.0, 0.0, 0.0])
+
+
+def test_a_group_has_spread_if_any_two_rewards_differ() -> None:
+    assert have_spread([rewarded(0, 0.0), rewarded(1, 0.0), rewarded(2, 0.1)])
+    assert not have_spread([rewarded(0, 0.7), rewarded(1, 0.7)])
+
+
+LENGTHS = (2, 8, 5)
+
+
+def averaged(averaging: Averaging, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) -> list[float]:
+    """What one token of each sequence weighs in the loss."""
+    examples = [replace(make_example(slot, 4, length), weight=weights[slot]) for slot, length in enumerate(LENGTHS)]
+    whole = [
+        replace(e, trajectory=replace(e.trajectory, loss_mask=np.ones_like(e.trajectory.loss_mask))) for e in examples
+    ]
+    return [e.weight / sum(LENGTHS) for e in with_averaging(whole, averaging, max_tokens=10)]
+
+
+def test_what_a_token_counts_under_each_average() -> None:
+    np.testing.assert_allclose(averaged(Averaging.tokens), [1 / 15] * 3)
+    np.testing.assert_allclose(averaged(Averaging.sequences), [1 / (3 * length) for length in LENGTHS])
+    np.testing.assert_allclose(averaged(Averaging.constant), [1 / 30] * 3)
+
+
+def test_a_sequence_that_is_held_back_still_counts() -> None:
+    np.testing.assert_allclose(averaged(Averaging.sequences, (1.0, 0.0, 1.0)), [1 / 6, 0, 1 / 15])
 
 
 def test_advantages_need_rewards() -> None:

@@ -61,6 +61,13 @@ def test_gated_trajectories_are_counted() -> None:
     assert step_metrics(batch, REPORT, {})["train/gated_share"] == 0.75
 
 
+def test_without_a_teacher_nothing_is_said_of_it() -> None:
+    bare = replace(own(0, 1.0), signal=None)
+    assert not [name for name in step_metrics([bare], REPORT, {}) if name.startswith("teacher/")]
+    shown = sample(bare, make_tokenizer())
+    assert shown.teacher_logprobs is None and shown.mean_log_ratio is None and shown.student_logprobs is not None
+
+
 def test_samples_name_their_origin() -> None:
     tokenizer = make_tokenizer()
     mine, theirs = sample(own(0, 1.0), tokenizer), sample(others(0, 1.0), tokenizer)

@@ -109,6 +109,85 @@ def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once_wi
     assert sorted(e.trajectory.slot for b in batches for e in b) == list(range(batch_size * steps))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.integers(1, 7),
+    st.integers(0, 4),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 12),
+)
+def test_dropped_groups_are_replaced_within_their_limit_and_make_nothing_older(
+    groups: int, group_size: int, staleness: int, steps: int, limit: int, seed: int, turns: int
+) -> None:
+    batch_size = groups * group_size
+    stages = Stages(lambda slot: random.Random(seed + slot).choice([0, 1, 2, 40]))
+    dropped: list[list[int]] = [[] for _ in range(steps + 1)]  # first slots, by the version at the time
+
+    def keep(examples: Sequence[Example]) -> bool:
+        slot = min(e.trajectory.slot for e in examples)
+        assert sorted(e.trajectory.slot for e in examples) == list(range(slot, slot + group_size))
+        wanted = random.Random(seed - slot).random() < 0.5
+        if not wanted and len(dropped[stages.version]) < limit:
+            dropped[stages.version].append(slot)
+        return wanted
+
+    async def run() -> tuple[list[list[Example]], Cursor]:
+        pipeline = Pipeline(
+            stages.roll_out,
+            stages.score,
+            batch_size=batch_size,
+            max_staleness=staleness,
+            total_slots=batch_size * steps,
+            clock=StageClock(),
+            group_size=group_size,
+            keep=keep,
+            max_replaced=limit,
+        )
+        return await train(pipeline, stages, steps, turns), pipeline.cursor
+
+    batches, cursor = asyncio.run(run())
+    assert all(
+        0 <= version - e.trajectory.oldest_version <= staleness for version, batch in enumerate(batches) for e in batch
+    )
+    assert [len(batch) for batch in batches] == [batch_size] * steps
+    assert cursor.replaced == sum(map(len, dropped))
+    trained = [e.trajectory.slot for batch in batches for e in batch]
+    lost = [slot for firsts in dropped for first in firsts for slot in range(first, first + group_size)]
+    assert sorted(trained + lost) == list(range(cursor.next_slot))
+
+
+def test_a_resumed_run_makes_up_for_what_was_dropped_before() -> None:
+    stages = Stages(lambda slot: slot % 3)
+
+    def pipeline(cursor: Cursor) -> Pipeline:
+        return Pipeline(
+            stages.roll_out,
+            stages.score,
+            batch_size=2,
+            max_staleness=1,
+            total_slots=12,
+            clock=StageClock(),
+            keep=lambda examples: examples[0].trajectory.slot % 3 > 0,
+            max_replaced=100,
+            cursor=cursor,
+            version=stages.version,
+        )
+
+    async def some(cursor: Cursor, steps: int) -> tuple[list[int], Cursor]:
+        flow = pipeline(cursor)
+        batches = await train(flow, stages, steps)
+        await flow.close()
+        return [e.trajectory.slot for batch in batches for e in batch], flow.cursor
+
+    first, cursor = asyncio.run(some(Cursor(), 3))
+    second, end = asyncio.run(some(cursor, 3))
+    assert sorted(first + second) == [slot for slot in range(18) if slot % 3][:12]
+    assert end.replaced == 6 and end.pending == ()
+
+
 def test_staleness_is_used_to_pass_by_a_slow_sample() -> None:
     stages = Stages(lambda slot: 200 if slot == 0 else 0)
 

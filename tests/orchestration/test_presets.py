@@ -67,7 +67,9 @@ def test_what_a_preset_needs_is_what_its_parts_need() -> None:
     assert needs["tropd"].teacher_top_k == 64 and needs["tropd"].candidates == 0
     assert needs["union_tail"].teacher_top_k == needs["union_tail"].candidates == 16
     assert {name for name, need in needs.items() if need.reference_logprobs} == {"reward_extrapolation"}
-    assert {name for name, need in needs.items() if need.task_advantages} == {"task_reward_mix"}
+    assert {name for name, need in needs.items() if need.task_advantages} == {
+        "task_reward_mix", "grpo", "grpo_classic",
+    }  # fmt: skip
 
 
 def test_the_documentation_names_every_preset() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from orchestration.config import ConfigError, Resume, RunConfig
+from orchestration.config import ConfigError, RecipeConfig, RecipeStage, Resume, RunConfig
 from orchestration.files import write_json
 from orchestration.pipeline import Cursor
-from orchestration.run_directory import RunState, locate, open_run_directory
+from orchestration.run_directory import RunState, locate, open_recipe_directory, open_run_directory
 
 
 def config(tmp_path: Path, **values: object) -> tuple[RunConfig, DictConfig]:
@@ -80,3 +80,44 @@ def test_a_resumed_run_keeps_its_prompts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="PYTHONHASHSEED=0"):
         directory.check_prompts("other")
     directory.close()
+
+
+def recipe(tmp_path: Path, **values: object) -> tuple[RunConfig, DictConfig]:
+    return config(tmp_path, recipe=RecipeConfig(stages=[RecipeStage("a"), RecipeStage("b")]), **values)
+
+
+def test_auto_resume_finds_the_newest_unfinished_recipe_and_no_plain_run(tmp_path: Path) -> None:
+    plain = open_run_directory(*config(tmp_path))
+    plain.commit_checkpoint(plain.begin_checkpoint(1), RunState(step=1), keep=1)
+    made, composed = recipe(tmp_path, resume=Resume.auto)
+    fresh = locate(made)
+    assert fresh != plain.path
+    directory = open_recipe_directory(fresh, composed, ["1-a", "2-b"])
+    stage = config(tmp_path, run_dir=str(fresh / "1-a"))
+    begun = open_run_directory(*stage)
+    begun.commit_checkpoint(begun.begin_checkpoint(1), RunState(step=1), keep=1)
+    for opened in (begun, directory, plain):
+        opened.close()
+    assert locate(made) == fresh
+    assert locate(config(tmp_path, resume=Resume.auto)[0]) == plain.path
+    write_json(fresh / "summary.json", {"status": "completed"})
+    assert locate(made) != fresh
+
+
+def test_a_recipe_and_a_plain_run_keep_apart(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    open_run_directory(*config(tmp_path, run_dir=str(path))).close()
+    with pytest.raises(ConfigError, match="a recipe and a plain run"):
+        open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-b"])
+    other = tmp_path / "other"
+    open_recipe_directory(other, recipe(tmp_path)[1], ["1-a", "2-b"]).close()
+    with pytest.raises(ConfigError, match="a recipe and a plain run"):
+        open_run_directory(*config(tmp_path, run_dir=str(other), resume=Resume.auto))
+
+
+def test_the_stages_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-b"]).close()
+    open_run_directory(*config(tmp_path, run_dir=str(path / "2-b"))).close()
+    with pytest.raises(ConfigError, match="holds 2-b, which is no stage of this recipe"):
+        open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-c"])

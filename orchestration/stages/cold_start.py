@@ -1,0 +1,81 @@
+"""Cold start: supervised fine-tuning on sequences that another wrote, for as many epochs as the steps make.
+
+The student's engines answer held-out prompts only, and get its weights for that.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from learner.batch import Example
+from orchestration.pipeline import Cursor
+from orchestration.preparation import RenderedPrompt
+from orchestration.schedule import PromptSchedule
+from orchestration.sequences import JudgedSequence, Verdict, load_sequences
+from orchestration.stages.training import StageContext, TrainingStage
+from rollout.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory
+
+
+class Epochs:
+    """Batches of the same sequences over and over, in a new order each time; slot n is always the same one."""
+
+    def __init__(
+        self,
+        sequences: Sequence[JudgedSequence],
+        prompts: Mapping[str, RenderedPrompt],
+        schedule: PromptSchedule,
+        batch_size: int,
+        cursor: Cursor,
+    ) -> None:
+        self._sequences, self._prompts, self._schedule = sequences, prompts, schedule
+        self._batch_size = batch_size
+        self._next_slot = cursor.next_slot
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self._next_slot)
+
+    @property
+    def ready(self) -> int:
+        return self._batch_size
+
+    def start(self) -> None:
+        """Nothing has to be produced."""
+
+    async def next_batch(self) -> list[Example]:
+        slots = range(self._next_slot, self._next_slot + self._batch_size)
+        self._next_slot = slots.stop
+        return [Example(self._trajectory(slot), None) for slot in slots]
+
+    def advance(self, version: int) -> None:
+        """Nothing waits for the engines."""
+
+    def _trajectory(self, slot: int) -> Trajectory:
+        plan = self._schedule.plan(slot)
+        sequence = self._sequences[plan.prompt_index]
+        ids = np.array(sequence.response_ids, dtype=np.int32)
+        request = RolloutRequest(
+            slot=slot,
+            prompt_id=sequence.prompt_id,
+            sample_index=sequence.sample_index,
+            prompt_ids=self._prompts[sequence.prompt_id].student_ids,
+            seed=plan.seed,
+            max_tokens=len(ids),
+        )
+        return foreign_trajectory(request, ids, FinishReason.STOP, Origin(sequence.origin))
+
+
+class ColdStart(TrainingStage):
+    engines_follow: ClassVar[bool] = False
+
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        config = context.config
+        kept = [item for item in load_sequences(context.run_dir) if item.verdict == Verdict.kept.value]
+        schedule = PromptSchedule(len(kept), 1, config.seed, config.data.shuffle)
+        self._epochs = Epochs(kept, self._prompts, schedule, config.pipeline.batch_size, context.cursor)
+
+    @property
+    def batches(self) -> Epochs:
+        return self._epochs

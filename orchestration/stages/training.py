@@ -1,0 +1,180 @@
+"""What the stages share: the loop of the learner, evaluation, and where the weights come from and go to.
+
+next_batch ─► weigh ─► step ─► publish ─► advance ─► record ─► evaluate? ─► checkpoint?
+
+A stage says where its batches come from and what each of their sequences weighs.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from learner.batch import Example
+from learner.packing import pack
+from learner.report import StepReport
+from orchestration.clock import StageClock
+from orchestration.config import RunConfig
+from orchestration.evaluation import TEACHER, Answers, Evaluator
+from orchestration.gates import passes, with_averaging
+from orchestration.interruption import Interruption
+from orchestration.outcome import EvaluationStore
+from orchestration.pipeline import Cursor
+from orchestration.preparation import Prepared, with_ids
+from orchestration.workers import Workers
+from rollout.verifiers import Verifier
+from scoring.packed_model import shares_prefixes
+
+
+class Observer(Protocol):
+    """Who is told what happens, and keeps it."""
+
+    def say(self, text: str) -> None: ...
+
+    def record(self, batch: Sequence[Example], report: StepReport, ready: int) -> None: ...
+
+    def evaluated(self, version: int, answers: Answers) -> None: ...
+
+    async def save_checkpoint(self) -> None: ...
+
+
+class Batches(Protocol):
+    """Where the batches of a stage come from."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """What to resume from if the run stopped now, counting the batch in training as trained."""
+
+    @property
+    def ready(self) -> int:
+        """Trajectories that could be trained now."""
+
+    def start(self) -> None: ...
+
+    async def next_batch(self) -> list[Example]:
+        """The next `pipeline.batch_size` examples, ordered by slot."""
+
+    def advance(self, version: int) -> None:
+        """The batch is trained; the engines have the weights of `version` where they follow the learner."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a run gives to its stage."""
+
+    config: RunConfig
+    prepared: Prepared
+    workers: Workers
+    clock: StageClock
+    interruption: Interruption
+    evaluations: EvaluationStore
+    evaluator: Evaluator
+    verifier: Verifier | None
+    run_dir: Path
+    cursor: Cursor
+    version: int
+    tokens: Counter[str]
+    counts: Counter[str]  # of what the stage leaves out, by reason
+
+
+class TrainingStage(ABC):
+    """One run of a stage. `train` is the algorithm; everything else serves it."""
+
+    engines_follow: ClassVar[bool] = True  # every version is published; else only the ones to be evaluated
+
+    def __init__(self, context: StageContext) -> None:
+        self.config, self.prepared, self.workers = context.config, context.prepared, context.workers
+        self.clock, self.run_dir, self.version = context.clock, context.run_dir, context.version
+        self.tokens, self.counts = context.tokens, context.counts
+        self._guard = context.interruption.guard
+        self._evaluations, self._evaluator = context.evaluations, context.evaluator
+        self._prompts = with_ids(context.prepared.train)
+        self._engine_version = 0  # the engines start with the initial student
+
+    @property
+    @abstractmethod
+    def batches(self) -> Batches: ...
+
+    async def train(self, observer: Observer) -> None:
+        steps = self.config.pipeline.steps
+        self.batches.start()
+        while self.version < steps:
+            batch = self.weigh(await self._guard(self.batches.next_batch()))
+            report = await self._learn(batch)
+            if self.engines_follow:
+                await self._publish()
+            self.batches.advance(report.policy_version)
+            observer.record(batch, report, self.batches.ready)
+            if self._due(self.config.evaluation.every) and self.version < steps:
+                observer.evaluated(self.version, await self._guard(self.evaluate_student()))
+            if self._due(self.config.checkpoint.every) and self.version < steps:
+                await observer.save_checkpoint()
+
+    def weigh(self, batch: Sequence[Example]) -> list[Example]:
+        """The batch with the weights of its gates and of the average that the loss is."""
+        objective, prompts = self.config.objective, self._prompts
+        gated = [
+            replace(e, weight=float(passes(objective.gate, e.trajectory, prompts[e.trajectory.prompt_id].has_context)))
+            for e in batch
+        ]
+        return with_averaging(gated, objective.averaging, self.config.sampling.max_tokens)
+
+    async def _learn(self, batch: Sequence[Example]) -> StepReport:
+        learner = self.config.learner
+        share_prefixes = shares_prefixes(learner.attention)
+        special_ids = self.prepared.special_ids
+        packed = pack(batch, learner.ranks, learner.micro_batch_tokens, self.version, share_prefixes, special_ids)
+        with self.clock.span("learning"):
+            report = await self.workers.learner.step(packed)
+        self.version = report.policy_version
+        self.tokens["trained"] += report.loss_tokens
+        return report
+
+    async def _publish(self) -> None:
+        """Give the engines the learner's weights, unless they have them."""
+        if self._engine_version == self.version:
+            return
+        with self.clock.span("weight_sync"):
+            await self.workers.learner.publish(self.version)
+        self._engine_version = self.version
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.version % every == 0
+
+    # Evaluation, and where the weights come from and go to
+
+    async def restore(self, checkpoint: Path | None) -> None:
+        """Give learner and engines the weights that the run starts from, and the learner the teacher's head."""
+        learner, scorers = self.workers.learner, self.workers.scorers
+        await learner.connect(self.workers.rollouts)
+        if checkpoint is not None:
+            await learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
+        if scorers is not None:
+            await learner.set_teacher_head(TEACHER, await scorers.lm_head())
+
+    async def evaluate_before(self, observer: Observer) -> None:
+        """The untrained student's answers, and the teacher's where it has the same weights, unless they are kept.
+
+        The engines hold the initial student until this ends; a resumed run publishes the learner's weights then.
+        """
+        if self.workers.scorers is not None and not self._evaluations.has("teacher"):
+            observer.say("the teacher answers the held-out prompts …")
+            engine = self.workers.teacher_rollouts or self.workers.rollouts
+            self._evaluations.keep("teacher", await self._evaluator.teacher(engine))
+        if not self._evaluations.has("student_before"):
+            observer.say("the student answers them before training …")
+            before = await self._evaluate()
+            self._evaluations.keep("student_before", before)
+            observer.evaluated(0, before)
+        if self.engines_follow:
+            await self._publish()
+
+    async def evaluate_student(self) -> Answers:
+        await self._publish()
+        return await self._evaluate()
+
+    async def _evaluate(self) -> Answers:
+        with self.clock.span("evaluation"):
+            return await self._evaluator.student(self.workers, self.version)
