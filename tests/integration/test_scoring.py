@@ -15,6 +15,7 @@ from rollout.rendering import render_prompt, render_teacher_prompt
 from rollout.trajectory import FinishReason, PolicySpan, Trajectory
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.request import build_request
+from scoring.lm_head import LogitTransform
 from scoring.signal import ScoringRequest
 from scoring.worker import ScoringWorker
 from tests.scoring.reference import Reference, load_teacher, random_request
@@ -102,9 +103,9 @@ def test_many_requests_at_once(worker: ray.actor.ActorHandle, tiny_untied: Path)
 
 def test_hidden_states_and_head_travel(worker: ray.actor.ActorHandle, tiny_untied: Path) -> None:
     request = random_request(9, 12, hidden_states=True)
-    (weight, bias), signal = ray.get([worker.lm_head.remote(), worker.score.remote(request)])
-    assert bias is None
-    logits = signal.hidden_states @ weight.T
+    head, signal = ray.get([worker.lm_head.remote(), worker.score.remote(request)])
+    assert head.bias is None and head.transform == LogitTransform()
+    logits = signal.hidden_states @ head.weight.T
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(logprobs, Reference(tiny_untied).logprobs(request), atol=1e-4)
 
