@@ -14,8 +14,8 @@ from rollout.prompts import Message, Prompt
 from rollout.rendering import render_prompt, render_teacher_prompt
 from rollout.trajectory import FinishReason, PolicySpan, Trajectory
 from scoring.config import ScoringConfig, TeacherConfig
-from scoring.request import build_request
 from scoring.lm_head import LogitTransform
+from scoring.request import build_request
 from scoring.signal import ScoringRequest
 from scoring.worker import ScoringWorker
 from tests.scoring.reference import Reference, load_teacher, random_request
