@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from tests.integration.launching import Launched
+from tests.integration.ranks import Ranks
 from tests.integration.students import Student
 
 WORDS = ("red", "blue", "green", "small", "large", "old", "new", "warm")
@@ -69,3 +70,17 @@ def launch(settings: list[str]) -> Iterator[Callable[..., Launched]]:
     for run in started:
         if run.process.poll() is None:
             run.kill(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Ranks]:
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()

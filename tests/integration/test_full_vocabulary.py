@@ -1,6 +1,6 @@
 """Objectives over the whole vocabulary on real ranks: two against one, ZeRO stages, scaled logits, plain autograd."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,20 +51,6 @@ class Job:
             zero_stage=self.stage, dtype=DType.float32, learning_rate=1e-3, max_grad_norm=1e9, head_chunk_tokens=16
         )
         return LearnerEngine(config, self.objective, str(self.model), 10)
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[Ranks]:
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def teacher_weight() -> NDArray[np.float32]:

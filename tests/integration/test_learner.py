@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,20 +51,6 @@ class Job:
 def settings(stage: int = 2, **values: object) -> LearnerConfig:
     defaults = {"zero_stage": stage, "dtype": DType.float32, "learning_rate": 1e-3, "head_chunk_tokens": 16}
     return LearnerConfig(**(defaults | values))
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[Ranks]:
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 # What runs on the ranks.
