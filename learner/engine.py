@@ -90,6 +90,10 @@ class LearnerEngine:
         """Continue from `version`, whose weights and optimiser state have been loaded."""
         self._version, self._last_report = version, last_report
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the model; the group of ranks stays."""
+        self.deepspeed.destroy()
+
     def step(self, batch: Batch) -> StepReport:
         """One optimiser step on this rank's share of `batch`; the gradient is that of the batch as a whole.
 

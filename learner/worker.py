@@ -6,6 +6,7 @@ Waits for the driver's calls; inside a call it waits for its sibling ranks. Ever
 same order, without a retry by Ray: a step that ran may be asked for again and answers from memory.
 """
 
+import gc
 import os
 import socket
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class LearnerWorker:
-    """Wrap in `ray.remote`. Constructed idle; `setup` on all ranks at once brings the group up."""
+    """Wrap in `ray.remote`. Constructed idle; `setup` on all ranks at once brings the group up.
+
+    Another `setup` of the same ranks drops the student and begins with the next.
+    """
 
     _engine: "LearnerEngine"
     _publisher: "WeightPublisher"
@@ -55,6 +59,7 @@ class LearnerWorker:
         """Join the group and load the student from `model_path`; returns the version of the weights."""
         from learner.engine import LearnerEngine
 
+        self._drop_student()
         host, port = address
         os.environ.update(
             RANK=str(rank),
@@ -65,6 +70,16 @@ class LearnerWorker:
         )
         self._engine = LearnerEngine(config, objective, model_path, total_steps, seed, student.trust_remote_code)
         return self._engine.version
+
+    def _drop_student(self) -> None:
+        """Make room for the next one, if there was one before."""
+        if "_publisher" in vars(self):
+            self._publisher.close()
+            del self._publisher
+        if "_engine" in vars(self):
+            self._engine.close()
+            del self._engine
+            gc.collect()  # DeepSpeed's hooks and the model refer to each other
 
     def step(self, batch: Batch) -> StepReport:
         return self._engine.step(batch)

@@ -4,19 +4,20 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from orchestration.config import RunConfig
+from orchestration.config import ClusterConfig, RunConfig
 from orchestration.plan import check_resources, local_cpus, required_cpus, required_gpus
 
 log = logging.getLogger("tutelage")
 T = TypeVar("T")
+Fitness = tuple[Any, ...]  # all that two runs must have in common to share workers
 TAIL_LINES = 25
 PING_SECONDS = 5.0
 
@@ -28,11 +29,12 @@ class WorkerFailure(RuntimeError):
 @dataclass(frozen=True)
 class Cluster:
     session_dir: Path
-    workers: "list[Worker]" = field(default_factory=list)  # every one that was ever up
+    workers: "list[Worker]" = field(default_factory=list)  # every one that was up in this run
+    _idle: "dict[str, tuple[Fitness, list[Worker]]]" = field(default_factory=dict)  # by kind, from earlier runs
 
     @classmethod
     def join(cls, config: RunConfig) -> "Cluster":
-        """Start a Ray of this run's own, or join the running one, and check that the workers fit.
+        """Start a Ray of one's own, or join the running one, and check that the workers fit.
 
         Raises:
             ConfigError: more workers than the cluster has room for.
@@ -49,10 +51,44 @@ class Cluster:
             )
         else:
             context = ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        cluster = cls(Path(context.address_info["session_dir"]))
+        cluster.check(config)
+        return cluster
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run that asks for more than there is.
+
+        Raises:
+            ConfigError: more workers than the cluster has room for.
+        """
         there = ray.cluster_resources()
         check_resources(config, there.get("CPU", 0.0), there.get("GPU", 0.0))
         log.info("cluster: %g CPUs asked for, %g GPUs", required_cpus(config), required_gpus(config))
-        return cls(Path(context.address_info["session_dir"]))
+
+    @property
+    def has_idle(self) -> bool:
+        return bool(self._idle)
+
+    def take(self, kind: str, name: str, fitness: Fitness) -> "list[Worker]":
+        """The idle workers of a kind, under the name that they go by now; those that do not fit make room instead."""
+        found, workers = self._idle.pop(kind, (fitness, []))
+        if found != fitness:
+            for worker in workers:
+                worker.stop()
+            return []
+        renamed = [replace(worker, name=f"{name}-{i}") for i, worker in enumerate(workers)]
+        self.workers.extend(renamed)
+        return renamed
+
+    def set_idle(self, kind: str, fitness: Fitness, workers: "Sequence[Worker]") -> None:
+        """Keep workers for a next run, which may take what fits."""
+        self._idle[kind] = (fitness, list(workers))
+
+    def dismiss_idle(self, but: Set[str]) -> None:
+        """Stop the idle workers of all other kinds: a run may need the room."""
+        for kind in self._idle.keys() - but:
+            for worker in self._idle.pop(kind)[1]:
+                worker.stop()
 
     def leave(self) -> None:
         ray.shutdown()
@@ -62,6 +98,40 @@ class Cluster:
         for worker in self.workers:
             for path in worker.log_files:
                 shutil.copyfile(path, folder / f"{worker.name}{path.suffix}")
+
+
+class Session:
+    """The cluster of several runs, one after the other: joined for the first, left after the last.
+
+    Workers that a completed run leaves idle go on in the next one, if it can use them.
+    """
+
+    def __init__(self) -> None:
+        self._cluster: Cluster | None = None
+        self._settings: ClusterConfig | None = None
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cluster is not None:
+            self._cluster.leave()
+
+    def cluster(self, config: RunConfig) -> Cluster:
+        """The cluster for a run; another one than before only where the run asks for another.
+
+        Raises:
+            ConfigError, ConnectionError: as `Cluster.join`.
+        """
+        if self._cluster is not None and self._settings != config.cluster:
+            self._cluster.leave()
+            self._cluster = None
+        if self._cluster is None:
+            self._cluster, self._settings = Cluster.join(config), config.cluster
+        else:
+            self._cluster.workers.clear()
+            self._cluster.check(config)
+        return self._cluster
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from orchestration.cluster import Session
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import RunConfig, build, register_schema
 from orchestration.plan import check_local_resources, print_plan
@@ -37,7 +38,8 @@ def launch_run(composed: DictConfig) -> int:
             return 0
         directory = open_run_directory(config, composed)
         directory.check_prompts(prepared.prompts_digest)
-    return asyncio.run(execute(config, composed, prepared, directory))
+    with Session() as session:
+        return asyncio.run(execute(config, composed, prepared, directory, session))
 
 
 def launch_recipe(composed: DictConfig) -> int:

@@ -4,12 +4,15 @@ A name is, in this order: one of the built-in models, made once from an installe
 a local directory; a repository of the Hugging Face hub. Only safetensors weights are ever used.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
+
+from transformers import AutoConfig
 
 from rollout.hub import explained
 from rollout.paths import means_local_path
@@ -109,6 +112,16 @@ def _hub_snapshot(name: str, key: str) -> Path:
 
     with explained(f"{key}={name}", "model"):
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+
+
+def engine_fingerprint(path: str) -> str:
+    """Of all in a checkpoint but its weights that an engine is built from: two alike can take each other's place."""
+    config = AutoConfig.from_pretrained(path).to_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype"):  # say where it comes from; the engine sets the type
+        config.pop(key, None)
+    generation = Path(path, "generation_config.json")
+    ends = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    return json.dumps([config, ends], sort_keys=True, default=str)
 
 
 def resolve_model(name_or_path: str, key: str = "model") -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestration.artifact import MANIFEST, is_sealed, seal, verify
+from orchestration.cluster import Session
 from orchestration.command import refusing_wrong_settings
 from orchestration.config import ConfigError, build
 from orchestration.files import write_json
@@ -104,11 +105,12 @@ def carry_out(stages: Sequence[PlannedStage], directory: RunDirectory) -> int:
     """Run the stages that are not finished; returns the exit code of the process."""
     outcomes = {stage.name: NOT_STARTED for stage in stages}
     try:
-        for stage in stages:
-            outcomes[stage.name] = "failed"  # unless it gets further
-            outcomes[stage.name] = _run(stage)
-            if outcomes[stage.name] != "completed":
-                break
+        with Session() as session:
+            for stage in stages:
+                outcomes[stage.name] = "failed"  # unless it gets further
+                outcomes[stage.name] = _run(stage, session)
+                if outcomes[stage.name] != "completed":
+                    break
     except KeyboardInterrupt:
         outcomes[stage.name] = "interrupted"
     finally:
@@ -117,14 +119,14 @@ def carry_out(stages: Sequence[PlannedStage], directory: RunDirectory) -> int:
     return EXIT_CODES[status]
 
 
-def _run(stage: PlannedStage) -> str:
+def _run(stage: PlannedStage, session: Session) -> str:
     """Run or resume one stage unless it is finished; returns its status."""
     if not is_finished(stage.folder):
         with refusing_wrong_settings(), _introducing(stage):
             prepared = prepare(stage.config)
             directory = open_run_directory(stage.config, stage.composed)
             directory.check_prompts(prepared.prompts_digest)
-        exit_code = asyncio.run(execute(stage.config, stage.composed, prepared, directory))
+        exit_code = asyncio.run(execute(stage.config, stage.composed, prepared, directory, session))
         if exit_code:
             return next(status for status, code in EXIT_CODES.items() if code == exit_code)
     if not is_sealed(stage.folder):

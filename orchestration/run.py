@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from learner.batch import Example
 from learner.report import StepReport
 from orchestration.clock import StageClock
-from orchestration.cluster import Cluster, WorkerFailure
+from orchestration.cluster import Cluster, Session, WorkerFailure
 from orchestration.config import RunConfig, Stage
 from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
@@ -60,11 +60,17 @@ _STAGES: dict[Stage, type[TrainingStage]] = {
 EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": 130}
 
 
-async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared, directory: RunDirectory) -> int:
-    """Run one stage; returns the exit code of the process."""
+async def execute(
+    config: RunConfig, composed: DictConfig, prepared: Prepared, directory: RunDirectory, session: Session
+) -> int:
+    """Run one stage; returns the exit code of the process.
+
+    Args:
+        session: of the runs that may share workers; whoever began it ends it.
+    """
     handler = _log_to(directory.path / "run.log")
     write_json(directory.path / "versions.json", _versions())
-    cluster = Cluster.join(config)
+    cluster = session.cluster(config)
     try:
         settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
         run = Run(config, settings, prepared, directory)
@@ -72,9 +78,10 @@ async def execute(config: RunConfig, composed: DictConfig, prepared: Prepared, d
             status = await run.go(cluster)
             run.tracker.close(succeeded=status == "completed")
         run.conclude(status)
+        if status == "completed" and run.stage is not None:
+            await run.stage.workers.set_idle()
     finally:
         cluster.keep_logs(directory.logs)
-        cluster.leave()
         log.removeHandler(handler)
         directory.close()
     return EXIT_CODES[status]
@@ -128,7 +135,7 @@ class Run:
         guard = self.interruption.guard
         try:
             await guard(self._before_the_workers(cluster))
-            self.say("starting the workers …")
+            self.say("the workers that are there go on …" if cluster.has_idle else "starting the workers …")
             workers = await guard(Workers.start(self.config, self.prepared, cluster))
             stage = self._make_stage(workers)
             await guard(stage.restore(self.checkpoint))
@@ -160,12 +167,12 @@ class Run:
         self.view.error(str(failure))
 
     async def _before_the_workers(self, cluster: Cluster) -> None:
-        """What the teacher writes on engines that are gone before the workers start."""
+        """What the teacher writes on engines that the workers that start then may take over."""
         teacher = TeacherEngines(self.config, self.prepared, cluster)
         await self._teacher_answers(teacher)
         if self.config.stage is Stage.cold_start:
             await self._sequences(teacher)
-        await teacher.stop()
+        await teacher.release()
 
     async def _teacher_answers(self, teacher: TeacherEngines) -> None:
         """Let a teacher with weights of its own answer the held-out prompts.

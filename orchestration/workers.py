@@ -7,17 +7,19 @@ LearnerGroup   produces policy versions, waits for batches; its ranks act in loc
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 
 from learner.batch import Batch
+from learner.config import WeightTransfer
 from learner.evaluation import ExampleDivergence
 from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
-from orchestration.cluster import Cluster, Worker, WorkerFailure
+from orchestration.cluster import Cluster, Fitness, Worker, WorkerFailure
 from orchestration.config import RunConfig, Stage
+from orchestration.models import engine_fingerprint
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
 from orchestration.streams import merged
@@ -27,11 +29,17 @@ from scoring.lm_head import LMHead
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
 
+SCORING, REFERENCE = "scoring", "reference"  # whom scoring workers speak for: the teacher, or another model
+
 
 def _thread_environment(threads: int) -> dict[str, Any]:
     """One place that bounds the threads of a worker's process, before any library reads the environment."""
     count = str(threads)
     return {"env_vars": {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}}
+
+
+def _values(settings: Any) -> Fitness:
+    return tuple(asdict(settings).items())
 
 
 async def _adopt(kind: str, handles: Sequence[Any], cluster: Cluster, deadline: float) -> list[Worker]:
@@ -44,8 +52,10 @@ async def _call_all(workers: Sequence[Worker], method: str, *args: Any, deadline
 
 
 class RolloutGroup:
-    def __init__(self, workers: list[Worker], deadline: float) -> None:
-        self.workers = workers
+    KIND = "rollout"
+
+    def __init__(self, workers: list[Worker], fitness: Fitness, deadline: float) -> None:
+        self.workers, self.fitness = workers, fitness
         self._deadline = deadline
 
     @classmethod
@@ -57,17 +67,30 @@ class RolloutGroup:
         name: str = "rollout",
         count: int | None = None,
     ) -> "RolloutGroup":
-        settings = config.rollout
-        actor = ray.remote(RolloutWorker).options(
-            num_cpus=settings.cpus_per_worker,
-            num_gpus=settings.gpus_per_worker,
-            runtime_env=_thread_environment(settings.threads),
-        )
-        transfer = config.learner.weight_transfer.value
-        handles = [actor.remote(model_path, settings, transfer, config.seed) for _ in range(count or settings.workers)]
-        workers = await _adopt(name, handles, cluster, config.timeouts.start)
-        await _call_all(workers, "ready", deadline=config.timeouts.start)
-        return cls(workers, config.timeouts.rollout)
+        settings, transfer, deadline = config.rollout, config.learner.weight_transfer.value, config.timeouts.start
+        count = count or settings.workers
+        fitness = (count, transfer, engine_fingerprint(model_path), *_values(settings))
+        workers = cluster.take(cls.KIND, name, fitness)
+        if workers:
+            await _call_all(workers, "load", model_path, deadline=deadline)
+        else:
+            actor = ray.remote(RolloutWorker).options(
+                num_cpus=settings.cpus_per_worker,
+                num_gpus=settings.gpus_per_worker,
+                runtime_env=_thread_environment(settings.threads),
+            )
+            handles = [actor.remote(model_path, settings, transfer, config.seed) for _ in range(count)]
+            workers = await _adopt(name, handles, cluster, deadline)
+        await _call_all(workers, "ready", deadline=deadline)
+        return cls(workers, fitness, config.timeouts.rollout)
+
+    async def set_idle(self, cluster: Cluster) -> None:
+        """Keep the engines for whoever asks next; those that could not take another model are shut down."""
+        transfer = self.fitness[1]
+        if transfer == WeightTransfer.shared_memory.value:
+            cluster.set_idle(self.KIND, self.fitness, self.workers)
+        else:
+            await self.stop()
 
     async def roll_out(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
         """Yield each trajectory as it finishes, whichever worker it comes from."""
@@ -101,30 +124,39 @@ class TeacherEngines:
             self._group = await RolloutGroup.start(self._config, path, self._cluster, "teacher-rollout", count)
         return self._group
 
-    async def stop(self) -> None:
+    async def release(self) -> None:
+        """Leave the engines to the workers that start now, as far as those can use them."""
         if self._group is not None:
-            await self._group.stop()
+            await self._group.set_idle(self._cluster)
 
 
 class ScoringGroup:
-    def __init__(self, workers: list[Worker], deadline: float) -> None:
-        self.workers = workers
+    def __init__(self, workers: list[Worker], kind: str, fitness: Fitness, deadline: float) -> None:
+        self.workers, self.kind, self.fitness = workers, kind, fitness
         self._deadline = deadline
         self._outstanding = [0] * len(workers)  # tokens
 
     @classmethod
-    async def start(cls, config: RunConfig, model_path: str, cluster: Cluster, name: str = "scoring") -> "ScoringGroup":
-        settings = config.scoring
-        actor = ray.remote(ScoringWorker).options(
-            num_cpus=settings.cpus_per_worker,
-            num_gpus=settings.gpus_per_worker,
-            runtime_env=_thread_environment(settings.threads),
-            max_concurrency=1000,
-        )
-        handles = [actor.remote(model_path, config.teacher, settings) for _ in range(settings.workers)]
-        workers = await _adopt(name, handles, cluster, config.timeouts.start)
-        await _call_all(workers, "ready", deadline=config.timeouts.start)
-        return cls(workers, config.timeouts.scoring)
+    async def start(cls, config: RunConfig, model_path: str, cluster: Cluster, name: str) -> "ScoringGroup":
+        settings, deadline = config.scoring, config.timeouts.start
+        fitness = _values(settings)
+        workers = cluster.take(name, name, fitness)
+        if workers:
+            await _call_all(workers, "load", model_path, config.teacher, deadline=deadline)
+        else:
+            actor = ray.remote(ScoringWorker).options(
+                num_cpus=settings.cpus_per_worker,
+                num_gpus=settings.gpus_per_worker,
+                runtime_env=_thread_environment(settings.threads),
+                max_concurrency=1000,
+            )
+            handles = [actor.remote(model_path, config.teacher, settings) for _ in range(settings.workers)]
+            workers = await _adopt(name, handles, cluster, deadline)
+        await _call_all(workers, "ready", deadline=deadline)
+        return cls(workers, name, fitness, config.timeouts.scoring)
+
+    def set_idle(self, cluster: Cluster) -> None:
+        cluster.set_idle(self.kind, self.fitness, self.workers)
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:
         """Send the request to the worker with the fewest tokens waiting."""
@@ -148,20 +180,33 @@ class LearnerFailure(WorkerFailure):
 
 
 class LearnerGroup:
+    KIND = "learner"
+
     def __init__(self, workers: list[Worker], config: RunConfig) -> None:
-        self.workers = workers
+        self.workers, self.fitness = workers, self._fitness(config)
         self._timeouts = config.timeouts
+
+    @staticmethod
+    def _fitness(config: RunConfig) -> Fitness:
+        """Of the processes: a student and its settings are set up anew."""
+        learner = config.learner
+        return (learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
+
+    def set_idle(self, cluster: Cluster) -> None:
+        cluster.set_idle(self.KIND, self.fitness, self.workers)
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "LearnerGroup":
         settings, deadline = config.learner, config.timeouts.start
-        actor = ray.remote(LearnerWorker).options(
-            num_cpus=settings.cpus_per_rank,
-            num_gpus=settings.gpus_per_rank,
-            runtime_env=_thread_environment(settings.threads),
-        )
-        handles = [actor.remote() for _ in range(settings.ranks)]
-        workers = await _adopt("learner", handles, cluster, deadline)
+        workers = cluster.take(cls.KIND, "learner", cls._fitness(config))
+        if not workers:
+            actor = ray.remote(LearnerWorker).options(
+                num_cpus=settings.cpus_per_rank,
+                num_gpus=settings.gpus_per_rank,
+                runtime_env=_thread_environment(settings.threads),
+            )
+            handles = [actor.remote() for _ in range(settings.ranks)]
+            workers = await _adopt("learner", handles, cluster, deadline)
         address = await workers[0].call("address", deadline=deadline)
         shared = (prepared.student_path, config.student, settings, config.objective, config.pipeline.steps)
         setups = (
@@ -220,11 +265,12 @@ class Workers:
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Workers":
-        """Start all workers at once.
+        """Start all workers at once, or take those that an earlier run left idle.
 
         Raises:
             WorkerFailure: one of them could not start; the message has its last words.
         """
+        cluster.dismiss_idle(but=_kinds(config, prepared))
         rollouts, scorers, learner, teacher_rollouts, reference_scorers = await asyncio.gather(
             RolloutGroup.start(config, prepared.student_path, cluster),
             _start_scorers(config, prepared, cluster),
@@ -235,6 +281,17 @@ class Workers:
         if prepared.reference_path is not None and reference_scorers is None:
             reference_scorers = scorers
         return cls(cluster, rollouts, scorers, learner, teacher_rollouts, reference_scorers)
+
+    async def set_idle(self) -> None:
+        """Keep whom a next run might use."""
+        await self.rollouts.set_idle(self.cluster)
+        self.learner.set_idle(self.cluster)
+        if self.scorers is not None:
+            self.scorers.set_idle(self.cluster)
+        if self.reference_scorers is not None and self.reference_scorers is not self.scorers:
+            self.reference_scorers.set_idle(self.cluster)
+        if self.teacher_rollouts is not None:
+            await self.teacher_rollouts.stop()  # one group of engines is kept
 
     async def obituaries(self) -> dict[str, str]:
         """The last words of every worker that is dead, by name."""
@@ -253,10 +310,20 @@ class Workers:
         return found
 
 
+def _kinds(config: RunConfig, prepared: Prepared) -> set[str]:
+    """Of the workers that a run has and an earlier one may have left."""
+    found = {RolloutGroup.KIND, LearnerGroup.KIND}
+    if prepared.teacher_path is not None:
+        found.add(SCORING)
+    if needs_reference_scorers(config) and prepared.reference_path is not None:
+        found.add(REFERENCE)
+    return found
+
+
 async def _start_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
     if prepared.teacher_path is None:
         return None
-    return await ScoringGroup.start(config, prepared.teacher_path, cluster)
+    return await ScoringGroup.start(config, prepared.teacher_path, cluster, SCORING)
 
 
 async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
@@ -268,4 +335,4 @@ async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster
 async def _start_reference_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
     if not needs_reference_scorers(config) or prepared.reference_path is None:
         return None
-    return await ScoringGroup.start(config, prepared.reference_path, cluster, name="reference")
+    return await ScoringGroup.start(config, prepared.reference_path, cluster, REFERENCE)

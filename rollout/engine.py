@@ -102,6 +102,22 @@ class RolloutEngine:
         """Connect the engine's workers with the learner; `init_info` is the backend's."""
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
+    async def load(self, model_path: str) -> None:
+        """Go on with another checkpoint of the same architecture, as policy version 0; nothing may be under way.
+
+        Raises:
+            ValueError: the weight transfer is vLLM's own, whose process groups end with their learner.
+        """
+        if not self._has_extension:
+            raise ValueError(
+                f"an engine takes another model only with learner.weight_transfer={weight_transfer.BACKEND}"
+            )
+        async with self._admission:
+            await self._pause(clear_cache=True)
+            await self._llm.collective_rpc("load_checkpoint", args=(model_path,))
+            self.policy_version = 0
+            await self._llm.resume_generation()
+
     async def start_weight_update(self, version: int) -> None:
         """Freeze the requests in flight and prepare for the weights of policy `version`.
 

@@ -7,12 +7,14 @@ it loads and repacks a layer as soon as all of its weights have arrived.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from safetensors import safe_open
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.config.weight_transfer import WeightTransferConfig
@@ -153,12 +155,34 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, so that the engine's frontend can ask what an update cost."""
+    """Mixed into vLLM's worker, so that the engine's frontend can ask what an update cost, and for another model."""
 
     weight_transfer_engine: SharedMemoryWeightTransferEngine
+    model_runner: Any
 
     def weight_reload_seconds(self) -> float:
         return self.weight_transfer_engine.reload_seconds
+
+    def load_checkpoint(self, path: str) -> None:
+        """Put the weights of a checkpoint of the same architecture in the place of those that are there."""
+        self.model_runner.reload_weights(weights_iterator=_checkpoint_weights(Path(path)))
+
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def _checkpoint_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its name; a tied LM head under its own as well, since engines keep a packed copy of it."""
+    embedding, has_head = None, False
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, the file is no mapping
+                weight = file.get_tensor(name)
+                embedding = weight if name == _EMBEDDING else embedding
+                has_head = has_head or name == _HEAD
+                yield name, weight
+    if embedding is not None and not has_head:
+        yield _HEAD, embedding
 
 
 def _views(bucket: Tensor, info: SharedMemoryUpdateInfo) -> list[tuple[str, Tensor]]:

@@ -36,6 +36,9 @@ class RolloutWorker:
         engine = self._engine
         return EngineInfo(engine.weight_dtype, engine.tensor_parallel_size, engine.policy_version)
 
+    async def load(self, model_path: str) -> None:
+        await self._engine.load(model_path)
+
     async def generate(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
         async for trajectory in self._engine.generate(requests):
             yield trajectory

@@ -38,11 +38,17 @@ class ScoringWorker:
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
         """Load the teacher from the checkpoint directory `path`."""
         torch.set_num_threads(scoring.threads)
+        self._settings = scoring
         self._model = TeacherModel(path, teacher, scoring)
         self._max_tokens = scoring.max_tokens_per_forward
         self._queue: deque[_Ticket] = deque()
         self._thread = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (scoring.threads,))
         self._forward_slot = asyncio.Lock()
+
+    async def load(self, path: str, teacher: TeacherConfig) -> None:
+        """Go on with another teacher; nothing may be under way."""
+        del self._model  # two teachers might not fit
+        self._model = TeacherModel(path, teacher, self._settings)
 
     async def ready(self) -> int:
         """The vocabulary size, once the teacher is loaded."""

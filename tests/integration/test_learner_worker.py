@@ -26,6 +26,9 @@ class Group:
     def __init__(self, model: Path, config: LearnerConfig) -> None:
         actor = ray.remote(LearnerWorker).options(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
         self.actors = [actor.remote() for _ in range(2)]
+        self.set_up(model, config)
+
+    def set_up(self, model: Path, config: LearnerConfig) -> None:
         address = ray.get(self.actors[0].address.remote(), timeout=120)
         shared = (str(model), StudentConfig(), config, ObjectiveConfig(), 10)
         refs = [actor.setup.remote(*shared, rank, 2, address, 0) for rank, actor in enumerate(self.actors)]
@@ -39,7 +42,9 @@ class Group:
             ray.kill(actor)
 
 
-def test_two_actors_step_evaluate_save_resume_and_export(local_ray: None, tiny_untied: Path, tmp_path: Path) -> None:
+def test_two_actors_step_evaluate_save_resume_and_export(
+    local_ray: None, tiny_tied: Path, tiny_untied: Path, tmp_path: Path
+) -> None:
     config = LearnerConfig(ranks=2, dtype=DType.float32, zero_stage=3, learning_rate=1e-3)
     examples = make_examples(teacher_width=16)
     group = Group(tiny_untied, config)
@@ -59,7 +64,12 @@ def test_two_actors_step_evaluate_save_resume_and_export(local_ray: None, tiny_u
         group.call("export", str(tmp_path / "again"))
         with pytest.raises(ValueError, match="publish: version 7 asked for, the weights are at 2"):
             group.call("publish", 7)
+        group.set_up(tiny_tied, LearnerConfig(ranks=2, dtype=DType.float32, zero_stage=3))  # another run's student
+        group.set_up(tiny_untied, config)
+        group.call("step", pack(examples, 2, 40, 0))
+        group.call("step", pack(examples, 2, 40, 1))
+        group.call("export", str(tmp_path / "anew"))
     finally:
         group.stop()
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "again"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, *others = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "again", "anew"))
+    assert all(torch.equal(one[name], other[name]) for other in others for name in one)

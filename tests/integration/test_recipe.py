@@ -68,7 +68,8 @@ def test_every_stage_is_trained_once_and_leaves_what_a_run_leaves(recipe: Launch
         for left in ("config.yaml", "versions.json", "run.log", "summary.json", "curves.png", "final/config.json"):
             assert (folder / left).is_file(), left
         assert verify(folder).stage == name[2:]
-    assert "continuing from" in (recipe.run_dir / "2-main" / "run.log").read_text()
+    log = (recipe.run_dir / "2-main" / "run.log").read_text()
+    assert "the workers that are there go on" in log and "continuing from" in log
 
 
 def test_the_second_stage_begins_with_the_model_of_the_first(recipe: Launched, tiny_tied: Path) -> None:

@@ -117,3 +117,12 @@ def test_bad_request_harms_no_other(worker: ray.actor.ActorHandle, tiny_untied: 
         ray.get(results[1])
     for result in (results[0], results[2]):
         assert_matches(ray.get(result), good, Reference(tiny_untied).logprobs(good))
+
+
+def test_a_worker_goes_on_with_another_teacher(
+    worker: ray.actor.ActorHandle, tiny_tied: Path, tiny_untied: Path
+) -> None:
+    request = random_request(9, 12)
+    for path in (tiny_tied, tiny_untied):
+        ray.get(worker.load.remote(str(path), TeacherConfig()))
+        assert_matches(ray.get(worker.score.remote(request)), request, Reference(path).logprobs(request))

@@ -54,6 +54,17 @@ def test_logprobs_agree_after_updates(student: Student, bucket_mib: float) -> No
         assert np.abs(change).mean() > 0.1, "the update is too small to test anything"
 
 
+def test_an_engine_goes_on_with_another_checkpoint(student: Student, tmp_path: Path) -> None:
+    """As at its start, the weights are version 0, and updates follow; the prompts are those of the test before."""
+    student.model = perturbed(student.path, 11)
+    student.model.save_pretrained(tmp_path)
+    ray.get(student.worker.load.remote(str(tmp_path)), timeout=60)
+    assert student.version == 0
+    assert_agrees(student)
+    assert student.publish(perturbed(student.path, 12)).version == student.version == 1
+    assert_agrees(student)
+
+
 def test_the_report_counts_every_weight(tied_student: Student) -> None:
     model = perturbed(tied_student.path, 3)
     report = tied_student.publish(model)
