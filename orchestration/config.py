@@ -15,7 +15,13 @@ from learner.objectives.config import ObjectiveConfig
 from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
 from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
+from rollout.digit_tasks import DIGIT_TASKS, tasks_in
 from scoring.config import ScoringConfig, TeacherConfig
+
+_TASK_FIXES = {
+    SourceKind.reasoning_gym: "name a reasoning-gym task family, for instance basic_arithmetic",
+    SourceKind.digit_tasks: f"name one of {', '.join(DIGIT_TASKS)}",
+}
 
 
 class Stage(Enum):
@@ -380,20 +386,17 @@ def _check_data(config: RunConfig) -> None:
                 "name a Hugging Face dataset, a directory, or a JSONL or Parquet file",
             )
         else:
-            _require(
-                bool(source.task),
-                f"data.{name}.task",
-                repr(source.task),
-                "name a reasoning-gym task family, for instance basic_arithmetic",
-            )
+            _require(bool(source.task), f"data.{name}.task", repr(source.task), _TASK_FIXES[source.kind])
         if config.data.verifier is VerifierKind.reasoning_gym:
             _require(
                 source.kind is SourceKind.reasoning_gym,
                 "data.verifier",
                 "reasoning_gym",
-                f"grades reasoning-gym tasks only, and data.{name}.kind={source.kind.value}; use exact, math or none",
+                f"grades reasoning-gym tasks only, and data.{name}.kind={source.kind.value}; use exact, math, "
+                "final_answer or none",
             )
     _check_task_seeds(config.data.train, config.data.heldout)
+    _check_task_splits(config.data.train, config.data.heldout)
     if config.tracking.wandb is WandbMode.online and not os.environ.get("WANDB_API_KEY"):
         raise ConfigError("tracking.wandb=online: no key found; set WANDB_API_KEY in the environment, or use offline")
 
@@ -410,4 +413,16 @@ def _check_task_seeds(train: PromptSourceConfig, heldout: PromptSourceConfig) ->
         heldout.seed,
         f"reasoning-gym makes task i from seed + i, so held-out tasks would be training tasks; use "
         f"{train.seed + train.size} or more",
+    )
+
+
+def _check_task_splits(train: PromptSourceConfig, heldout: PromptSourceConfig) -> None:
+    """Refuse held-out problems of digits that may be training problems."""
+    alike = train.kind is heldout.kind is SourceKind.digit_tasks and bool(tasks_in(train) & tasks_in(heldout))
+    _require(
+        not alike or train.split != heldout.split,
+        "data.heldout.split",
+        heldout.split,
+        "is that of data.train, so held-out problems may be training problems; use data.train.split=train and "
+        "data.heldout.split=heldout",
     )

@@ -13,6 +13,7 @@ class DType(Enum):
 class SourceKind(Enum):
     dataset = "dataset"  # Hugging Face name, local directory, JSONL or Parquet file
     reasoning_gym = "reasoning_gym"  # procedural tasks with their own verifier
+    digit_tasks = "digit_tasks"  # procedural tasks of our own, with worked answers
 
 
 class VerifierKind(Enum):
@@ -20,6 +21,7 @@ class VerifierKind(Enum):
     exact = "exact"  # the answer column, white space and case folded
     math = "math"  # mathematical equality with the answer column (math-verify)
     reasoning_gym = "reasoning_gym"  # the task family's own score
+    final_answer = "final_answer"  # the text after the last #### is the answer column
 
 
 class OverLength(Enum):
@@ -32,7 +34,7 @@ class PromptSourceConfig:
     kind: SourceKind = SourceKind.dataset
     path: str = ""  # dataset: hub name, directory or file; "pkg://conf/data/x.jsonl" lies in this package
     subset: str | None = None
-    split: str = "train"
+    split: str = "train"  # of the dataset; digit_tasks: train, or heldout for problems that train never has
     prompt_column: str = "prompt"
     messages_column: str = "messages"
     answer_column: str = "answer"
@@ -40,10 +42,10 @@ class PromptSourceConfig:
     domain_column: str = "domain"
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
     limit: int | None = None  # the first n rows
-    task: str = ""  # reasoning_gym: the name of the task family
-    task_options: dict[str, Any] = field(default_factory=dict)
-    size: int = 256  # reasoning_gym: how many to generate
-    seed: int = 0  # reasoning_gym: of the generator
+    task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
+    task_options: dict[str, Any] = field(default_factory=dict)  # of that task
+    size: int = 256  # procedural tasks: how many to generate
+    seed: int = 0  # procedural tasks: of the generator
 
 
 @dataclass

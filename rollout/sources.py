@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.config import PromptSourceConfig, SourceKind
+from rollout.digit_tasks import make_digit_tasks
 from rollout.hub import explained
 from rollout.paths import means_local_path
 from rollout.procedural_tasks import generate
@@ -36,6 +37,8 @@ def load_prompts(source: PromptSourceConfig, key: str = "data") -> list[Prompt]:
     """
     if source.kind is SourceKind.reasoning_gym:
         return _generate_tasks(source, key)
+    if source.kind is SourceKind.digit_tasks:
+        return make_digit_tasks(source, key)
     columns, rows = _open_dataset(source, key)
     _check_columns(source, key, columns)
     prompts = [_to_prompt(index, row, source, key) for index, row in enumerate(islice(rows, source.limit))]

@@ -14,6 +14,7 @@ Verifier = Callable[[Prompt, str], float]
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _MATH_SECONDS = 5
+_FINAL_ANSWER = "####"
 
 
 def make_verifier(kind: VerifierKind) -> Verifier | None:
@@ -65,6 +66,15 @@ def reasoning_gym_score(prompt: Prompt, response: str) -> float:
     return float(score(_number_or_answer(prompt, response), prompt.metadata["entry"]))
 
 
+def final_answer_match(prompt: Prompt, response: str) -> float:
+    """1 if the text after the last #### is the expected one, without the white space around both; else 0.
+
+    The marker is that of GSM8K (Cobbe et al. 2021); a response without it has no answer.
+    """
+    _, marker, answer = response.rpartition(_FINAL_ANSWER)
+    return float(bool(marker) and answer.strip() == _expected(prompt, VerifierKind.final_answer).strip())
+
+
 def _number_or_answer(prompt: Prompt, response: str) -> str:
     numbers = _NUMBER.findall(response)
     expects_number = prompt.answer is not None and _NUMBER.fullmatch(prompt.answer.strip())
@@ -98,4 +108,5 @@ _VERIFIERS: dict[VerifierKind, Verifier | None] = {
     VerifierKind.exact: exact_match,
     VerifierKind.math: math_match,
     VerifierKind.reasoning_gym: reasoning_gym_score,
+    VerifierKind.final_answer: final_answer_match,
 }

@@ -88,6 +88,17 @@ def test_heldout_tasks_are_no_training_tasks() -> None:
     configured("experiment=reasoning_gym", "data.heldout.seed=1256")
 
 
+def test_heldout_problems_are_no_training_problems() -> None:
+    kinds = ["data.train.kind=digit_tasks", "data.heldout.kind=digit_tasks", "data.train.task=column_sums"]
+    text = message(*kinds, "data.heldout.task=column_sums", "data.heldout.seed=1")
+    assert "data.heldout.split=train" in text and "data.heldout.split=heldout" in text
+    configured(*kinds, "data.heldout.task=column_sums", "data.heldout.split=heldout")
+    configured(*kinds, "data.heldout.task=reversed_digits")
+    mixture = "data.heldout.task_options.mixture=[{task:reversed_digits},{}]"
+    assert "data.heldout.split" in message(*kinds, "data.heldout.task=column_sums", f"+{mixture}")
+    assert "data.heldout.task=''" in message(*kinds) and "reversed_digits" in message(*kinds)
+
+
 def test_truncated_sampling_is_refused_where_ratios_are_needed() -> None:
     text = message("objective=sampled_reverse_kl", "sampling.top_p=0.9")
     assert "sampling.top_p=0.9" in text

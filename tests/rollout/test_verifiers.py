@@ -57,6 +57,25 @@ def test_math(answer: str, response: str, score: float) -> None:
     assert grade(VerifierKind.math, answer, response) == score
 
 
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("7+6=13;5+8+1=14;4+3+1=8####843", 1),
+        ("#### 843\n", 1),
+        ("####842####843", 1),
+        ("####843####842", 0),
+        ("####843 apples", 0),
+        ("####0843", 0),
+        ("843", 0),
+        ("###843", 0),
+        ("843####", 0),
+        ("", 0),
+    ],
+)
+def test_final_answer(response: str, score: float) -> None:
+    assert grade(VerifierKind.final_answer, "843", response) == score
+
+
 def test_math_off_the_main_thread() -> None:
     scores: list[float] = []
     thread = threading.Thread(target=lambda: scores.append(grade(VerifierKind.math, "2", "1+1")))
@@ -74,10 +93,10 @@ def test_reasoning_gym_grades_its_own_tasks() -> None:
         assert verifier(prompt, "no idea") == 0
 
 
-@pytest.mark.parametrize("kind", [VerifierKind.exact, VerifierKind.math])
+@pytest.mark.parametrize("kind", [VerifierKind.exact, VerifierKind.math, VerifierKind.final_answer])
 def test_missing_answer_is_explained(kind: VerifierKind) -> None:
     with pytest.raises(ValueError, match=rf"data\.verifier={kind.value} needs an answer.*answer_column"):
-        grade(kind, None, "1")
+        grade(kind, None, "####1")
 
 
 def test_reasoning_gym_needs_its_own_prompts() -> None:
