@@ -5,14 +5,14 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from orchestration.config import ClusterConfig, RunConfig
+from orchestration.config import RunConfig
 from orchestration.plan import check_resources, local_cpus, required_cpus, required_gpus
 
 log = logging.getLogger("tutelage")
@@ -108,7 +108,7 @@ class Session:
 
     def __init__(self) -> None:
         self._cluster: Cluster | None = None
-        self._settings: ClusterConfig | None = None
+        self._settings: dict[str, Any] = {}
 
     def __enter__(self) -> "Session":
         return self
@@ -123,11 +123,12 @@ class Session:
         Raises:
             ConfigError, ConnectionError: as `Cluster.join`.
         """
-        if self._cluster is not None and self._settings != config.cluster:
+        settings = asdict(config.cluster)
+        if self._cluster is not None and self._settings != settings:
             self._cluster.leave()
             self._cluster = None
         if self._cluster is None:
-            self._cluster, self._settings = Cluster.join(config), config.cluster
+            self._cluster, self._settings = Cluster.join(config), settings
         else:
             self._cluster.workers.clear()
             self._cluster.check(config)
