@@ -6,7 +6,6 @@ from enum import Enum
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
@@ -172,13 +171,14 @@ def build(composed: DictConfig, preset: str | None = None) -> RunConfig:
     """Turn Hydra's composition into a checked, read-only RunConfig.
 
     Args:
-        preset: the choice of the group `objective`; none: the one that this process was started with.
+        preset: the choice of the group `objective`, if it is to be checked.
 
     Raises:
         ConfigError: when two settings do not go together.
     """
     config = cast(RunConfig, OmegaConf.to_object(composed))
-    _check_preset(config, preset)
+    if preset is not None:
+        _check_preset(config, preset)
     check(config)
     _freeze(config)
     return config
@@ -258,14 +258,11 @@ def _check_ranges(config: RunConfig) -> None:
     )
 
 
-def _check_preset(config: RunConfig, chosen: str | None) -> None:
+def _check_preset(config: RunConfig, chosen: str) -> None:
     """A name that is set beside the choice of a preset would label one objective and train another."""
-    if chosen is None and HydraConfig.initialized():
-        chosen = HydraConfig.get().runtime.choices["objective"]
-    if chosen is not None:
-        name = config.objective.name
-        fix = f"names the chosen preset, which is {chosen}; to choose another one write objective={name}"
-        _require(name == chosen, "objective.name", name, fix)
+    name = config.objective.name
+    fix = f"names the chosen preset, which is {chosen}; to choose another one write objective={name}"
+    _require(name == chosen, "objective.name", name, fix)
 
 
 def _check_objective(config: RunConfig) -> None:

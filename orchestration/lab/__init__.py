@@ -1,1 +1,1 @@
-"""Small teachers and students, trained from nothing, on which what distillation does can be seen in minutes."""
+"""Tiny teachers and students with known outcomes, trained for real: every phenomenon of the field by one command."""

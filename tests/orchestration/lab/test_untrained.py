@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from orchestration.lab.models import make_tokenizer, write_untrained
+from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.preparation import prepare
 from rollout.prompts import Message, Prompt
 from rollout.rendering import render_completion, render_prompt, stop_token_ids

@@ -1,0 +1,27 @@
+"""python -m orchestration.lab build | table: make the lab's models, and show what the lab shows."""
+
+import argparse
+import os
+from pathlib import Path
+
+from hydra import initialize_config_module
+
+from orchestration.command import refusing_wrong_settings
+from orchestration.lab.build import build
+
+
+def main() -> None:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    parser = argparse.ArgumentParser(prog="python -m orchestration.lab", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    building = commands.add_parser("build", help="make the models that are missing")
+    building.add_argument("names", nargs="*", help="of models; none: all")
+    building.add_argument("--work", type=Path, default=Path("outputs/lab/build"), help="where the runs go")
+    building.set_defaults(run=lambda given: build(given.names, given.work))
+    given = parser.parse_args()
+    with initialize_config_module("conf", version_base="1.3"), refusing_wrong_settings():
+        given.run(given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How the lab's models are made from nothing, by the framework's own stages.
+
+    untrained ─ cold start on the task's worked answers ─► a checkpoint ─ further training ─► the next ones
+
+Each is shipped in bfloat16 with `made.json`, which says how it was made; one that lies there already is kept.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from orchestration.cluster import Session
+from orchestration.files import write_json
+from orchestration.lab.series import Job, perform
+from orchestration.lab.untrained import write_untrained
+from orchestration.models import LAB_MODELS, LAB_PREFIX
+
+MADE = "made.json"
+_LAYERS = 3
+_SHIPPED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_PACKAGES = ("torch", "transformers", "deepspeed")
+_LIMIT_MIB = 20.0
+
+_REVERSED = "{task: reversed_digits}"
+_ALL = f"{{mixture: [{{weight: 3}}, {_REVERSED}]}}"
+_HALF = f"{{mixture: [{{weight: 3, sums: tens_never_carry}}, {_REVERSED}]}}"
+_COLUMNS = f"{{mixture: [{{weight: 3, pattern: columns}}, {_REVERSED}]}}"
+_COLUMNS_HALF = f"{{mixture: [{{weight: 3, pattern: columns, sums: tens_never_carry}}, {_REVERSED}]}}"
+_DIRECT = f"{{mixture: [{{weight: 3, pattern: direct}}, {_REVERSED}]}}"
+_TOLD = (
+    "{mixture: [{pattern: no_carry}, {pattern: carries, context: rule, visible_context: true},"
+    " {pattern: copied, context: answer, visible_context: true}]}"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model of the lab."""
+
+    name: str
+    base: str | int  # the model it is trained from, or the seed of an untrained one
+    overrides: tuple[str, ...]
+
+
+def _supervised(options: str, steps: int) -> tuple[str, ...]:
+    """Cold start on worked answers."""
+    return (
+        "stage=cold_start",
+        "objective=supervised",
+        "objective.states.others=dataset",
+        "cold_start.only_correct=false",
+        f"data.train.task_options={options}",
+        "data.train.size=16384",
+        f"pipeline.steps={steps}",
+        "pipeline.batch_size=128",
+        "learner.learning_rate=2e-3",
+        "learner.warmup_steps=20",
+        "learner.schedule=linear",
+    )
+
+
+def _reinforced(steps: int) -> tuple[str, ...]:
+    return (
+        "stage=reinforce",
+        "objective=grpo",
+        f"pipeline.steps={steps}",
+        "pipeline.batch_size=256",
+        "pipeline.max_replaced_groups=32",
+        "sampling.samples_per_prompt=8",
+        "learner.learning_rate=2e-4",
+    )
+
+
+RECIPES = (
+    Recipe("student", 0, _supervised(_HALF, 240)),
+    Recipe("stronger", "student", _supervised(_ALL, 200)),
+    Recipe("halfway", "student", _supervised(_ALL, 40)),
+    Recipe("longer_trained", "student", _supervised(_HALF, 200)),
+    Recipe("columns", 1, _supervised(_COLUMNS, 400)),
+    Recipe("columns_student", 2, _supervised(_COLUMNS_HALF, 240)),
+    Recipe("direct", 3, _supervised(_DIRECT, 600)),
+    Recipe("told", 4, _supervised(_TOLD, 400)),
+    Recipe("reinforced", "student", _reinforced(60)),
+)
+
+
+def build(names: Sequence[str], work: Path, models: Path = LAB_MODELS) -> None:
+    """Make the models that are missing; Hydra must be initialised.
+
+    Args:
+        names: of those to make, and whatever they are trained from; none: all.
+        work: where the runs go.
+
+    Raises:
+        ValueError: a name that the lab does not have.
+    """
+    known = {recipe.name: recipe for recipe in RECIPES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no model of the lab; there are {', '.join(known)}")
+    console = Console()
+    with Session() as session:
+        for recipe in _needed(list(names) or list(known), known, models):
+            console.print(f"{recipe.name}: from {recipe.base} …")
+            _make(recipe, work, models, session)
+            console.print(f"{recipe.name}: accuracy {_accuracy(models / recipe.name)}", highlight=False)
+    size = sum(path.stat().st_size for path in models.rglob("*") if path.is_file()) / 2**20
+    console.print(f"{models}: {size:.1f} MiB of at most {_LIMIT_MIB:g}", highlight=False)
+
+
+def _needed(names: Sequence[str], known: dict[str, Recipe], models: Path) -> Iterator[Recipe]:
+    """In order of dependence, each once, without those that lie there."""
+    wanted: dict[str, Recipe] = {}
+
+    def want(name: str) -> None:
+        if name in wanted or (models / name / MADE).is_file():
+            return
+        base = known[name].base
+        if isinstance(base, str):
+            want(base)
+        wanted[name] = known[name]
+
+    for name in names:
+        want(name)
+    yield from wanted.values()
+
+
+def _make(recipe: Recipe, work: Path, models: Path, session: Session) -> None:
+    folder = work / recipe.name
+    with _base(recipe, work) as base:
+        job = Job(folder, ("experiment=lab/base", f"student.model={base}", *recipe.overrides))
+        perform(job, session)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    _ship(folder / "final", models / recipe.name)
+    made = {
+        **asdict(recipe),
+        "accuracy": summary["evaluation"]["student_after"]["accuracy"],
+        "tokens": summary["tokens"]["trained"],
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+    write_json(models / recipe.name / MADE, made)
+
+
+@contextmanager
+def _base(recipe: Recipe, work: Path) -> Iterator[str]:
+    """The name of the model that a recipe begins with."""
+    if isinstance(recipe.base, str):
+        yield LAB_PREFIX + recipe.base
+        return
+    folder = work / f"untrained-{recipe.base}"
+    if not folder.is_dir():
+        write_untrained(folder, _LAYERS, recipe.base)
+    yield str(folder)
+
+
+def _ship(final: Path, target: Path) -> None:
+    """Copy a checkpoint with its weights in bfloat16."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in _SHIPPED:
+        if (final / name).is_file():
+            shutil.copyfile(final / name, partial / name)
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(final / "model.safetensors").items()}
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _accuracy(folder: Path) -> str:
+    return f"{json.loads((folder / MADE).read_text(encoding='utf-8'))['accuracy']:.3f}"
