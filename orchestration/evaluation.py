@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.batch import Example
 from learner.evaluation import ExampleDivergence
 from learner.packing import pack
 from orchestration.config import RunConfig
-from orchestration.intervals import ratio_interval
+from orchestration.intervals import Interval, ratio_interval
 from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
 from orchestration.schedule import derive_seed
 from orchestration.summary import Evaluation
@@ -105,4 +106,15 @@ class Evaluator:
                 columns[name] = (np.array([getattr(d, name) for d in divergences]), tokens)
         intervals = {name: ratio_interval(total, weight) for name, (total, weight) in columns.items()}
         means = {name: interval.mean for name, interval in intervals.items()}
+        if "accuracy" in columns:
+            intervals |= self._accuracy_by_domain(answers, columns["accuracy"][0])
         return Answers(Evaluation(n_prompts=len(answers), intervals=intervals, **means), texts)
+
+    def _accuracy_by_domain(self, answers: Sequence[Trajectory], rewards: NDArray[np.float64]) -> dict[str, Interval]:
+        """Where the prompts are of several domains."""
+        domains = np.array([self._prompts[answer.prompt_id].prompt.domain for answer in answers])
+        names = sorted(set(domains.tolist()))
+        if len(names) < 2:
+            return {}
+        chosen = {name: rewards[domains == name] for name in names}
+        return {f"accuracy/{name}": ratio_interval(found, np.ones_like(found)) for name, found in chosen.items()}

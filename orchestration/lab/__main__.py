@@ -8,6 +8,7 @@ from hydra import initialize_config_module
 
 from orchestration.command import refusing_wrong_settings
 from orchestration.lab.build import build
+from orchestration.lab.table import make_table
 
 
 def main() -> None:
@@ -18,6 +19,11 @@ def main() -> None:
     building.add_argument("names", nargs="*", help="of models; none: all")
     building.add_argument("--work", type=Path, default=Path("outputs/lab/build"), help="where the runs go")
     building.set_defaults(run=lambda given: build(given.names, given.work))
+    table = commands.add_parser("table", help="run every phenomenon over several seeds and write the page")
+    table.add_argument("names", nargs="*", help="of phenomena; none: all")
+    table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    table.add_argument("--root", type=Path, default=Path("outputs/lab/table"), help="where runs and page go")
+    table.set_defaults(run=lambda given: make_table(given.names, given.seeds, given.root))
     given = parser.parse_args()
     with initialize_config_module("conf", version_base="1.3"), refusing_wrong_settings():
         given.run(given)

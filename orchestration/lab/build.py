@@ -30,14 +30,14 @@ _PACKAGES = ("torch", "transformers", "deepspeed")
 _LIMIT_MIB = 20.0
 
 _REVERSED = "{task: reversed_digits}"
-_ALL = f"{{mixture: [{{weight: 3}}, {_REVERSED}]}}"
-_HALF = f"{{mixture: [{{weight: 3, sums: tens_never_carry}}, {_REVERSED}]}}"
-_COLUMNS = f"{{mixture: [{{weight: 3, pattern: columns}}, {_REVERSED}]}}"
-_COLUMNS_HALF = f"{{mixture: [{{weight: 3, pattern: columns, sums: tens_never_carry}}, {_REVERSED}]}}"
-_DIRECT = f"{{mixture: [{{weight: 3, pattern: direct}}, {_REVERSED}]}}"
+_ALL = f"[{{weight: 3}}, {_REVERSED}]"
+_HALF = f"[{{weight: 3, sums: tens_never_carry}}, {_REVERSED}]"
+_COLUMNS = f"[{{weight: 3, pattern: columns}}, {_REVERSED}]"
+_COLUMNS_HALF = f"[{{weight: 3, pattern: columns, sums: tens_never_carry}}, {_REVERSED}]"
+_DIRECT = f"[{{weight: 3, pattern: direct}}, {_REVERSED}]"
 _TOLD = (
-    "{mixture: [{pattern: no_carry}, {pattern: carries, context: rule, visible_context: true},"
-    " {pattern: copied, context: answer, visible_context: true}]}"
+    "[{pattern: no_carry}, {pattern: carries, context: rule, visible_context: true},"
+    " {pattern: copied, context: answer, visible_context: true}]"
 )
 
 
@@ -50,14 +50,14 @@ class Recipe:
     overrides: tuple[str, ...]
 
 
-def _supervised(options: str, steps: int) -> tuple[str, ...]:
+def _supervised(mixture: str, steps: int) -> tuple[str, ...]:
     """Cold start on worked answers."""
     return (
         "stage=cold_start",
         "objective=supervised",
         "objective.states.others=dataset",
         "cold_start.only_correct=false",
-        f"data.train.task_options={options}",
+        f"+data.train.task_options.mixture={mixture}",
         "data.train.size=16384",
         f"pipeline.steps={steps}",
         "pipeline.batch_size=128",
@@ -136,7 +136,7 @@ def _needed(names: Sequence[str], known: dict[str, Recipe], models: Path) -> Ite
 def _make(recipe: Recipe, work: Path, models: Path, session: Session) -> None:
     folder = work / recipe.name
     with _base(recipe, work) as base:
-        job = Job(folder, ("experiment=lab/base", f"student.model={base}", *recipe.overrides))
+        job = Job(folder, ("experiment=lab/base", "evaluation.every=100", f"student.model={base}", *recipe.overrides))
         perform(job, session)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     _ship(folder / "final", models / recipe.name)

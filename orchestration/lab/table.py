@@ -1,0 +1,184 @@
+"""The lab's table: every run of every phenomenon, over several seeds, and what became of its claims.
+
+phenomena ─► variants × seeds ─ finished ones are skipped ─► outcomes ─► claims with intervals ─► lab.json, lab.html
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from orchestration.cluster import Session
+from orchestration.files import write_json, write_text
+from orchestration.intervals import Interval
+from orchestration.lab.outcome import Outcome
+from orchestration.lab.page import render
+from orchestration.lab.phenomena import PAIRS, PHENOMENA, Outcomes, Phenomenon, Variant
+from orchestration.lab.series import Job, perform
+from orchestration.run_directory import is_finished
+
+# Student's t at 97.5 % for 1 to 9 degrees of freedom; the normal distribution's beyond.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of a claim; the interval is of the quantity that is above zero if it is right."""
+
+    phenomenon: str
+    claim: str
+    unit: str
+    values: tuple[float, ...]  # one a seed
+    interval: Interval
+
+    @property
+    def verdict(self) -> str:
+        if self.interval.low > 0:
+            return "holds"
+        return "does not hold" if self.interval.high < 0 else "open"
+
+
+def make_table(names: Sequence[str], seeds: Sequence[int], root: Path) -> None:
+    """Run what is missing and write lab.json and lab.html into `root`. Hydra must be initialised.
+
+    Args:
+        names: of phenomena; none: all, and every pair.
+
+    Raises:
+        ValueError: a phenomenon that the lab does not have, or too few seeds.
+    """
+    if len(set(seeds)) < 2:
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))}: an interval needs two different seeds or more")
+    known = {phenomenon.name: phenomenon for phenomenon in PHENOMENA}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no phenomenon of the lab; there are {', '.join(known)}")
+    phenomena = [known[name] for name in names] or list(PHENOMENA)
+    variants = {variant.name: variant for phenomenon in phenomena for variant in phenomenon.variants}
+    if not names:
+        variants |= {variant.name: variant for variant in PAIRS}
+    run_all(list(variants.values()), seeds, root)
+    conclude(phenomena, list(variants), seeds, root)
+
+
+def run_all(variants: Sequence[Variant], seeds: Sequence[int], root: Path) -> None:
+    """Seed by seed, so that a series that is stopped leaves whole ones."""
+    jobs = [
+        Job(_folder(root, variant.name, seed), (*variant.overrides, f"seed={seed}", f"evaluation.seed={1234 + seed}"))
+        for seed in seeds
+        for variant in variants
+    ]
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress, Session() as session:
+        task = progress.add_task("", total=len(jobs), completed=sum(is_finished(job.folder) for job in jobs))
+        for job in jobs:
+            progress.update(task, description=f"{job.folder.parent.name}, {job.folder.name}")
+            if perform(job, session):
+                progress.advance(task)
+
+
+def _folder(root: Path, variant: str, seed: int) -> Path:
+    return root / variant / f"seed-{seed}"
+
+
+def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Sequence[int], root: Path) -> None:
+    """Read what the runs left, and write and print what follows."""
+    outcomes = {seed: {name: Outcome.read(_folder(root, name, seed)) for name in variants} for seed in seeds}
+    found = [finding for phenomenon in phenomena for finding in judge(phenomenon, outcomes)]
+    runs = {name: _figures([outcomes[seed][name] for seed in seeds]) for name in variants}
+    content = {
+        "command": f"python -m orchestration.lab table --seeds {' '.join(map(str, seeds))}",
+        "machine": _machine(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
+        "seeds": list(seeds),
+        "runs": {name: {key: asdict(value) for key, value in figures.items()} for name, figures in runs.items()},
+        "findings": [{**asdict(finding), "verdict": finding.verdict} for finding in found],
+    }
+    write_json(root / "lab.json", content)
+    write_text(root / "lab.html", render(content, outcomes))
+    _print(found, runs)
+    Console().print(f"{root / 'lab.html'}\n{root / 'lab.json'}", highlight=False, soft_wrap=True)
+
+
+def judge(phenomenon: Phenomenon, outcomes: Mapping[int, Outcomes]) -> list[Finding]:
+    found = []
+    for claim in phenomenon.claims:
+        values = tuple(claim.quantity(by_variant) for by_variant in outcomes.values())
+        found.append(Finding(phenomenon.name, claim.text, claim.unit, values, mean_interval(values)))
+    return found
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean of two values or more with its 95 % interval by Student's t."""
+    mean, degrees = fmean(values), len(values) - 1
+    half = (_T[degrees - 1] if degrees <= len(_T) else _NORMAL) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def _figures(outcomes: Sequence[Outcome]) -> dict[str, Interval]:
+    """Of one variant over the seeds; what a run does not have is left out."""
+    columns: dict[str, list[float | None]] = {
+        "accuracy before": [o.accuracy_before for o in outcomes],
+        "accuracy after": [o.accuracy_after for o in outcomes],
+        "accuracy of the teacher": [o.accuracy_teacher for o in outcomes],
+        "gain": [o.gain for o in outcomes],
+        "gap recovery": [o.recovery for o in outcomes],
+        "teacher tokens": [float(o.teacher_tokens) for o in outcomes],
+        "seconds": [float(o.summary["wall_seconds"]) for o in outcomes],
+    }
+    for label, name in _MEASURED.items():
+        columns[f"{label} at first"] = [o.first(name) if name in o.steps[0] else None for o in outcomes]
+        columns[f"{label} at last"] = [o.last(name) if name in o.steps[0] else None for o in outcomes]
+    return {
+        key: mean_interval([v for v in column if v is not None])
+        for key, column in columns.items()
+        if None not in column
+    }
+
+
+_MEASURED = {
+    "overlap ratio": "train/overlap_ratio",
+    "overlap mass of the student": "train/overlap_mass_student",
+    "overlap-token advantage": "train/overlap_token_advantage",
+    "entropy gap": "train/entropy_gap",
+    "student entropy": "train/student_entropy",
+    "gradient norm": "train/grad_norm",
+    "sampled reverse KL": "train/sampled_reverse_kl",
+}
+
+
+def _machine() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cores": os.cpu_count(), "memory_gib": round(memory)}
+
+
+def _print(findings: Sequence[Finding], runs: Mapping[str, Mapping[str, Interval]]) -> None:
+    console = Console()
+    table = Table(title="runs", title_justify="left")
+    shown = ("accuracy before", "accuracy after", "accuracy of the teacher", "gap recovery")
+    for column in ("", *shown):
+        table.add_column(column, justify="right" if column else "left")
+    for name, figures in runs.items():
+        table.add_row(name, *(_cell(figures.get(key)) for key in shown))
+    console.print(table)
+    table = Table(title="claims", title_justify="left")
+    for column in ("phenomenon", "claim", "verdict", "by how much"):
+        table.add_column(column)
+    for finding in findings:
+        table.add_row(finding.phenomenon, finding.claim, finding.verdict, f"{_cell(finding.interval)} {finding.unit}")
+    console.print(table)
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
