@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.integration.launching import Launched
+from tests.integration.launching import Launched, Series
 from tests.integration.ranks import Ranks
 from tests.integration.students import Student
 
@@ -70,6 +70,14 @@ def launch(settings: list[str]) -> Iterator[Callable[..., Launched]]:
     for run in started:
         if run.process.poll() is None:
             run.kill(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def series(settings: list[str]) -> Iterator[Series]:
+    """Runs that need not be signalled: one after the other, with the same workers."""
+    runs = Series(settings)
+    yield runs
+    runs.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,48 +1,35 @@
-"""A run as a user starts it, watched from outside."""
+"""A run as a user starts it, watched from outside; or several that share their workers."""
 
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-class Launched:
-    """A run in its own process group, so that a signal reaches it as it would from a terminal."""
 
-    def __init__(self, run_dir: Path, *overrides: str) -> None:
+class Run:
+    """What a run leaves behind."""
+
+    def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.output = run_dir.with_name(run_dir.name + ".out")
-        command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
-        with self.output.open("a") as file:
-            self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def wait(self, seconds: float = 400) -> int:
-        return self.process.wait(seconds)
-
-    def wait_for_step(self, step: int, seconds: float = 400) -> None:
-        self.wait_until(lambda: step in self.steps(), seconds)
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, f"ended early:\n{self.text()}"
-            assert time.monotonic() < deadline, f"too slow:\n{self.text()}"
-            time.sleep(0.1)
 
     def rows(self) -> list[dict[str, float]]:
         path = self.run_dir / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def step_rows(self) -> list[dict[str, float]]:
+        return [row for row in self.rows() if "train/loss" in row]
+
     def steps(self) -> list[int]:
-        return [int(row["policy_version"]) for row in self.rows() if "train/loss" in row]
+        return [int(row["policy_version"]) for row in self.step_rows()]
 
     def summary(self) -> dict:
         return json.loads((self.run_dir / "summary.json").read_text())
@@ -58,5 +45,58 @@ class Launched:
     def text(self) -> str:
         return self.output.read_text()
 
+
+class Launched(Run):
+    """A run in its own process group, so that a signal reaches it as it would from a terminal."""
+
+    def __init__(self, run_dir: Path, *overrides: str) -> None:
+        super().__init__(run_dir)
+        command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
+        with self.output.open("a") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=ONE_THREAD
+            )
+
+    def wait(self, seconds: float = 400) -> int:
+        return self.process.wait(seconds)
+
+    def wait_for_step(self, step: int, seconds: float = 400) -> None:
+        self.wait_until(lambda: step in self.steps(), seconds)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"ended early:\n{self.text()}"
+            assert time.monotonic() < deadline, f"too slow:\n{self.text()}"
+            time.sleep(0.1)
+
     def kill(self, number: signal.Signals) -> None:
         os.killpg(self.process.pid, number)
+
+
+class Series:
+    """Runs in one process that keeps their workers, so that only the first one starts engines."""
+
+    def __init__(self, settings: Sequence[str]) -> None:
+        self._settings = settings
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.series"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, env=ONE_THREAD,
+        )  # fmt: skip
+
+    def run(self, run_dir: Path, *overrides: str, exit_code: int = 0, seconds: float = 400) -> Run:
+        """Run it to its end, which must be this one."""
+        run = Run(run_dir)
+        job = [f"run_dir={run_dir}", *self._settings, *overrides]
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"output": str(run.output), "overrides": job}) + "\n")
+        self._process.stdin.flush()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            assert selector.select(seconds), f"too slow:\n{run.text()}"
+        assert self._process.stdout.readline().strip() == str(exit_code), run.text()
+        return run
+
+    def close(self) -> None:
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait(60)

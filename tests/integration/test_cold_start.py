@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.conftest import WORDS
-from tests.integration.launching import Launched
+from tests.integration.launching import Launched, Run, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -37,21 +37,19 @@ def settings(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> l
 
 
 @pytest.fixture(scope="module")
-def from_data(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    run = launch(tmp_path_factory.mktemp("from_data") / "run", *FROM_DATA, "evaluation.every=10")
-    assert run.wait() == 0, run.text()
-    return run
+def from_data(series: Series, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return series.run(tmp_path_factory.mktemp("from_data") / "run", *FROM_DATA, "evaluation.every=10")
 
 
-def losses(run: Launched) -> list[float]:
+def losses(run: Run) -> list[float]:
     return [row["train/loss"] for row in run.rows() if "train/loss" in row]
 
 
-def sequences(run: Launched) -> list[dict]:
+def sequences(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.run_dir / "sequences.jsonl").read_text().splitlines()]
 
 
-def test_the_datas_completions_are_learned_without_a_teacher(from_data: Launched) -> None:
+def test_the_datas_completions_are_learned_without_a_teacher(from_data: Run) -> None:
     summary = from_data.summary()
     assert summary["status"] == "completed" and summary["tokens"]["rollout"] == 0 == summary["tokens"]["scored"]
     assert summary["counts"]["sequences_kept"] == 40 and sum(summary["counts"].values()) == 40
@@ -66,30 +64,30 @@ def test_the_datas_completions_are_learned_without_a_teacher(from_data: Launched
     assert not [name for name in logs if name.startswith(("scoring", "teacher"))]
 
 
-def test_every_epoch_trains_every_prompt_once(from_data: Launched) -> None:
+def test_every_epoch_trains_every_prompt_once(from_data: Run) -> None:
     rows = [json.loads(line) for line in (from_data.run_dir / "metrics.jsonl").read_text().splitlines()]
     trained = sum(row["train/loss_tokens"] for row in rows if "train/loss" in row)
     assert trained == 4 * sum(len(item["response_ids"]) for item in sequences(from_data))
 
 
-def test_a_killed_cold_start_resumes_bit_for_bit(from_data: Launched, launch: Launch, tmp_path: Path) -> None:
+def test_a_killed_cold_start_resumes_bit_for_bit(
+    from_data: Run, launch: Launch, series: Series, tmp_path: Path
+) -> None:
     killed = launch(tmp_path / "run", *FROM_DATA, "evaluation.every=10")
     killed.wait_for_step(7)
     killed.kill(signal.SIGKILL)
     killed.process.wait(30)
-    resumed = launch(tmp_path / "run", *FROM_DATA, "evaluation.every=10")
-    assert resumed.wait() == 0, resumed.text()
+    resumed = series.run(tmp_path / "run", *FROM_DATA, "evaluation.every=10", "resume=auto")
     assert resumed.steps() == from_data.steps() and losses(resumed) == losses(from_data)
     ours, theirs = (load_file(run.run_dir / "final" / "model.safetensors") for run in (resumed, from_data))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_teachers_correct_answers_are_learned_and_the_rest_is_counted(
-    from_data: Launched, launch: Launch, tmp_path: Path
+    from_data: Run, series: Series, tmp_path: Path
 ) -> None:
     teacher = f"teacher.model={from_data.run_dir / 'final'}"
-    run = launch(tmp_path / "run", *FROM_TEACHER, teacher)
-    assert run.wait() == 0, run.text()
+    run = series.run(tmp_path / "run", *FROM_TEACHER, teacher)
     found, summary = sequences(run), run.summary()
     assert len(found) == 80 and {item["origin"] for item in found} == {"teacher"}
     verdicts = Counter(item["verdict"] for item in found)
@@ -108,9 +106,8 @@ def test_a_teachers_correct_answers_are_learned_and_the_rest_is_counted(
 
 
 def test_a_teacher_that_is_never_right_ends_the_run_with_the_counts(
-    launch: Launch, tmp_path: Path, tiny_untied: Path
+    series: Series, tmp_path: Path, tiny_untied: Path
 ) -> None:
-    run = launch(tmp_path / "run", *FROM_TEACHER, f"teacher.model={tiny_untied}")
-    assert run.wait() == 1
+    run = series.run(tmp_path / "run", *FROM_TEACHER, f"teacher.model={tiny_untied}", exit_code=1)
     assert "no sequence is left to learn from (0 kept" in run.text() and "Traceback" not in run.text()
     assert run.summary()["status"] == "failed" and len(sequences(run)) == 80

@@ -5,17 +5,15 @@ The teacher has the student's initial weights and is told more, so that it needs
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from tests.integration.launching import Launched
+from tests.integration.launching import Run, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-Launch = Callable[..., Launched]
 # One request a forward: how requests meet in a packed one changes the last bits.
 STRICT = (
     "pipeline.max_staleness=0",
@@ -32,27 +30,21 @@ def settings(settings: list[str], tiny_tied: Path) -> list[str]:
     return [*settings, f"teacher.model={tiny_tied}", "teacher.context=Light travels fast.", "cluster.cpus=4"]
 
 
-def completed(run: Launched) -> list[dict[str, float]]:
-    """The rows of its steps."""
-    assert run.wait() == 0, run.text()
-    return [row for row in run.rows() if "train/loss" in row]
-
-
-def losses(run: Launched) -> list[float]:
-    return [row["train/loss"] for row in completed(run)]
+def losses(run: Run) -> list[float]:
+    return [row["train/loss"] for row in run.step_rows()]
 
 
 def test_a_reference_with_the_initial_weights_cancels_the_student_in_the_first_step(
-    launch: Launch, tmp_path: Path, tiny_tied: Path
+    series: Series, tmp_path: Path, tiny_tied: Path
 ) -> None:
-    plain = losses(launch(tmp_path / "plain", "objective=sampled_reverse_kl", *STRICT))
-    served_by_teacher = launch(tmp_path / "run", "objective=reward_extrapolation", *STRICT)
+    plain = losses(series.run(tmp_path / "plain", "objective=sampled_reverse_kl", *STRICT))
+    served_by_teacher = series.run(tmp_path / "run", "objective=reward_extrapolation", *STRICT)
     first, second = losses(served_by_teacher)
     assert first == pytest.approx(1.25 * plain[0], rel=1e-4)
     assert abs(second / (1.25 * plain[1]) - 1) > 1e-3
 
     copy = shutil.copytree(tiny_tied, tmp_path / "copy")
-    of_its_own = launch(
+    of_its_own = series.run(
         tmp_path / "other", "objective=reward_extrapolation", f"objective.reference.model={copy}", *STRICT
     )
     assert losses(of_its_own) == pytest.approx([first, second], rel=1e-4)
@@ -60,9 +52,9 @@ def test_a_reference_with_the_initial_weights_cancels_the_student_in_the_first_s
     assert "reference-0" not in logs[0] and "reference-0" in logs[1]
 
 
-def test_half_of_the_sequences_are_the_teachers(launch: Launch, tmp_path: Path) -> None:
-    run = launch(tmp_path / "run", "objective=gkd", *STREAMING)
-    rows = completed(run)
+def test_half_of_the_sequences_are_the_teachers(series: Series, tmp_path: Path) -> None:
+    run = series.run(tmp_path / "run", "objective=gkd", *STREAMING)
+    rows = run.step_rows()
     origins = [sample["origin"] for sample in run.samples()]
     assert len(origins) == 16 and set(origins) == {"student", "teacher"}
     for row, start in zip(rows, range(0, 16, 4), strict=True):
@@ -73,10 +65,10 @@ def test_half_of_the_sequences_are_the_teachers(launch: Launch, tmp_path: Path) 
     assert run.summary()["evaluation"]["teacher"]["n_prompts"] == 4
 
 
-def test_the_data_can_be_learned_from(launch: Launch, tmp_path: Path) -> None:
+def test_the_data_can_be_learned_from(series: Series, tmp_path: Path) -> None:
     states = ("objective.states.student_share=0", "objective.states.others=dataset")
-    run = launch(tmp_path / "run", "objective=full_forward_kl", *states, *STREAMING)
-    rows = completed(run)
+    run = series.run(tmp_path / "run", "objective=full_forward_kl", *states, *STREAMING)
+    rows = run.step_rows()
     assert {row["rollout/student_share"] for row in rows} == {0}
     assert run.summary()["tokens"]["rollout"] == 0 < run.summary()["tokens"]["trained"]
     for sample in run.samples():
@@ -84,10 +76,10 @@ def test_the_data_can_be_learned_from(launch: Launch, tmp_path: Path) -> None:
         assert words.startswith(sample["response"]) and sample["response"]  # cut where a response would be
 
 
-def test_task_rewards_are_compared_within_whole_groups_and_gates_hold_back(launch: Launch, tmp_path: Path) -> None:
+def test_task_rewards_are_compared_within_whole_groups_and_gates_hold_back(series: Series, tmp_path: Path) -> None:
     groups = ("sampling.samples_per_prompt=2", "data.verifier=exact", "objective.gate.only_finished=true")
-    run = launch(tmp_path / "run", "objective=task_reward_mix", *groups, *STREAMING)
-    rows = completed(run)
+    run = series.run(tmp_path / "run", "objective=task_reward_mix", *groups, *STREAMING)
+    rows = run.step_rows()
     for _, batch in groupby(enumerate(run.samples()), key=lambda pair: pair[0] // 4):
         assert set(Counter(sample["prompt_id"] for _, sample in batch).values()) == {2}
     for row in rows:
@@ -97,9 +89,9 @@ def test_task_rewards_are_compared_within_whole_groups_and_gates_hold_back(launc
 
 
 @pytest.mark.parametrize("preset", ["tropd", "union_tail", "minillm"])
-def test_what_else_a_teacher_can_be_asked_for(preset: str, launch: Launch, tmp_path: Path) -> None:
-    run = launch(tmp_path / "run", f"objective={preset}", *STREAMING)
-    rows = completed(run)
+def test_what_else_a_teacher_can_be_asked_for(preset: str, series: Series, tmp_path: Path) -> None:
+    run = series.run(tmp_path / "run", f"objective={preset}", *STREAMING)
+    rows = run.step_rows()
     assert len(rows) == 4 and all(row["train/grad_norm"] > 0 for row in rows)
     before, after = (run.summary()["evaluation"][f"student_{when}"]["reverse_kl"] for when in ("before", "after"))
     assert after != before

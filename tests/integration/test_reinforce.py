@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integration.launching import Launched
+from tests.integration.launching import Launched, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -54,15 +54,9 @@ def settings(settings: list[str], tmp_path_factory: pytest.TempPathFactory, some
     return [*settings, *paths, *REINFORCE]
 
 
-def completed(run: Launched) -> list[dict[str, float]]:
-    """The rows of its steps."""
-    assert run.wait() == 0, run.text()
-    return [row for row in run.rows() if "train/loss" in row]
-
-
-def test_rewards_rise_without_a_teacher(launch: Launch, tmp_path: Path) -> None:
-    run = launch(tmp_path / "run", *LEARNING, "pipeline.max_replaced_groups=8")
-    rows = completed(run)
+def test_rewards_rise_without_a_teacher(series: Series, tmp_path: Path) -> None:
+    run = series.run(tmp_path / "run", *LEARNING, "pipeline.max_replaced_groups=8")
+    rows = run.step_rows()
     accuracies = [row["rollout/accuracy"] for row in rows]
     # Replaced groups carry no reward, so those that are trained start above the model's own 0.04.
     assert accuracies[0] < 0.4 and min(accuracies[-3:]) > 0.8, accuracies
@@ -77,13 +71,13 @@ def test_rewards_rise_without_a_teacher(launch: Launch, tmp_path: Path) -> None:
     assert all(0 <= row["rollout/staleness_max"] <= 1 for row in rows)
 
 
-def test_groups_without_spread_are_replaced_within_the_limit_and_counted(launch: Launch, tmp_path: Path) -> None:
+def test_groups_without_spread_are_replaced_within_the_limit_and_counted(series: Series, tmp_path: Path) -> None:
     limit, groups, steps = 5, 2, 4
-    run = launch(
+    run = series.run(
         tmp_path / "run", f"pipeline.batch_size={groups * SAMPLES}", f"pipeline.steps={steps}",
         f"pipeline.max_replaced_groups={limit}",
     )  # fmt: skip
-    rows = completed(run)
+    rows = run.step_rows()
     replaced = [row["rollout/groups_without_spread_replaced"] for row in rows]
     assert replaced == sorted(replaced) and replaced[-1] == run.summary()["counts"]["groups_without_spread_replaced"]
     assert 0 < replaced[-1] <= limit * steps
@@ -97,10 +91,10 @@ def test_groups_without_spread_are_replaced_within_the_limit_and_counted(launch:
             assert [sample["sample_index"] for sample in group] == list(range(SAMPLES))
 
 
-def test_the_classic_form_with_a_reference_is_marked_by_the_reference_alone(launch: Launch, tmp_path: Path) -> None:
+def test_the_classic_form_with_a_reference_is_marked_by_the_reference_alone(series: Series, tmp_path: Path) -> None:
     pull = ("objective.task_reward.share=0.05", "objective.reference.model=student")
-    run = launch(tmp_path / "run", "objective=grpo_classic", *pull, *LEARNING, "pipeline.steps=6")
-    rows = completed(run)
+    run = series.run(tmp_path / "run", "objective=grpo_classic", *pull, *LEARNING, "pipeline.steps=6")
+    rows = run.step_rows()
     first, *later = (abs(row["train/sampled_reverse_kl"]) for row in rows)
     assert first < 1e-4 < min(later)  # the student is its reference until it has learned
     assert rows[-1]["rollout/accuracy"] > rows[0]["rollout/accuracy"] + 0.3
@@ -110,19 +104,17 @@ def test_the_classic_form_with_a_reference_is_marked_by_the_reference_alone(laun
     assert "reference-0" in logs and "scoring-0" not in logs
 
 
-def test_a_killed_run_resumes_bit_for_bit(launch: Launch, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(launch: Launch, series: Series, tmp_path: Path) -> None:
     strict = (
         "pipeline.max_staleness=0", "pipeline.steps=6", "checkpoint.every=2", f"pipeline.batch_size={2 * SAMPLES}",
         "pipeline.max_replaced_groups=1000",
     )  # fmt: skip
-    whole = launch(tmp_path / "whole", *strict)
-    completed(whole)
+    whole = series.run(tmp_path / "whole", *strict)
     killed = launch(tmp_path / "run", *strict)
     killed.wait_for_step(3)
     killed.kill(signal.SIGKILL)
     killed.process.wait(30)
-    resumed = launch(tmp_path / "run", *strict)
-    completed(resumed)
+    resumed = series.run(tmp_path / "run", *strict, "resume=auto")
     assert resumed.steps() == whole.steps() and resumed.trained_prompts() == whole.trained_prompts()
     assert resumed.summary()["counts"] == whole.summary()["counts"]
     ours, theirs = (load_file(run.run_dir / "final" / "model.safetensors") for run in (resumed, whole))

@@ -11,7 +11,9 @@ from orchestration.config import ConfigError, RunConfig, build, register_schema
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = [
-    f"{path.parent.relative_to(CONF)}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))
+    f"{group.name}={path.relative_to(group).with_suffix('')}"
+    for group in sorted(path for path in CONF.iterdir() if path.is_dir())
+    for path in sorted(group.rglob("*.yaml"))
 ]  # every option of every group
 NEEDED_BY_PRESETS = {
     "naive_student_topk": ["objective.unsafe_baseline=true"],

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from orchestration.artifact import seal, verify
+from orchestration.cluster import Session
 from orchestration.config import ConfigError, RunConfig, register_schema
 from orchestration.files import write_json, write_text
 from orchestration.recipe import PlannedStage, compose_stages
@@ -169,7 +170,7 @@ def test_a_stage_whose_manifest_a_kill_forestalled_is_sealed_and_not_run_again(t
     recipe = composed(tmp_path / "run", *tiny, stages(a=[]))
     finish(recipe[0], {"model.safetensors": "weights"})
     (recipe[0].folder / "artifact.json").unlink()
-    assert carry_out(recipe, opened(tmp_path / "run", recipe)) == 0
+    assert carry_out(recipe, opened(tmp_path / "run", recipe), Session()) == 0
     assert verify(recipe[0].folder).stage == "a"
     assert outcome(tmp_path / "run") == ("completed", ["completed"])
 
@@ -178,7 +179,7 @@ def test_a_stage_that_cannot_start_fails_the_recipe(tiny: list[str], tmp_path: P
     recipe = composed(tmp_path / "run", *tiny, stages(a=[], b=[], c=[]))
     finish(recipe[0], {"model.safetensors": "weights"})  # which is no checkpoint to begin with
     with pytest.raises(SystemExit) as caught:
-        carry_out(recipe, opened(tmp_path / "run", recipe))
+        carry_out(recipe, opened(tmp_path / "run", recipe), Session())
     assert caught.value.code == 1
     assert outcome(tmp_path / "run") == ("failed", ["completed", "failed", "not started"])
 
@@ -192,5 +193,5 @@ def test_ctrl_c_between_two_stages_interrupts_the_recipe(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("orchestration.recipe_run.prepare", press_ctrl_c)
-    assert carry_out(recipe, opened(tmp_path / "run", recipe)) == 130
+    assert carry_out(recipe, opened(tmp_path / "run", recipe), Session()) == 130
     assert outcome(tmp_path / "run") == ("interrupted", ["interrupted", "not started"])

@@ -1,0 +1,36 @@
+"""A process that runs what it is told, one line a run, and keeps the workers in between: see launching.Series."""
+
+import json
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from hydra import initialize_config_module
+
+from orchestration.cluster import Session
+from orchestration.launch import launch
+from orchestration.recipe import compose_run
+
+
+def perform(overrides: list[str], session: Session) -> int:
+    composed, preset = compose_run("config", overrides)
+    try:
+        return launch(composed, preset, "config", overrides, session)
+    except SystemExit as refusal:
+        return int(refusal.code or 0)
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    with initialize_config_module("conf", version_base="1.3"), Session() as session:
+        for line in sys.stdin:
+            job = json.loads(line)
+            with Path(job["output"]).open("a") as file, redirect_stdout(file), redirect_stderr(file):
+                exit_code = perform(job["overrides"], session)
+            print(exit_code, file=answers)
+
+
+if __name__ == "__main__":
+    main()
