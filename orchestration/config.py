@@ -232,6 +232,12 @@ def _check_ranges(config: RunConfig) -> None:
         "is a share; must lie between 0 and 1 (1: repetition is not looked at)",
     )
     _require(
+        config.learner.overlap_k >= 0,
+        "learner.overlap_k",
+        config.learner.overlap_k,
+        "counts most likely ids; must be 0 (the overlap is not measured) or more",
+    )
+    _require(
         config.learner.zero_stage in (0, 1, 2, 3),
         "learner.zero_stage",
         config.learner.zero_stage,
