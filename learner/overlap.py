@@ -51,7 +51,7 @@ def overlap(student: Top, teacher: Top) -> dict[str, Tensor]:
     logp_CK, logq_CK = (x.clamp(min=LOG_ZERO).masked_fill(absent_CK, -torch.inf) for x in (student.logprobs, logq_CK))
     log_mass_p, log_mass_q = logp_CK.logsumexp(-1, keepdim=True), logq_CK.logsumexp(-1, keepdim=True)
     logp_CK, logq_CK = logp_CK - log_mass_p, logq_CK - log_mass_q
-    shared_C = (~absent_CK).sum(-1)
+    shared_C = (~absent_CK).sum(-1, dtype=logp_CK.dtype)
     advantage_C = (logp_CK.exp() * (logq_CK - logp_CK)).masked_fill(absent_CK, 0.0).sum(-1) / shared_C
     undefined_C = shared_C < 2
     return {
