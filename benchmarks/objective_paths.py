@@ -80,6 +80,7 @@ def make_inputs(tokens: int, vocabulary: int, hidden: int) -> Inputs:
         support_teacher_logprobs=logq_RK,
         teacher_top_ids=ids_RK,
         teacher_top_logprobs=logq_RK,
+        teacher_entropy=5 * torch.rand(tokens),
     )
     teacher_head = Head(torch.randn(vocabulary, hidden).mul_(0.05), None, LogitTransform())
     return Inputs(
@@ -94,12 +95,20 @@ def make_inputs(tokens: int, vocabulary: int, hidden: int) -> Inputs:
 
 
 def fused(name: str) -> Runner:
-    objective, chunk = build_objective(OBJECTIVES[name]), LearnerConfig().head_chunk_tokens
+    objective, learner = build_objective(OBJECTIVES[name]), LearnerConfig()
 
     def run(inputs: Inputs) -> Tensor:
         teacher = inputs.teacher if objective.requirements.hidden_states else None
         loss, _ = fused_head_loss(
-            inputs.hidden, inputs.weight, None, inputs.rows, objective, chunk, LogitTransform(), teacher
+            inputs.hidden,
+            inputs.weight,
+            None,
+            inputs.rows,
+            objective,
+            learner.head_chunk_tokens,
+            LogitTransform(),
+            teacher,
+            learner.overlap_k,
         )
         loss.backward()
         return loss.detach()

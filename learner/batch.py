@@ -63,3 +63,4 @@ class Batch:
     ranks: tuple[tuple[MicroBatch | None, ...], ...]  # [rank][micro-batch]
     loss_tokens: int  # over all ranks and micro-batches: the normaliser of the loss
     examples: int
+    teacher_top_k: int = 0  # of the teacher's own most likely ids that every example has

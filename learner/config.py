@@ -40,6 +40,7 @@ class LearnerConfig:
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 1024  # packing budget; a longer trajectory runs alone
     head_chunk_tokens: int = 128  # the LM head sees this many positions at a time
+    overlap_k: int = 16  # most likely ids of student and teacher that steps and evaluations compare; 0: none
     gradient_checkpointing: bool = False
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     weight_transfer: WeightTransfer = WeightTransfer.shared_memory

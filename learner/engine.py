@@ -141,7 +141,7 @@ class LearnerEngine:
         """
         head = self._teacher_head(teacher)
         micro_batches = self._share(batch)
-        sums = ExampleSums(batch.examples, self.device)
+        sums = ExampleSums(batch.examples, self.device, self.config.overlap_k > 0)
         self.deepspeed.eval()
         with torch.no_grad():
             for micro_batch in micro_batches:
@@ -163,7 +163,8 @@ class LearnerEngine:
 
         def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
             student = Head.of(weight, bias, self._transform)
-            return divergences(student, hidden, teacher.head, teacher.hidden, self.config.head_chunk_tokens)
+            chunk, overlap_k = self.config.head_chunk_tokens, self.config.overlap_k
+            return divergences(student, hidden, teacher.head, teacher.hidden, chunk, overlap_k)
 
         return self.deepspeed(packed, job)
 
@@ -185,6 +186,7 @@ class LearnerEngine:
         """Forward and backward of every micro-batch."""
         totals = StepTotals(self.device)
         head = self._teacher_head(None) if self._objective.requirements.hidden_states else None
+        overlap_k = self._overlap_k(batch)
         # DeepSpeed averages over ranks; the loss is a sum over all of them, divided by their tokens.
         scale = self.ranks / max(batch.loss_tokens, 1)
         micro_batches = self._share(batch)
@@ -198,11 +200,17 @@ class LearnerEngine:
                 chunk_tokens=self.config.head_chunk_tokens,
                 transform=self._transform,
                 teacher=None if head is None else _full_teacher(packed, head),
+                overlap_k=overlap_k,
             )
             loss, per_token = self.deepspeed(packed, job)
-            totals.add(per_token)
+            totals.add(per_token, packed.rows.require("positions"))
             self.deepspeed.backward(loss * scale)
         return totals
+
+    def _overlap_k(self, batch: Batch) -> int:
+        """0 where no teacher has told its most likely ids; of the whole batch, so that all ranks measure the same."""
+        told = self._objective.requirements.hidden_states or batch.teacher_top_k >= self.config.overlap_k
+        return self.config.overlap_k if told else 0
 
     def _refuse_non_finite(self, totals: StepTotals) -> None:
         bad = [] if totals.loss_is_finite else ["the loss"]

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.lm_head import Head
-from learner.rowwise import log_softmax_, row_blocks, top_ids, write_rows
+from learner.overlap import Top, overlap
+from learner.rowwise import log_softmax_, row_blocks, write_rows
 
-OVERLAP_K = 16
-_SUMS = ("reverse_kl", "forward_kl", "overlap_ratio")
+_SUMS = ("reverse_kl", "forward_kl", "overlap_ratio")  # the last one where it is measured
 # A probability of zero: far below any log-prob, and finite, so that 0 * log 0 is 0.
 _LOG_NOTHING = torch.finfo(torch.float32).min / 2
 
@@ -26,13 +26,13 @@ class ExampleDivergence:
     tokens: int
     reverse_kl: float  # KL(student || teacher), full vocabulary, nats
     forward_kl: float  # KL(teacher || student), full vocabulary, nats
-    overlap_ratio: float  # share of the two top-16 that coincides
+    overlap_ratio: float | None = None  # share of the two top k that coincides; None: not measured
 
 
 def divergences(
-    student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor, chunk_tokens: int
+    student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor, chunk_tokens: int, overlap_k: int = 0
 ) -> dict[str, Tensor]:
-    """Reverse and forward KL, overlap ratio and the teacher's entropy of each token as `compare` has them, [R] each.
+    """What `compare` says of each token, and with `overlap_k` what `overlap` says of the two top k, [R] each.
 
     Ids beyond the shorter of the two heads are padding rows that no tokenizer emits; both softmaxes leave
     them out.
@@ -52,7 +52,8 @@ def divergences(
             log_softmax_(head.logits(states[rows].float(), out=buffer[: rows.stop - start]), _LOG_NOTHING)
             for (head, states), buffer in zip(sides, buffers, strict=True)
         )
-        write_rows(values, rows, compare(logp_CV, logq_CV), len(hidden))
+        shared_top = overlap(Top.of(logp_CV, overlap_k), Top.of(logq_CV, overlap_k)) if overlap_k else {}
+        write_rows(values, rows, compare(logp_CV, logq_CV) | shared_top, len(hidden))
     return values
 
 
@@ -63,8 +64,7 @@ def compare(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None = None) ->
         probs_CV: exp(logp_CV) where the caller has it.
 
     Returns:
-        "reverse_kl" KL(p || q) and "forward_kl" KL(q || p), "teacher_entropy" of q (all in nats), and
-        "overlap_ratio", the share of the two top-16 that coincides.
+        "reverse_kl" KL(p || q) and "forward_kl" KL(q || p), "teacher_entropy" of q, all in nats.
     """
     values: dict[str, Tensor] = {}
     for block in row_blocks(logp_CV):
@@ -75,26 +75,25 @@ def compare(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None = None) ->
 
 
 def _compare(logp: Tensor, logq: Tensor, p: Tensor) -> dict[str, Tensor]:
-    k = min(OVERLAP_K, logp.shape[1])
-    top_p, top_q = top_ids(logp, k), top_ids(logq, k)
     log_ratio, q = logp - logq, logq.exp()
     return {
         "reverse_kl": (p * log_ratio).sum(-1),
         "forward_kl": -(q * log_ratio).sum(-1),
         "teacher_entropy": -(q * logq).sum(-1),
-        "overlap_ratio": (top_p[:, :, None] == top_q[:, None, :]).any(-1).float().mean(-1),
     }
 
 
 class ExampleSums:
     """Token values summed by example, on every rank the same once reduced."""
 
-    def __init__(self, examples: int, device: torch.device) -> None:
-        self._sums = torch.zeros(examples, 1 + len(_SUMS), dtype=torch.float64, device=device)
+    def __init__(self, examples: int, device: torch.device, overlap: bool) -> None:
+        """`overlap`: whether the values have an overlap ratio."""
+        self._names = _SUMS if overlap else _SUMS[:-1]
+        self._sums = torch.zeros(examples, 1 + len(self._names), dtype=torch.float64, device=device)
 
     def add(self, values: dict[str, Tensor], example_index: Tensor) -> None:
         """Add token values [R], each to its example [R]."""
-        columns = [torch.ones_like(values["reverse_kl"]), *(values[name] for name in _SUMS)]
+        columns = [torch.ones_like(values["reverse_kl"]), *(values[name] for name in self._names)]
         self._sums.index_add_(0, example_index, torch.stack(columns, dim=1).double())
 
     def reduce(self) -> list[ExampleDivergence]:

@@ -22,6 +22,7 @@ from learner.evaluation import compare
 from learner.lm_head import Head
 from learner.objectives.base import LOG_ZERO, Objective, Requirements, Rows, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
+from learner.overlap import Top, overlap, top_and_entropy
 from learner.rowwise import log_softmax_, write_rows
 from scoring.lm_head import LogitTransform
 
@@ -95,6 +96,7 @@ def fused_head_loss(
     chunk_tokens: int,
     transform: LogitTransform | None = None,
     teacher: FullTeacher | None = None,
+    overlap_k: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the objective over all rows, differentiable once with respect to hidden states and head.
 
@@ -107,6 +109,8 @@ def fused_head_loss(
         transform: what the model makes of the head's output; None: nothing.
         teacher: needed by objectives over the whole vocabulary. Ids beyond the shorter of the two heads are
             padding rows that no tokenizer emits; both softmaxes leave them out.
+        overlap_k: most likely ids of student and teacher that are compared, 0: none. Without `teacher`, `rows` must
+            have the teacher's entropy and at least so many of its most likely ids.
 
     Returns:
         The scalar loss (float32, nats) and per-token values [R], detached: the objective's metrics, "loss",
@@ -114,7 +118,8 @@ def fused_head_loss(
         "learner_logprob" (log p) and "rollout_logprob_gap" (|sampling log-prob - the learner's at the
         sampling temperature|; inflated if top-p or top-k cut the sampling distribution). With a teacher also the
         values of `learner.evaluation.compare`. Entropies and those are of the softmaxes at the temperature that
-        the objective asks for.
+        the objective asks for. With `overlap_k` also the values of `learner.overlap.overlap` and "entropy_gap"
+        |H(q) - H(p)|, at temperature 1 whatever the objective asks for.
 
     Raises:
         ValueError: the objective needs a teacher's whole distribution, and there is none.
@@ -123,25 +128,22 @@ def fused_head_loss(
         raise ValueError("objective.support=full needs the teacher's hidden states; set ScoringRequest.hidden_states")
     with torch.no_grad():
         head = Head.of(weight, bias, transform or LogitTransform())
-        sweep = _sweep(head, hidden, rows, objective, chunk_tokens, teacher)
+        work = _ChunkWork(head, objective, teacher, min(chunk_tokens, max(len(rows), 1)), overlap_k)
+        sweep = _sweep(work, head, hidden, rows, objective.requirements)
     if not torch.is_grad_enabled():
         return sweep.loss, sweep.per_token
     return _Precomputed.apply(hidden, weight, bias, sweep), sweep.per_token
 
 
-def _sweep(
-    head: Head, hidden: Tensor, rows: Rows, objective: Objective, chunk_tokens: int, teacher: FullTeacher | None
-) -> _Sweep:
-    chunk = min(chunk_tokens, max(len(rows), 1))
-    work = _ChunkWork(head, objective, teacher, chunk)
-    if objective.requirements.future_advantages:
-        rows = replace(rows, future_advantages=_look_ahead(work, hidden, rows, objective.requirements))
+def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Requirements) -> _Sweep:
+    if needs.future_advantages:
+        rows = replace(rows, future_advantages=_look_ahead(work, hidden, rows, needs))
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
     grad_weight = torch.zeros_like(head.weight)
     grad_bias = None if head.bias is None else torch.zeros_like(head.bias)
     ids = slice(0, len(work.head))
     values: dict[str, Tensor] = {}
-    for positions in _chunks(len(rows), chunk):
+    for positions in _chunks(len(rows), work.positions):
         hidden_Cd = hidden[positions].float()
         grad_CV, per_token = work.gradient(hidden_Cd, rows, positions)
         torch.mm(grad_CV, work.head.weight, out=grad_hidden[positions])
@@ -175,12 +177,15 @@ def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: Requireme
 class _ChunkWork:
     """What is done with the positions of one chunk, in buffers that all chunks share."""
 
-    def __init__(self, head: Head, objective: Objective, teacher: FullTeacher | None, positions: int) -> None:
+    def __init__(
+        self, head: Head, objective: Objective, teacher: FullTeacher | None, positions: int, overlap_k: int
+    ) -> None:
         self.head = head if teacher is None else head.shortened(min(len(head), len(teacher.head)))
         self.positions = positions
         self._objective = objective
         self._teacher = None if teacher is None else FullTeacher(teacher.hidden, teacher.head.shortened(len(self.head)))
         self._temperature = objective.requirements.softmax_temperature
+        self._overlap_k = overlap_k
         self._logits, self._spare = self._buffer(), self._buffer()
         self._teacher_logits = None if teacher is None else self._buffer()
         self._slope = None if head.transform.cap is None else self._buffer()
@@ -200,16 +205,20 @@ class _ChunkWork:
         slope_CV = None if self._slope is None else self._slope[: len(hidden_Cd)]
         if slope_CV is not None:
             self.head.transform.slope(logits_CV, out=slope_CV)
-        student, per_token = self._student(logits_CV, rows.slice(positions.start, positions.stop))
-        teacher, compared = self._compare(student, positions)
-        losses = self._objective(student, rows.slice(positions.start, positions.stop), teacher)
+        rows, teacher_CV = rows.slice(positions.start, positions.stop), self._teacher_at(positions)
+        shared_top = self._tempered_overlap(logits_CV, teacher_CV, rows) if self._temperature != 1 else {}
+        student, per_token = self._student(logits_CV, rows)
+        teacher, compared = self._compare(student, teacher_CV)
+        values = per_token | compared
+        values |= shared_top or self._overlap(student, teacher, rows, values)
+        losses = self._objective(student, rows, teacher)
         grad_CV = losses.grad_logits
         scale = self.head.transform.factor / self._temperature
         if slope_CV is not None:
             grad_CV.mul_(slope_CV).div_(self._temperature)
         elif scale != 1:
             grad_CV.mul_(scale)
-        return grad_CV, {"loss": losses.loss, **per_token, **compared, **losses.metrics}
+        return grad_CV, {"loss": losses.loss, **values, **losses.metrics}
 
     def _student(self, logits_CV: Tensor, rows: Rows) -> tuple[StudentChunk, dict[str, Tensor]]:
         """The distribution at the objective's temperature, and what is known without a teacher's distribution."""
@@ -230,14 +239,48 @@ class _ChunkWork:
             "rollout_logprob_gap": (rows.sampling_logprobs - sampling_logp).abs(),
         }
 
-    def _compare(self, student: StudentChunk, positions: slice) -> tuple[TeacherChunk | None, dict[str, Tensor]]:
+    def _teacher_at(self, positions: slice) -> Tensor | None:
+        """The teacher's logits [C, V], if it has told its states."""
         if self._teacher is None or self._teacher_logits is None:
-            return None, {}
+            return None
         states_Cd = self._teacher.hidden[positions].float()
-        logits_CV = self._teacher.head.logits(states_Cd, out=self._teacher_logits[: len(states_Cd)])
-        logq_CV = log_softmax_(logits_CV.div_(self._temperature), LOG_ZERO)
+        return self._teacher.head.logits(states_Cd, out=self._teacher_logits[: len(states_Cd)])
+
+    def _compare(
+        self, student: StudentChunk, teacher_CV: Tensor | None
+    ) -> tuple[TeacherChunk | None, dict[str, Tensor]]:
+        """The teacher's distribution at the objective's temperature, which overwrites its logits."""
+        if teacher_CV is None:
+            return None, {}
+        logq_CV = log_softmax_(teacher_CV.div_(self._temperature), LOG_ZERO)
         compared = compare(student.logprobs, logq_CV, student.probs)
         return TeacherChunk(logq_CV, compared["reverse_kl"]), compared
+
+    def _overlap(
+        self, student: StudentChunk, teacher: TeacherChunk | None, rows: Rows, values: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Taken before the objective overwrites the two distributions, which are at temperature 1."""
+        if not self._overlap_k:
+            return {}
+        if teacher is None:
+            theirs, entropy = self._told(rows)
+        else:
+            theirs, entropy = Top.of(teacher.logprobs, self._overlap_k), values["teacher_entropy"]
+        shared_top = overlap(Top.of(student.logprobs, self._overlap_k), theirs)
+        return shared_top | {"entropy_gap": (entropy - values["student_entropy"]).abs()}
+
+    def _tempered_overlap(self, logits_CV: Tensor, teacher_CV: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+        """The same from the logits, for an objective at another temperature: one more softmax of each."""
+        if not self._overlap_k:
+            return {}
+        ours, entropy = top_and_entropy(logits_CV, self._overlap_k)
+        told = self._told(rows) if teacher_CV is None else top_and_entropy(teacher_CV, self._overlap_k)
+        return overlap(ours, told[0]) | {"entropy_gap": (told[1] - entropy).abs()}
+
+    def _told(self, rows: Rows) -> tuple[Top, Tensor]:
+        """The teacher's most likely ids and its entropy as it sent them."""
+        ids_CK, logq_CK = rows.teacher_top()
+        return Top(ids_CK[:, : self._overlap_k], logq_CK[:, : self._overlap_k]), rows.require("teacher_entropy")
 
 
 def _tempered_logprobs(logits_CV: Tensor, spare_CV: Tensor, target_ids: Tensor, temperatures: Tensor) -> Tensor:

@@ -63,7 +63,12 @@ def pack(
     longest = max(len(micro_batches) for micro_batches in per_rank)
     padded = tuple(tuple(m) + (None,) * (longest - len(m)) for m in per_rank)
     loss_tokens = sum(example.trajectory.loss_tokens for example in examples)
-    return Batch(policy_version, padded, loss_tokens, len(examples))
+    return Batch(policy_version, padded, loss_tokens, len(examples), min(map(_teacher_top_k, examples)))
+
+
+def _teacher_top_k(example: Example) -> int:
+    top_ids = None if example.signal is None else example.signal.top_ids
+    return 0 if top_ids is None else top_ids.shape[1]
 
 
 def _input_length(example: Example) -> int:

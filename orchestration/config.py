@@ -192,6 +192,7 @@ def _require(condition: bool, key: str, value: object, fix: str) -> None:
 def check(config: RunConfig) -> None:
     """Every rule on the values alone; what needs files or models is checked in `preparation`."""
     _check_ranges(config)
+    _check_learner(config.learner)
     _check_objective(config)
     _check_rewards(config)
     _check_stage(config)
@@ -237,24 +238,33 @@ def _check_ranges(config: RunConfig) -> None:
         config.cold_start.max_repetition,
         "is a share; must lie between 0 and 1 (1: repetition is not looked at)",
     )
-    _require(
-        config.learner.zero_stage in (0, 1, 2, 3),
-        "learner.zero_stage",
-        config.learner.zero_stage,
-        "must be 0, 1, 2 or 3",
-    )
-    _require(
-        config.learner.learning_rate > 0,
-        "learner.learning_rate",
-        config.learner.learning_rate,
-        "must be above 0",
-    )
     longest = max(config.sampling.max_tokens, config.evaluation.max_tokens)
     _require(
         longest < config.rollout.max_model_len,
         "rollout.max_model_len",
         config.rollout.max_model_len,
         f"leaves no room for a prompt before {longest} response tokens; raise it",
+    )
+
+
+def _check_learner(learner: LearnerConfig) -> None:
+    _require(
+        learner.overlap_k >= 0,
+        "learner.overlap_k",
+        learner.overlap_k,
+        "counts most likely ids; must be 0 (the overlap is not measured) or more",
+    )
+    _require(
+        learner.zero_stage in (0, 1, 2, 3),
+        "learner.zero_stage",
+        learner.zero_stage,
+        "must be 0, 1, 2 or 3",
+    )
+    _require(
+        learner.learning_rate > 0,
+        "learner.learning_rate",
+        learner.learning_rate,
+        "must be above 0",
     )
 
 

@@ -102,7 +102,8 @@ class Evaluator:
             columns["accuracy"] = (np.array(rewards), ones)
         if divergences is not None:
             tokens = np.array([d.tokens for d in divergences], dtype=float)
-            for name in ("reverse_kl", "forward_kl", "overlap_ratio"):
+            measured = ("overlap_ratio",) if self._config.learner.overlap_k else ()
+            for name in ("reverse_kl", "forward_kl", *measured):
                 columns[name] = (np.array([getattr(d, name) for d in divergences]), tokens)
         intervals = {name: ratio_interval(total, weight) for name, (total, weight) in columns.items()}
         means = {name: interval.mean for name, interval in intervals.items()}

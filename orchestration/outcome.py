@@ -82,7 +82,7 @@ def _figures(summary: Summary) -> Table:
     rows = {
         "reverse KL (nats a token)": "reverse_kl",
         "forward KL (nats a token)": "forward_kl",
-        "top-16 overlap": "overlap_ratio",
+        "top-k overlap": "overlap_ratio",
         "answer length (tokens)": "mean_response_tokens",
         "truncated share": "truncated_share",
         "accuracy": "accuracy",

@@ -185,6 +185,10 @@ def _check_supports(config: RunConfig, model: PreTrainedConfig, path: str) -> No
     for key, term in {"objective.k": objective, **further}.items():
         if term.support in TOPK_SUPPORTS and term.k > vocabulary:
             raise ConfigError(f"{key}={term.k}: {path} has only {vocabulary} tokens; lower it, or set support=full")
+    overlap_k = config.learner.overlap_k
+    if overlap_k > vocabulary:
+        fix = "lower it, or set 0 to leave the overlap out"
+        raise ConfigError(f"learner.overlap_k={overlap_k}: {path} has only {vocabulary} tokens; {fix}")
 
 
 def _check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:

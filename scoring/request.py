@@ -1,5 +1,6 @@
 """What to ask a teacher about a trajectory."""
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +47,14 @@ def build_request(
         top_k=needs.teacher_top_k,
         hidden_states=needs.hidden_states,
     )
+
+
+def with_top(request: ScoringRequest, k: int) -> ScoringRequest:
+    """The request, also for the teacher's `k` most likely ids; hidden states tell them, and more, without being asked.
+
+    The k that the objective asked for, if fewer, are the first of them.
+    """
+    return request if request.hidden_states else replace(request, top_k=max(request.top_k, k))
 
 
 def _student_support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:

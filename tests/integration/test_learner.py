@@ -172,7 +172,7 @@ def test_a_step_is_the_plain_gradient_on_one_and_on_two_ranks(
     tied: bool, one: Ranks, two: Ranks, tiny_tied: Path, tiny_untied: Path, tmp_path: Path
 ) -> None:
     model = tiny_tied if tied else tiny_untied
-    examples = make_examples()
+    examples = make_examples(top_k=20)
     loss, norm = plain_loss(model, examples)
     job = Job(model, settings())
     single = one.run(train, job, examples, 1, BUDGET, tmp_path / "one")
@@ -183,6 +183,10 @@ def test_a_step_is_the_plain_gradient_on_one_and_on_two_ranks(
     assert_same_update(tmp_path / "one", tmp_path / "two", model, 1e-3)
     first, second = double
     assert [replace(r, seconds=0) for r in first] == [replace(r, seconds=0) for r in second]
+    alone, shared = single[0][0].metrics, first[0].metrics
+    assert shared == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert {"overlap_ratio", "entropy_gap/tokens_0_1", "entropy_gap/tokens_16_32"} <= alone.keys()
+    assert "entropy_gap/tokens_32_64" not in alone  # the longest response has 20 tokens
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -231,11 +235,14 @@ def test_gradient_checkpointing_changes_nothing(one: Ranks, tiny_tied: Path, tmp
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_rank_without_work_stays_in_step(stage: int, one: Ranks, two: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
-    examples = [make_example(1, 5, 9), make_example(2, 3, 6, masked=True)]
+    examples = [make_example(1, 5, 9, top_k=16), make_example(2, 3, 6, top_k=16, masked=True)]
     job = Job(tiny_tied, settings(stage))
-    one.run(train, job, examples[:1], 1, 1, tmp_path / "one")
-    two.run(train, job, examples[:1], 2, 1, tmp_path / "idle")
-    two.run(train, job, examples, 2, 1, tmp_path / "masked")
+    (alone,) = one.run(train, job, examples[:1], 1, 1, tmp_path / "one")
+    (idle, _) = two.run(train, job, examples[:1], 2, 1, tmp_path / "idle")
+    (masked, _) = two.run(train, job, examples, 2, 1, tmp_path / "masked")
+    assert "overlap_mass_teacher/tokens_8_16" in alone[0].metrics
+    for reports in (idle, masked):
+        assert reports[0].metrics == pytest.approx(alone[0].metrics, rel=1e-4, abs=1e-6)
     for name in ("idle", "masked"):
         assert_same_update(tmp_path / "one", tmp_path / name, tiny_tied, 1e-3)
 

@@ -93,5 +93,7 @@ def test_what_else_a_teacher_can_be_asked_for(preset: str, series: Series, tmp_p
     run = series.run(tmp_path / "run", f"objective={preset}", *STREAMING)
     rows = run.step_rows()
     assert len(rows) == 4 and all(row["train/grad_norm"] > 0 for row in rows)
+    for name in ("overlap_ratio", "overlap_mass_teacher", "entropy_gap", "sampled_reverse_kl"):
+        assert all(f"train/{name}" in row and f"train/{name}/tokens_0_1" in row for row in rows)
     before, after = (run.summary()["evaluation"][f"student_{when}"]["reverse_kl"] for when in ("before", "after"))
     assert after != before

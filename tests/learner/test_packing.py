@@ -150,3 +150,11 @@ def test_what_nobody_needs_is_not_there() -> None:
     (m,) = micro_batches(pack([make_example(0, 4, 3)], 1, 100, 0))
     assert m.teacher_top_ids is m.teacher_top_logprobs is m.task_advantages is m.reference_logprobs is None
     assert m.weights.tolist() == [1, 1, 1] and not m.is_special.any()
+
+
+def test_a_batch_says_how_many_ids_of_the_teacher_all_its_examples_have() -> None:
+    wide, narrow, none = make_example(0, 3, 4, top_k=20), make_example(1, 3, 4, top_k=16), make_example(2, 3, 4)
+    assert pack([wide, wide], 1, 64, 0).teacher_top_k == 20
+    assert pack([wide, narrow], 1, 1, 0).teacher_top_k == 16
+    assert pack([wide, none], 1, 1, 0).teacher_top_k == 0
+    assert pack([replace(wide, signal=None)], 1, 64, 0).teacher_top_k == 0

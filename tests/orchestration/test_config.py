@@ -70,6 +70,7 @@ def test_a_built_config_is_read_only() -> None:
         ("pipeline.max_staleness=-1", ["pipeline.max_staleness=-1"]),
         ("sampling.temperature=0", ["sampling.temperature=0"]),
         ("learner.zero_stage=4", ["learner.zero_stage=4"]),
+        ("learner.overlap_k=-1", ["learner.overlap_k=-1", "0"]),
         ("sampling.max_tokens=4096", ["rollout.max_model_len"]),
         ("learner.weight_transfer=nccl", ["learner.weight_transfer=nccl", "shared_memory"]),
         ("rollout=gpu", ["learner.weight_transfer", "nccl"]),

@@ -43,6 +43,12 @@ def test_plain_batches_report_neither_share() -> None:
     assert not {"rollout/student_share", "train/gated_share"} & metrics.keys()
 
 
+def test_the_learners_metrics_keep_their_names() -> None:
+    report = replace(REPORT, metrics={"overlap_ratio": 0.75, "overlap_ratio/tokens_4_8": 0.5})
+    metrics = step_metrics([own(0, 1.0)], report, {})
+    assert metrics["train/overlap_ratio"] == 0.75 and metrics["train/overlap_ratio/tokens_4_8"] == 0.5
+
+
 def test_accuracy_and_age_are_the_students_own() -> None:
     metrics = step_metrics([own(0, 0.25), others(1, 1.0), others(2, 1.0), others(3, 1.0)], REPORT, {})
     assert metrics["rollout/accuracy"] == 0.25 and metrics["rollout/student_share"] == 0.25

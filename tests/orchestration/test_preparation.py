@@ -187,6 +187,11 @@ def test_a_support_larger_than_the_vocabulary_is_refused(overrides: list[str]) -
     assert f"{forward}=100000" in refusal(overrides, "objective=entropy_aware", f"{forward}=100000")
 
 
+def test_an_overlap_larger_than_the_vocabulary_is_refused(overrides: list[str]) -> None:
+    text = refusal(overrides, "learner.overlap_k=100000")
+    assert "learner.overlap_k=100000" in text and "has only 576 tokens; lower it, or set 0" in text
+
+
 def test_a_gate_that_never_opens_is_refused(overrides: list[str]) -> None:
     assert "teacher.context" in refusal(overrides, "objective.gate.only_with_context=true")
     prepared(overrides, "objective.gate.only_with_context=true", "teacher.context=Be brief.")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rollout.trajectory import FinishReason, PolicySpan, Trajectory
-from scoring.request import build_request
+from scoring.request import build_request, with_top
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,12 @@ def test_missing_candidates_are_explained() -> None:
         build_request("judge", TEACHER_IDS, TRAJECTORY, Needs(candidates=8))
     with pytest.raises(ValueError, match="has 0 candidate ids"):
         build_request("judge", TEACHER_IDS, replace(TRAJECTORY, candidate_ids=None), Needs(candidates=1))
+
+
+def test_the_teachers_top_is_asked_for_once_and_not_beside_hidden_states() -> None:
+    def asked(needs: Needs, k: int) -> int:
+        return with_top(build_request("judge", TEACHER_IDS, TRAJECTORY, needs), k).top_k
+
+    assert asked(Needs(), 16) == 16 and asked(Needs(), 0) == 0
+    assert asked(Needs(teacher_top_k=5), 16) == 16 and asked(Needs(teacher_top_k=64), 16) == 64
+    assert asked(Needs(hidden_states=True), 16) == 0 and asked(Needs(teacher_top_k=5, hidden_states=True), 16) == 5
