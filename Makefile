@@ -1,6 +1,8 @@
 # Everything runs in .venv, which is built once and rebuilt when pyproject.toml changes.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= cpu
+# Files of tests run side by side: most of an engine's start is work of one core.
+TEST_PROCESSES ?= 2
 BIN := .venv/bin
 BENCHMARKS ?= objectives weight_sync pipeline against_trl
 export OMP_NUM_THREADS ?= 1
@@ -13,7 +15,7 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	.ci/lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not integration and not gpu"
