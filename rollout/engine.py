@@ -115,6 +115,7 @@ class RolloutEngine:
         async with self._admission:
             await self._pause(clear_cache=True)
             await self._llm.collective_rpc("load_checkpoint", args=(model_path,))
+            await self._llm.update_weight_version("0")
             self.policy_version = 0
             await self._llm.resume_generation()
 

@@ -61,6 +61,7 @@ def test_an_engine_goes_on_with_another_checkpoint(student: Student, tmp_path: P
     ray.get(student.worker.load.remote(str(tmp_path)), timeout=60)
     assert student.version == 0
     assert_agrees(student)
+    assert {span.version for span in student.generate([request(0)])[0].spans} == {0}
     assert student.publish(perturbed(student.path, 12)).version == student.version == 1
     assert_agrees(student)
 
