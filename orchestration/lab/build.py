@@ -88,7 +88,7 @@ RECIPES = (
     Recipe("columns", 1, _supervised(_COLUMNS, _MANY, 400)),
     Recipe("columns_student", 2, _supervised(_COLUMNS, _FEW, 240, "constant")),
     Recipe("direct", "stronger", _supervised(_DIRECT, _MANY, 300)),
-    Recipe("told", 4, _supervised(_TOLD, _MANY, 300)),
+    Recipe("told", 4, _supervised(_TOLD, _MANY, 500)),
     Recipe("reinforced", "student", _reinforced(60)),
 )
 
