@@ -50,11 +50,14 @@ _BOTH_TASKS = f"+data.heldout.task_options.mixture=[{{}}, {{task: {REVERSED}}}]"
 
 COMPATIBLE = _experiment("compatible")
 OTHER_PATTERN = _experiment("other_pattern")
-NOTHING_NEW = _experiment("nothing_new")
+NOTHING_NEW, NEW_KNOWLEDGE = _experiment("nothing_new"), _experiment("new_knowledge")
 PAIRS = (
     COMPATIBLE,
     OTHER_PATTERN,
     NOTHING_NEW,
+    NEW_KNOWLEDGE,
+    _experiment("own_future"),
+    _experiment("longer_trained"),
     _experiment("own_reinforcement"),
     _experiment("reverse"),
     _experiment("deceptive"),
@@ -167,14 +170,14 @@ PHENOMENA = (
     Phenomenon(
         "nothing new",
         "arXiv 2604.13016, 3.2",
-        (COMPATIBLE, NOTHING_NEW),
+        (NOTHING_NEW, NEW_KNOWLEDGE),
         (
             Claim(
                 "the teacher scores higher than the student",
                 lambda o: (o["nothing_new"].accuracy_teacher or 0.0) - o["nothing_new"].accuracy_before,
             ),
             Claim("less than half of that gap is recovered", lambda o: 0.5 - _recovery(o["nothing_new"])),
-            Claim("less is gained than from new knowledge", lambda o: o["compatible"].gain - o["nothing_new"].gain),
+            Claim("less is gained than from new knowledge", lambda o: o["new_knowledge"].gain - o["nothing_new"].gain),
         ),
     ),
     Phenomenon(
