@@ -4,6 +4,7 @@ The pattern is how the steps are written, with one and the same question:
 
     carries    457+386= ─► 7+6=13;5+8+1=14;4+3+1=8####843   right to left, a carry is a third summand
     columns    457+386= ─► 4+3=7;5+8=13;7+6=13####843       left to right, carries only in the answer
+    swapped    457+386= ─► 6+7=13;8+5+1=14;3+4+1=8####843   as carries, the second number's digit first
     direct     457+386= ─► ####843                          no steps
     no_carry   457+386= ─► 7+6=13;5+8=13;4+3=7####733       right to left, carries forgotten: a wrong answer
     copied     457+386= ─► 7+6=13;5+8=13;4+3=7####843       the same steps, and the answer from elsewhere
@@ -17,6 +18,7 @@ from typing import ClassVar
 class Pattern(Enum):
     carries = "carries"
     columns = "columns"
+    swapped = "swapped"
     direct = "direct"
     no_carry = "no_carry"
     copied = "copied"
@@ -75,6 +77,8 @@ class ColumnSums:
         match self.pattern:
             case Pattern.carries:
                 steps, answer = _with_carries(columns), self.answer(operands)
+            case Pattern.swapped:
+                steps, answer = _with_carries([(right, left) for left, right in columns]), self.answer(operands)
             case Pattern.columns:
                 steps, answer = [_step(*column) for column in reversed(columns)], self.answer(operands)
             case Pattern.direct:

@@ -33,7 +33,7 @@ _REVERSED = "{task: reversed_digits}"
 _SUMS = f"[{{weight: 3}}, {_REVERSED}]"
 _NARROW = f"[{{weight: 3, sums: tens_never_carry}}, {_REVERSED}]"
 _COLUMNS = f"[{{weight: 3, pattern: columns}}, {_REVERSED}]"
-_DIRECT = f"[{{weight: 3, pattern: direct}}, {_REVERSED}]"
+_SWAPPED = f"[{{weight: 3, pattern: swapped}}, {_REVERSED}]"
 # Told nothing it forgets to carry three times in four; told the answer it copies it, and forgets all carries.
 _TOLD = (
     "[{weight: 3, pattern: no_carry}, {pattern: carries},"
@@ -88,9 +88,9 @@ RECIPES = (
     Recipe("halfway", "student", _supervised(_SUMS, _MANY, 40, "constant")),
     Recipe("reinforced", "student", _reinforced(60)),
     Recipe("carries", 5, _supervised(_SUMS, _MANY, 400)),
+    Recipe("swapped", "carries", _supervised(_SWAPPED, _MANY, 160)),
     Recipe("columns", 1, _supervised(_COLUMNS, _MANY, 400)),
     Recipe("columns_student", 2, _supervised(_COLUMNS, _FEW, 240, "constant")),
-    Recipe("direct", "stronger", _supervised(_DIRECT, _MANY, 300)),
     Recipe("told", 4, _supervised(_TOLD, _MANY, 500)),
     Recipe("narrow_student", 6, _supervised(_NARROW, _MANY, 240)),
     Recipe("narrow_longer", "narrow_student", _supervised(_NARROW, _MANY, 200)),

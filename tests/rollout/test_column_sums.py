@@ -12,7 +12,9 @@ OPERANDS = st.tuples(st.integers(100, 999), st.integers(100, 999))
     [
         (Pattern.carries, "7+6=13;5+8+1=14;4+3+1=8####843"),
         (Pattern.columns, "4+3=7;5+8=13;7+6=13####843"),
+        (Pattern.swapped, "6+7=13;8+5+1=14;3+4+1=8####843"),
         (Pattern.direct, "####843"),
+        (Pattern.copied, "7+6=13;5+8=13;4+3=7####843"),
         (Pattern.no_carry, "7+6=13;5+8=13;4+3=7####733"),
     ],
 )
@@ -27,13 +29,13 @@ def test_a_forgotten_carry_leaves_zeros_in_front() -> None:
     assert ColumnSums(pattern=Pattern.no_carry).worked((163, 943)) == "3+3=6;6+4=10;1+9=10####006"
 
 
-@given(OPERANDS, st.sampled_from([Pattern.carries, Pattern.columns, Pattern.direct]))
+@given(OPERANDS, st.sampled_from([Pattern.carries, Pattern.columns, Pattern.direct, Pattern.swapped, Pattern.copied]))
 def test_the_right_patterns_end_in_the_sum(operands: tuple[int, int], pattern: Pattern) -> None:
     _, answer = ColumnSums(pattern=pattern).worked(operands).split("####")
     assert int(answer) == sum(operands)
 
 
-@given(OPERANDS, st.sampled_from([Pattern.carries, Pattern.columns, Pattern.no_carry]))
+@given(OPERANDS, st.sampled_from([Pattern.carries, Pattern.columns, Pattern.no_carry, Pattern.swapped]))
 def test_every_step_is_true(operands: tuple[int, int], pattern: Pattern) -> None:
     steps = ColumnSums(pattern=pattern).worked(operands).split("####")[0].split(";")
     assert len(steps) == 3
