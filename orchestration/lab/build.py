@@ -107,13 +107,9 @@ def build(names: Sequence[str], work: Path, models: Path = LAB_MODELS) -> None:
     Raises:
         ValueError: a name that the lab does not have.
     """
-    known = {recipe.name: recipe for recipe in RECIPES}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no model of the lab; there are {', '.join(known)}")
     console = Console()
     with Session() as session:
-        for recipe in _needed(list(names) or list(known), known, models):
+        for recipe in missing(names, models):
             console.print(f"{recipe.name}: from {recipe.base} …")
             _make(recipe, work, models, session)
             console.print(f"{recipe.name}: accuracy {_accuracy(models / recipe.name)}", highlight=False)
@@ -121,8 +117,16 @@ def build(names: Sequence[str], work: Path, models: Path = LAB_MODELS) -> None:
     console.print(f"{models}: {size:.1f} MiB of at most {_LIMIT_MIB:g}", highlight=False)
 
 
-def _needed(names: Sequence[str], known: dict[str, Recipe], models: Path) -> Iterator[Recipe]:
-    """In order of dependence, each once, without those that lie there."""
+def missing(names: Sequence[str], models: Path) -> list[Recipe]:
+    """Of these models (none: of all) and what they are trained from, those that are not there, in order of dependence.
+
+    Raises:
+        ValueError: a name that the lab does not have.
+    """
+    known = {recipe.name: recipe for recipe in RECIPES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no model of the lab; there are {', '.join(known)}")
     wanted: dict[str, Recipe] = {}
 
     def want(name: str) -> None:
@@ -133,9 +137,9 @@ def _needed(names: Sequence[str], known: dict[str, Recipe], models: Path) -> Ite
             want(base)
         wanted[name] = known[name]
 
-    for name in names:
+    for name in names or known:
         want(name)
-    yield from wanted.values()
+    return list(wanted.values())
 
 
 def _make(recipe: Recipe, work: Path, models: Path, session: Session) -> None:
