@@ -138,7 +138,11 @@ PHENOMENA = (
         "arXiv 2604.13016, 4.1",
         (COMPATIBLE, OTHER_PATTERN),
         (
-            Claim("compatible: overlap rises", lambda o: _overlap_rise(o["compatible"])),
+            Claim("compatible: the overlap ratio rises", lambda o: _overlap_rise(o["compatible"])),
+            Claim(
+                "compatible: the student's mass on the overlap rises",
+                lambda o: o["compatible"].change("train/overlap_mass_student"),
+            ),
             Claim(
                 "compatible: the overlap-token advantage rises towards 0",
                 lambda o: o["compatible"].change("train/overlap_token_advantage"),
@@ -150,7 +154,7 @@ PHENOMENA = (
             Claim("compatible: more than half of the gap is recovered", lambda o: _recovery(o["compatible"]) - 0.5),
             Claim("other pattern: less than a tenth is", lambda o: 0.1 - _recovery(o["other_pattern"])),
             Claim(
-                "other pattern: overlap rises less",
+                "other pattern: the overlap ratio rises less",
                 lambda o: (
                     o["compatible"].change("train/overlap_ratio") - o["other_pattern"].change("train/overlap_ratio")
                 ),

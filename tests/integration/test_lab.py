@@ -24,7 +24,8 @@ def test_a_compatible_teacher_helps(tmp_path: Path) -> None:
     teacher = outcome.accuracy_teacher
     assert teacher is not None and teacher > outcome.accuracy_before + 0.3
     assert outcome.gain > 0.1
-    assert outcome.change("train/overlap_ratio") > 0
+    assert outcome.last("train/reverse_kl") < 0.8 * outcome.first("train/reverse_kl")
+    assert outcome.change("train/overlap_mass_student") > 0
     assert outcome.change("train/overlap_token_advantage") > 0
     assert outcome.change("train/entropy_gap") < 0
     whole, parts = outcome.steps[0]["train/overlap_ratio"], outcome.steps[0]
