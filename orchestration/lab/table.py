@@ -5,6 +5,7 @@ phenomena ─► variants × seeds ─ finished ones are skipped ─► outcomes
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -96,7 +97,7 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     found = [finding for phenomenon in phenomena for finding in judge(phenomenon, outcomes)]
     runs = {name: _figures([outcomes[seed][name] for seed in seeds]) for name in variants}
     content = {
-        "command": f"python -m orchestration.lab table --seeds {' '.join(map(str, seeds))}",
+        "command": _command(phenomena, seeds),
         "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
         "seeds": list(seeds),
@@ -107,6 +108,11 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     write_text(root / "lab.html", render(content, outcomes))
     _print(found, runs)
     Console().print(f"{root / 'lab.html'}\n{root / 'lab.json'}", highlight=False, soft_wrap=True)
+
+
+def _command(phenomena: Sequence[Phenomenon], seeds: Sequence[int]) -> str:
+    names = [] if len(phenomena) == len(PHENOMENA) else [phenomenon.name for phenomenon in phenomena]
+    return shlex.join(["python", "-m", "orchestration.lab", "table", *names, "--seeds", *map(str, seeds)])
 
 
 def judge(phenomenon: Phenomenon, outcomes: Mapping[int, Outcomes]) -> list[Finding]:
