@@ -7,7 +7,8 @@ from pathlib import Path
 from orchestration.cluster import Session
 from orchestration.launch import launch
 from orchestration.recipe import compose_run
-from orchestration.run_directory import is_finished
+from orchestration.recipe_run import KEPT
+from orchestration.run_directory import check_identity, is_finished
 
 CONFIG = "config"
 
@@ -31,11 +32,13 @@ def perform(job: Job, session: Session) -> bool:
 
     Raises:
         RunFailed: it did not complete.
+        ConfigError: it had been completed with other settings.
     """
-    if is_finished(job.folder):
-        return False
     overrides = [*job.overrides, f"run_dir={job.folder}", "resume=auto"]
     composed, preset = compose_run(CONFIG, overrides)
+    if is_finished(job.folder):
+        check_identity(job.folder, composed, (*KEPT, "recipe"))
+        return False
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     output = job.folder.with_name(job.folder.name + ".out")
     with output.open("a", encoding="utf-8") as file, redirect_stdout(file):
