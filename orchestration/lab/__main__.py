@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from hydra import initialize_config_module
 
 from orchestration.command import refusing_wrong_settings
 from orchestration.lab.build import build
+from orchestration.lab.series import RunFailed
 from orchestration.lab.table import make_table
 
 
@@ -25,8 +27,11 @@ def main() -> None:
     table.add_argument("--root", type=Path, default=Path("outputs/lab/table"), help="where runs and page go")
     table.set_defaults(run=lambda given: make_table(given.names, given.seeds, given.root))
     given = parser.parse_args()
-    with initialize_config_module("conf", version_base="1.3"), refusing_wrong_settings():
-        given.run(given)
+    try:
+        with initialize_config_module("conf", version_base="1.3"), refusing_wrong_settings():
+            given.run(given)
+    except RunFailed as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def make_table(names: Sequence[str], seeds: Sequence[int], root: Path) -> None:
     known = {phenomenon.name: phenomenon for phenomenon in PHENOMENA}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no phenomenon of the lab; there are {', '.join(known)}")
+        raise ValueError(f"{shlex.join(unknown)}: no phenomenon of the lab; there are {shlex.join(known)}")
     phenomena = [known[name] for name in names] or list(PHENOMENA)
     variants = {variant.name: variant for phenomenon in phenomena for variant in phenomenon.variants}
     if not names:
