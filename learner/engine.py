@@ -22,6 +22,7 @@ from learner.config import LearnerConfig
 from learner.deepspeed_setup import initialise
 from learner.distributed import join_group
 from learner.evaluation import ExampleDivergence, ExampleSums, divergences
+from learner.examination import ExampleTokens, by_example, examine_rows
 from learner.finite import GradientWatch, NonFiniteError
 from learner.head import FullTeacher, fused_head_loss
 from learner.lm_head import Head
@@ -149,6 +150,35 @@ class LearnerEngine:
                 sums.add(self._divergences(packed, head), packed.example_index)
         self.deepspeed.train()
         return sums.reduce()
+
+    def examine(self, batch: Batch, k: int, teacher: str | None = None) -> list[ExampleTokens]:
+        """What student and one teacher (None: the only one) say at every loss token, with the top `k` of both.
+
+        Of this rank's own examples. The batch must carry the teacher's hidden states.
+
+        Raises:
+            ValueError: the teacher's head has not been set, or hidden states are missing.
+        """
+        head = self._teacher_head(teacher)
+        found: list[ExampleTokens] = []
+        self.deepspeed.eval()
+        with torch.no_grad():
+            for micro_batch in self._share(batch):
+                packed = to_tensors(micro_batch, self.device)
+                values = self._examine(packed, head, k)
+                found += by_example(values, packed.example_index, packed.rows.require("positions"))
+        self.deepspeed.train()
+        return found
+
+    def _examine(self, packed: PackedTensors, head: Head, k: int) -> dict[str, Tensor]:
+        teacher = _full_teacher(packed, head)
+
+        def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+            student = Head.of(weight, bias, self._transform)
+            targets, chunk = packed.rows.target_ids, self.config.head_chunk_tokens
+            return examine_rows(student, hidden, teacher.head, teacher.hidden, targets, k, chunk)
+
+        return self.deepspeed(packed, job)
 
     def _teacher_head(self, teacher: str | None) -> Head:
         known = self._teacher_heads

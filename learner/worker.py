@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from learner.batch import Batch
 from learner.config import LearnerConfig, StudentConfig
 from learner.evaluation import ExampleDivergence
+from learner.examination import ExampleTokens
 from learner.objectives import ObjectiveConfig
 from learner.report import StepReport
 from scoring.lm_head import LMHead
@@ -90,6 +91,10 @@ class LearnerWorker:
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
         """Records of all examples, on every rank."""
         return self._engine.evaluate(batch, teacher)
+
+    def examine(self, batch: Batch, k: int, teacher: str | None = None) -> list[ExampleTokens]:
+        """Records of this rank's examples, token by token, with the top `k` ids of student and teacher."""
+        return self._engine.examine(batch, k, teacher)
 
     def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
         """Remember whom `publish` sends the weights to."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from diagnostics.config import AlignmentConfig, PreflightConfig, ProbeConfig
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
 from learner.objectives import requirements
 from learner.objectives.config import ObjectiveConfig
@@ -138,6 +139,9 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
 
 class ConfigError(ValueError):

@@ -15,6 +15,7 @@ import ray
 from learner.batch import Batch
 from learner.config import WeightTransfer
 from learner.evaluation import ExampleDivergence
+from learner.examination import ExampleTokens
 from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
 from orchestration.cluster import Cluster, Fitness, Worker, WorkerFailure
@@ -235,6 +236,11 @@ class LearnerGroup:
         """One record an example, in the order of the batch."""
         everywhere = await self._all("evaluate", ray.put(batch), teacher, deadline=self._timeouts.learning)
         return everywhere[0]
+
+    async def examine(self, batch: Batch, k: int, teacher: str) -> list[ExampleTokens]:
+        """One record an example, in the order of the batch, with the top `k` ids of student and teacher."""
+        everywhere = await self._all("examine", ray.put(batch), k, teacher, deadline=self._timeouts.learning)
+        return sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
 
     async def set_teacher_head(self, teacher: str, head: LMHead) -> None:
         await self._all("set_teacher_head", teacher, ray.put(head), deadline=self._timeouts.learning)
