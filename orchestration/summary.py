@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestration.intervals import Interval
+from diagnostics.intervals import Interval
 
 STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")
 
