@@ -53,7 +53,7 @@ class Probed:
 def plan_probe(config: RunConfig, prepared: Prepared) -> Cost:
     """The probe that `probe.max_tokens` has room for: fewer prompts where it has none for all."""
     probe = config.probe
-    prompts = prepared.train[: min(probe.prompts, len(prepared.train))]
+    prompts = prepared.heldout[: probe.prompts]
     costs = [_cost(config, prompts[:count]) for count in range(1, len(prompts) + 1)]
     return next((cost for cost in reversed(costs) if cost.tokens <= probe.max_tokens), costs[0])
 
@@ -91,7 +91,7 @@ class Prober:
         """`advance` is told what is being done and how many responses of it have come."""
         self._config, self._prepared, self._workers = config, prepared, workers
         self._cost = plan_probe(config, prepared)
-        self._prompts = prepared.train[: self._cost.prompts]
+        self._prompts = prepared.heldout[: self._cost.prompts]
         self._by_id = with_ids(self._prompts)
         self._verifier, self._advance = verifier, advance
         self._grader = Grader(verifier, self._prompts, prepared.tokenizer)

@@ -68,8 +68,8 @@ async def execute(
     Args:
         session: of the runs that may share workers; whoever began it ends it.
     """
-    handler = _log_to(directory.path / "run.log")
-    write_json(directory.path / "versions.json", _versions())
+    handler = log_to(directory.path / "run.log")
+    write_json(directory.path / "versions.json", package_versions())
     cluster = session.cluster(config)
     try:
         settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
@@ -87,7 +87,7 @@ async def execute(
     return EXIT_CODES[status]
 
 
-def _log_to(path: Path) -> logging.Handler:
+def log_to(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -95,7 +95,7 @@ def _log_to(path: Path) -> logging.Handler:
     return handler
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -220,6 +220,21 @@ def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
     return directory
 
 
+def open_diagnosis_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
+    """A new folder beside the runs of the experiment, and its lock.
+
+    Raises:
+        ConfigError: `run_dir` is set and holds something.
+    """
+    root = Path(config.output_root) / config.experiment / "diagnosis"
+    path = locate(config) if config.run_dir is not None else _fresh_path(root)
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    directory.logs.mkdir(exist_ok=True)
+    directory.write_config(composed)
+    return directory
+
+
 def open_recipe_directory(path: Path, composed: DictConfig, stages: Sequence[str]) -> RunDirectory:
     """Create or continue a recipe's folder and take its lock; every stage has a folder of its own inside.
 
