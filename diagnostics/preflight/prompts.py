@@ -11,6 +11,7 @@ MANY_DUPLICATES = 0.05  # share of the training prompts from which on a warning 
 MUCH_OVERLAP = 0.05  # share of the held-out prompts from which on the evaluation means nothing
 Verifier = Callable[[Prompt, str], float]
 _Key = tuple[tuple[str, str], ...]
+_NOTHING = ("", "####")  # an empty answer, also behind the mark of a final answer
 
 
 def _key(prompt: Prompt) -> _Key:
@@ -57,7 +58,7 @@ def check_verifier(verifier: Verifier, train: Sequence[Prompt], heldout: Sequenc
     for prompt in prompts:
         try:
             best = max((verifier(prompt, text) for text in _references(prompt)), default=None)
-            nothing = verifier(prompt, "")
+            nothing = max(verifier(prompt, text) for text in _NOTHING)
         except ValueError as error:
             beyond.append(f"{prompt.id!r}: {error}")
             continue
