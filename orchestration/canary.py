@@ -33,7 +33,7 @@ from orchestration.workers import ScoringGroup, Workers
 from rollout.config import VerifierKind
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
 from scoring.packed_model import shares_prefixes
-from scoring.signal import ScoringRequest
+from scoring.signal import ScoringRequest, TeacherSignal
 
 PROMPTS = 4
 MAX_TOKENS = 16
@@ -56,6 +56,15 @@ class Sampled:
         return [trajectory.sampling_logprobs for trajectory in self.trajectories]
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What a scoring service was asked, what it answered, and in how many seconds."""
+
+    requests: list[ScoringRequest]
+    signals: list[TeacherSignal]
+    seconds: float
+
+
 class Canary:
     """Checks on real workers, which must be connected with each other and hold the initial student."""
 
@@ -70,11 +79,14 @@ class Canary:
     async def sample(self) -> Sampled:
         """The engines' answers and the learner's log-probs of them."""
         started = time.perf_counter()
-        found = [item async for item in self._workers.rollouts.roll_out(self._requests())]
-        trajectories = sorted(found, key=lambda item: item.slot)
+        trajectories = await self._roll_out()
         sampled = time.perf_counter()
         logprobs = await self.learner_logprobs(trajectories)
         return Sampled(trajectories, logprobs, sampled - started, time.perf_counter() - sampled)
+
+    async def _roll_out(self) -> list[Trajectory]:
+        found = [item async for item in self._workers.rollouts.roll_out(self._requests())]
+        return sorted(found, key=lambda item: item.slot)
 
     async def learner_logprobs(self, trajectories: Sequence[Trajectory]) -> _Logprobs:
         return await self._workers.learner.logprobs(self._pack([Example(t, None) for t in trajectories]))
@@ -114,26 +126,25 @@ class Canary:
         sides = "engine, told the tokens", "learner"
         return check_agreement("canary: ended answer", sides, engines, [learner] * len(engines), self._tolerance)
 
-    async def check_marks(self, first: Sampled, scorers: ScoringGroup, who: str) -> tuple[Check, tuple[float, int]]:
-        """A scoring service against a plain forward; with the seconds that it took, and for how many tokens."""
-        requests = [self._request(t) for t in first.trajectories]
+    async def ask(self, first: Sampled, scorers: ScoringGroup) -> Marks:
+        """What a scoring service says of the engines' answers, with the states behind it."""
+        requests = [self._request(trajectory) for trajectory in first.trajectories]
         started = time.perf_counter()
         signals = await scorers.score_all(requests)
-        seconds = time.perf_counter() - started
-        plain = await scorers.plain_logprobs(requests)
-        check = check_agreement(
+        return Marks(requests, signals, time.perf_counter() - started)
+
+    async def check_marks(self, marks: Marks, scorers: ScoringGroup, who: str) -> Check:
+        """The service against a plain forward."""
+        return check_agreement(
             f"canary: {who}'s marks",
             (f"the {who}'s service", "a plain forward of it"),
-            [signal.logprobs for signal in signals],
-            plain,
+            [signal.logprobs for signal in marks.signals],
+            await scorers.plain_logprobs(marks.requests),
             Tolerance.of([self._config.scoring.dtype.value]),
         )
-        return check, (seconds, sum(len(r.prompt_ids) + len(r.response_ids) for r in requests))
 
-    async def check_teacher_differs(self, first: Sampled, scorers: ScoringGroup) -> Check:
-        requests = [replace(self._request(t), hidden_states=True) for t in first.trajectories]
-        signals = await scorers.score_all(requests)
-        batch = self._pack([Example(t, s) for t, s in zip(first.trajectories, signals, strict=True)])
+    async def check_teacher_differs(self, first: Sampled, marks: Marks) -> Check:
+        batch = self._pack([Example(t, s) for t, s in zip(first.trajectories, marks.signals, strict=True)])
         found = await self._workers.learner.examine(batch, 1, TEACHER)
         divergence = float(np.concatenate([record.values["reverse_kl"] for record in found]).mean())
         config = self._config
@@ -143,7 +154,7 @@ class Canary:
         return check_teacher_differs(divergence, dtypes, has_context, own_answers)
 
     async def check_weights(self, first: Sampled) -> tuple[list[Check], Sampled, float]:
-        """Perturbed weights and then the old ones, published; with the last samples and the seconds of publishing."""
+        """Perturbed weights and then the old ones; with the perturbed samples and the seconds of publishing."""
         learner = self._workers.learner
         await learner.perturb(derive_seed(self._config.seed, 0), NOISE)
         try:
@@ -152,16 +163,18 @@ class Canary:
         finally:
             await learner.restore_weights()
         report = await learner.publish(self._version, again=True)
-        restored = await self.sample()
-        before = await self.learner_logprobs(perturbed.trajectories)
-        again = await self.learner_logprobs(first.trajectories)
+        restored, count = await self._roll_out(), len(first.trajectories)
+        # Together, since what sequences have in common is computed once.
+        found = await self.learner_logprobs([*restored, *perturbed.trajectories, *first.trajectories])
+        theirs, before, again = found[:count], found[count : 2 * count], found[2 * count :]
+        ours = [trajectory.sampling_logprobs for trajectory in restored]
         checks = [
             check_new_weights(perturbed.engine, perturbed.learner, before, perturbed.learner, self._tolerance),
-            check_restored(restored.engine, restored.learner, first.learner, again, self._tolerance),
+            check_restored(ours, theirs, first.learner, again, self._tolerance),
         ]
-        return checks, restored, report.seconds
+        return checks, perturbed, report.seconds
 
-    def measured(self, samples: Sequence[Sampled], scoring: tuple[float, int] | None, sync_seconds: float) -> Measured:
+    def measured(self, samples: Sequence[Sampled], marks: Marks | None, sync_seconds: float) -> Measured:
         """The fastest of several samples: the first ones pay for what is set up at first use."""
         return Measured(
             rollout_seconds=min(s.rollout_seconds for s in samples),
@@ -169,8 +182,8 @@ class Canary:
             sampled_tokens=min(max(len(t.response_ids) for t in s.trajectories) for s in samples),
             learner_seconds=min(s.learner_seconds for s in samples),
             learner_tokens=sum(len(t.prompt_ids) + len(t.response_ids) for t in samples[0].trajectories),
-            scoring_seconds=scoring[0] if scoring else None,
-            scoring_tokens=scoring[1] if scoring else 0,
+            scoring_seconds=marks.seconds if marks else None,
+            scoring_tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in marks.requests) if marks else 0,
             sync_seconds=sync_seconds,
         )
 
@@ -192,7 +205,7 @@ class Canary:
 
     def _request(self, trajectory: Trajectory) -> ScoringRequest:
         item = self._by_id[trajectory.prompt_id]
-        return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids)
+        return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
 
     def _pack(self, examples: Sequence[Example]) -> Batch:
         learner = self._config.learner

@@ -7,18 +7,17 @@ canary ─► engine, learner, teacher on the same few tokens, with the initial 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from diagnostics.check import Check, Status, worst
 from diagnostics.preflight.plan import (
-    Measured,
     StepPlan,
     WorkerMemory,
     check_arithmetic,
@@ -32,7 +31,7 @@ from diagnostics.preflight.prompts import check_grades, check_overlap, check_pro
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
 from diagnostics.preflight.templates import check_bos, check_ends, check_templates
 from diagnostics.preflight.vocabulary import check_tokenizers
-from orchestration.canary import Canary, Sampled
+from orchestration.canary import Canary, Marks, Sampled
 from orchestration.config import RunConfig, Stage, run_facts
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared, with_ids
@@ -75,7 +74,9 @@ async def run_preflight(
     say("preflight: tokenizers, templates, prompts and plan …")
     checks = await asyncio.to_thread(_check_texts, config, prepared)
     checks += await asyncio.to_thread(_check_prompts, config, prepared, verifier)
-    if worst(checks) is not Status.failed:  # what follows would only say the same in other words
+    if worst(checks) is Status.failed:
+        say("preflight: what failed has to be repaired first; the workers are not checked")
+    else:
         say("preflight: a canary through engine, learner and teacher, with other weights and back …")
         checks += await _check_workers(config, prepared, workers, verifier)
     return Preflight(checks, time.monotonic() - started)
@@ -103,7 +104,18 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     teacher = AutoTokenizer.from_pretrained(prepared.teacher_path, trust_remote_code=config.teacher.trust_remote_code)
     prompts = [item.prompt for item in prepared.train[:SHOWN_PROMPTS]]
     templates = check_templates(student, teacher, prompts, config.data.system_prompt)
-    return [*check_tokenizers(student, teacher), *templates, *checks]
+    return [
+        *check_tokenizers(student, teacher),
+        *templates,
+        *checks,
+        _check_teacher_ends(teacher, prepared.teacher_path),
+    ]
+
+
+def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
+    """The teacher marks what the student ends; only answers of its own would not end."""
+    found = check_ends(teacher, _generation_ends(path), "teacher's EOS")
+    return replace(found, status=Status.warned) if found.status is Status.failed else found
 
 
 def _not_applicable(name: str, why: str) -> Check:
@@ -145,30 +157,28 @@ async def _check_workers(
     first = await canary.sample()
     stops = {*_generation_ends(prepared.student_path), prepared.tokenizer.eos_token_id} - {None}
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
-    marks, scoring = await _check_marks(canary, first, workers)
-    about_weights, last, sync_seconds = await canary.check_weights(first)
-    checks += [*marks, *about_weights]
+    about_marks, marks = await _check_marks(canary, first, workers)
+    about_weights, perturbed, sync_seconds = await canary.check_weights(first)
+    checks += [*about_marks, *about_weights]
     if verifier is not None:
         checks.append(await asyncio.to_thread(_check_grades, prepared, first, verifier))
-    measured: Measured = canary.measured([first, last], scoring, sync_seconds)
+    measured = canary.measured([first, perturbed], marks, sync_seconds)
     return [*checks, check_time(_plan(config, prepared), measured)]
 
 
-async def _check_marks(
-    canary: Canary, first: Sampled, workers: Workers
-) -> tuple[list[Check], tuple[float, int] | None]:
-    """What the teacher's service says, and the reference's where it is another; seconds and tokens of the teacher's."""
-    checks, scoring = [], None
+async def _check_marks(canary: Canary, first: Sampled, workers: Workers) -> tuple[list[Check], Marks | None]:
+    """What the teacher's service says, and the reference's where it is another; with the teacher's marks."""
+    checks, marks = [], None
     if workers.scorers is None:
         checks.append(_not_applicable("canary: teacher's marks", "no teacher takes part"))
     else:
-        check, scoring = await canary.check_marks(first, workers.scorers, "teacher")
-        checks += [check, await canary.check_teacher_differs(first, workers.scorers)]
+        marks = await canary.ask(first, workers.scorers)
+        checks.append(await canary.check_marks(marks, workers.scorers, "teacher"))
+        checks.append(await canary.check_teacher_differs(first, marks))
     reference = workers.reference_scorers
     if reference is not None and reference is not workers.scorers:
-        check, _ = await canary.check_marks(first, reference, "reference")
-        checks.append(check)
-    return checks, scoring
+        checks.append(await canary.check_marks(await canary.ask(first, reference), reference, "reference"))
+    return checks, marks
 
 
 def _check_grades(prepared: Prepared, sampled: Sampled, verifier: Verifier) -> Check:

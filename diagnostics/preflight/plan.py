@@ -35,8 +35,9 @@ class WorkerMemory:
         return self.count * (PROCESS_GIB + (0.0 if self.on_gpu else sum(self.gib.values())))
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{what} {size:.2g}" for what, size in self.gib.items() if size >= 0.005)
-        return f"{self.count} {self.name} of {PROCESS_GIB:g} + {parts} GiB{' (on its GPU)' if self.on_gpu else ''}"
+        parts = ", ".join(f"{what} {size:.2g}" for what, size in self.gib.items() if size >= 0.005) or "little"
+        place = " on its GPU" if self.on_gpu else ""
+        return f"{self.count} {self.name} of {PROCESS_GIB:g} + {parts} GiB{place}"
 
 
 def engine_memory(model: ModelSize, dtype_bytes: int, cache_gib: float) -> dict[str, float]:

@@ -133,29 +133,30 @@ def check_bos(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[NDArray[np.
     return Check("BOS", Status.passed, seen)
 
 
-def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int]) -> Check:
+def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int], name: str = "EOS") -> Check:
     """Whether what ends an assistant's turn in the template also ends a response in the engine.
 
     Args:
         generation_ids: `eos_token_id` of the generation config, none if it has none.
+        name: of the check.
     """
     eos, stops = tokenizer.eos_token_id, {tokenizer.eos_token_id, *generation_ids} - {None}
     ids = f"tokenizer {eos}, generation config {sorted(generation_ids) or 'none'}"
     if not stops:
         fix = "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json: no answer would end"
-        return Check("EOS", Status.failed, f"there is none: {ids}", fix)
+        return Check(name, Status.failed, f"there is none: {ids}", fix)
     written = _turn_end(tokenizer) if tokenizer.chat_template else eos
     ids += "" if written is None else f", template {written} ({tokenizer.decode([written])!r})"
     if tokenizer.chat_template and written is None:
         fix = "end the assistant's messages with eos_token in chat_template: the model learns no end from it"
-        return Check("EOS", Status.warned, f"the template writes no special token after an answer; {ids}", fix)
+        return Check(name, Status.warned, f"the template writes no special token after an answer; {ids}", fix)
     if written is not None and written not in stops:
         fix = f"add {written} to eos_token_id in generation_config.json: answers would go on behind the end of the turn"
-        return Check("EOS", Status.failed, f"the template ends turns with what does not stop a response; {ids}", fix)
+        return Check(name, Status.failed, f"the template ends turns with what does not stop a response; {ids}", fix)
     if eos is None or (generation_ids and eos not in generation_ids):
         fix = "make eos_token of the tokenizer one of eos_token_id in generation_config.json"
-        return Check("EOS", Status.warned, f"tokenizer and generation config disagree; {ids}", fix)
-    return Check("EOS", Status.passed, f"one end of a response: {ids}")
+        return Check(name, Status.warned, f"tokenizer and generation config disagree; {ids}", fix)
+    return Check(name, Status.passed, f"one end of a response: {ids}")
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
