@@ -279,9 +279,10 @@ def _check_preset(config: RunConfig, chosen: str) -> None:
     _require(name == chosen, "objective.name", name, fix)
 
 
-def _check_objective(config: RunConfig) -> None:
+def run_facts(config: RunConfig) -> RunFacts:
+    """What the objective's rules have to know of the run."""
     sampling, pipeline = config.sampling, config.pipeline
-    run = RunFacts(
+    return RunFacts(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -290,7 +291,10 @@ def _check_objective(config: RunConfig) -> None:
         batch_size=pipeline.batch_size,
         has_verifier=config.data.verifier is not VerifierKind.none,
     )
-    wrong = refusals(config.objective, run)
+
+
+def _check_objective(config: RunConfig) -> None:
+    wrong = refusals(config.objective, run_facts(config))
     if wrong:
         raise ConfigError("\n".join(wrong))
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from diagnostics.check import Status
 from learner.batch import Example
 from learner.report import StepReport
 from orchestration.clock import StageClock
@@ -26,6 +27,7 @@ from orchestration.metrics import sample, step_metrics
 from orchestration.needs import needs_teacher_rollouts
 from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
 from orchestration.plots import draw_curves
+from orchestration.preflight import print_checks, run_preflight
 from orchestration.preparation import Prepared
 from orchestration.progress import ProgressView
 from orchestration.run_directory import RunDirectory, RunState
@@ -139,6 +141,8 @@ class Run:
             workers = await guard(Workers.start(self.config, self.prepared, cluster))
             stage = self._make_stage(workers)
             await guard(stage.restore(self.checkpoint))
+            if not await guard(self._passes_preflight(workers)):
+                return "failed"
             await guard(stage.evaluate_before(self))
             self.stage = stage
             await stage.train(self)
@@ -194,6 +198,24 @@ class Run:
         self.tokens["rollout"] = teacher_tokens(found)
         self.counts.clear()
         self.counts.update(verdict_counts(found))
+
+    async def _passes_preflight(self, workers: Workers) -> bool:
+        """Whether the run means anything; one that is resumed has passed already."""
+        if self.checkpoint is not None or not self.config.preflight.enabled:
+            return True
+        found = await run_preflight(self.config, self.prepared, workers, self.verifier, self.say)
+        write_json(self.directory.path / "preflight.json", found.as_json())
+        self.say(f"preflight: {len(found.checks)} checks in {found.seconds:.1f} s")
+        if found.failed:
+            print_checks(self.view.console, found.checks)
+        for check in found.checks:
+            if check.status is Status.failed:
+                self.view.error(f"preflight, {check.name}: {check.seen}; {check.fix}")
+            elif check.status is Status.warned:
+                self.view.warn(f"preflight, {check.name}: {check.seen}; {check.fix}")
+        if found.failed:
+            self.view.error("nothing was trained; preflight.enabled=false trains even so")
+        return not found.failed
 
     def _make_stage(self, workers: Workers) -> TrainingStage:
         context = StageContext(
