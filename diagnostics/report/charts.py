@@ -10,7 +10,7 @@ from diagnostics.report.figures import figure
 
 STUDENT, TEACHER, NEUTRAL, BEFORE = "#0072b2", "#c2571a", "#44546a", "#8fa3b8"
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 34, 40
+LEFT, RIGHT, TOP, BOTTOM = 54, 22, 42, 40
 LABEL_WIDTH = 6.4  # of a character of the legend
 
 

@@ -29,6 +29,7 @@ _VERDICTS = {
         "The student already does what this teacher would teach it.",
     ),
 }
+_SIDE_BY_SIDE = 5  # groups that fit beside each other
 _BY_POSITION = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")
 
 
@@ -143,7 +144,7 @@ def _agreement(probe: Mapping[str, Any]) -> Section:
     if any(by_correctness.values()):
         groups = {f"{name} answers": found for name, found in by_correctness.items() if found}
         tables.append(of_statistics("By correctness of the student's answer", groups))
-    return Section("agreement", "Do they agree?", text, tables=tables)
+    return Section("agreement", "Do they agree?", text, tables=tables, short="Agreement")
 
 
 def _band(label: str, rows: Sequence[Mapping[str, Any]], x: Sequence[float], **style: Any) -> Series:
@@ -173,6 +174,7 @@ def _prefix_depth(probe: Mapping[str, Any]) -> Section:
             Chart("score of the finished answer", curves, place).svg(),
             Chart("the teacher's advantage", advantage, place).svg(),
         ],
+        short="Prefix depth",
         folded=[("The figures", [], [_depth_table(rows, share)])],
     )
 
@@ -203,16 +205,16 @@ def _positions(probe: Mapping[str, Any]) -> Section:
         charts.append(Chart(known.label, [series], "token of the answer", known.unit, x_names=names).svg())
     tables = [of_buckets("", by_position)] if by_position else []
     folded: list[tuple[str, list[Markup], list[Table]]] = [("The figures", [], tables)] if tables else []
-    return Section("position", "By position in the answer", charts=charts, folded=folded)
+    return Section("position", "By position in the answer", charts=charts, folded=folded, short="Position")
 
 
 def _groups(probe: Mapping[str, Any]) -> Section:
+    found = {name: probe[f"by_{name}"] for name in ("domain", "teacher") if probe.get(f"by_{name}")}
     tables = [
-        of_groups(title, probe[key])
-        for key, title in (("by_domain", "By domain"), ("by_teacher", "By teacher"))
-        if probe.get(key)
+        (of_statistics if len(groups) <= _SIDE_BY_SIDE else of_groups)(f"By {name}", groups)
+        for name, groups in found.items()
     ]
-    return Section("groups", "By domain and teacher", tables=tables)
+    return Section("groups", f"By {' and '.join(found)}", tables=tables)
 
 
 def _knowledge(probe: Mapping[str, Any]) -> Section:
@@ -225,7 +227,7 @@ def _knowledge(probe: Mapping[str, Any]) -> Section:
         text += f" The teacher solves {interval(found['teacher_pass_at_k'])} of them at least once."
     if found.get("share_of_gap") is not None:
         text += f" They make up {found['share_of_gap']:.0%} of the gap between the two scores."
-    return Section("new", "Does the teacher know something new?", text)
+    return Section("new", "Does the teacher know something new?", text, short="New knowledge")
 
 
 def _representation(probe: Mapping[str, Any]) -> Section:
@@ -241,6 +243,7 @@ def _representation(probe: Mapping[str, Any]) -> Section:
         "Do they represent text alike?",
         "Secondary evidence: the published test of compatibility is the overlap.",
         charts=[Chart("similarity by layer", curves, "layer").svg()],
+        short="Representation",
         folded=[("The figures", [], [table])] if table else [],
     )
 

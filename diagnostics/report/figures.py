@@ -32,6 +32,8 @@ STATISTICS = {
     "forward_kl": Statistic("forward KL", "nats a token", "KL(teacher ‖ student)"),
     "sampled_log_ratio": Statistic("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
     "sampled_reverse_kl": Statistic("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
+    "loss": Statistic("loss", "", ""),
+    "grad_norm": Statistic("gradient norm", "", ""),
     "accuracy": Statistic("accuracy", "", "graded by the verifier"),
     "mean_response_tokens": Statistic("answer length", "tokens", ""),
     "truncated_share": Statistic("truncated share", "", "answers that hit the length limit"),
@@ -43,25 +45,41 @@ def statistic(name: str) -> Statistic:
     return STATISTICS.get(name, Statistic(name.replace("_", " "), "", ""))
 
 
-def figure(value: float | None, signed: bool = False) -> str:
-    """Three significant digits, a minus that can be seen; a dash for what is missing."""
+def figure(value: float | None, signed: bool = False, scale: float | None = None) -> str:
+    """About three significant digits, a minus that can be seen; a dash for what is missing.
+
+    Args:
+        scale: a magnitude that sets the number of decimals; none: the value's own.
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
-    digits = 3 if abs(value) < 1 else max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
-    if 0 < abs(value) < 1e-3:
+    scale = abs(value) if scale is None else scale
+    if value == 0 and not scale:
+        return "0"
+    if scale < 5e-4:
         text = f"{value:.1e}"
+    else:
+        text = f"{value:.{_decimals(scale)}f}"
     sign = "+" if signed and value > 0 else ""
     return sign + text.replace("-", "−")
+
+
+def _decimals(scale: float) -> int:
+    if scale < 1:
+        return 3 if scale >= 0.1 else 4
+    return max(0, 2 - math.floor(math.log10(scale)))
 
 
 def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
     """mean [low, high]."""
     if not is_interval(found) or found["mean"] is None:
         return NOTHING
-    low, high = (figure(found.get(end), signed) for end in ("low", "high"))
-    mean = figure(found["mean"], signed)
-    return mean if low == high == NOTHING else f"{mean} [{low}, {high}]"
+    low, high = found.get("low"), found.get("high")
+    if low is None or high is None:
+        return figure(found["mean"], signed)
+    scale = max(abs(found["mean"]), (high - low) / 2)
+    ends = (figure(value, signed, scale) for value in (found["mean"], low, high))
+    return "{} [{}, {}]".format(*ends)
 
 
 def is_interval(value: Any) -> bool:
@@ -82,4 +100,5 @@ def cell(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    return is_interval(value) or (isinstance(value, int | float) and not isinstance(value, bool))
+    """Whether a table writes it to the right, as it does what is missing."""
+    return value is None or is_interval(value) or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -47,6 +47,7 @@ class Section:
     tables: Sequence[Table] = ()
     folded: Sequence[tuple[str, Sequence[Markup], Sequence[Table]]] = ()  # title, charts and tables of each
     tokens: TokenView | None = None
+    short: str = ""  # in the list of sections; none: the title
 
     @property
     def is_empty(self) -> bool:

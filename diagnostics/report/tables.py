@@ -25,6 +25,10 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
+    def is_right(self, column: int) -> bool:
+        """Whether what the column holds is written to the right."""
+        return any(row[column].number or row[column].kind == "context" for row in self.rows)
+
     @property
     def left_out(self) -> int:
         return max(0, len(self.rows) - SHOWN_ROWS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diagnostics.report.figures import figure
+from diagnostics.report.figures import NOTHING, figure
 from diagnostics.report.tables import Cell, Table
 
 CORRECT = 1.0  # a verifier's full score
@@ -149,9 +149,9 @@ def _worst(trajectories: Sequence[Mapping[str, Any]]) -> list[Table]:
     def token(place: tuple[int, int]) -> Token:
         return trajectories[place[0]]["tokens"][place[1]]
 
-    ratios = {place: ratio for place in places if (ratio := log_ratio(token(place))) is not None and ratio < 0}
+    ratios = {place: ratio for place in places if (ratio := log_ratio(token(place))) is not None and ratio < -RATIO_EDGES[0]}
     divergences = {
-        place: found for place in places if (found := _finite(token(place).get("reverse_kl"))) is not None and found > 0
+        place: found for place in places if (found := _finite(token(place).get("reverse_kl"))) is not None and found > KL_EDGES[0]
     }
     tables = [
         _worst_table("Least wanted by the teacher (lowest log q − log p)", trajectories, sorted(ratios, key=ratios.get)),  # type: ignore[arg-type]
@@ -170,8 +170,8 @@ def _worst_table(
         before = "".join(earlier["text"] for earlier in tokens[max(0, index - CONTEXT) : index])
         rows.append(
             [
-                Cell(visible(before[-CONTEXT:]) if before else "(start)", kind="context"),
-                Cell(visible(token["text"]), kind="token", href=f"#t{number}-{index}" if index < SHOWN_TOKENS else ""),
+                Cell(_on_one_line(before[-CONTEXT:]) if before else "(start)", kind="context"),
+                Cell(_on_one_line(token["text"]), kind="token", href=f"#t{number}-{index}" if index < SHOWN_TOKENS else ""),
                 Cell(_favourite(token), kind="token"),
                 *(Cell(figure(token.get(name)), number=True) for name in ("student_logprob", "teacher_logprob")),
                 Cell(figure(log_ratio(token), signed=True), number=True),
@@ -179,15 +179,20 @@ def _worst_table(
             ]
         )
     columns = ["after", "the student wrote", "teacher's first choice", "log p", "log q", "log q − log p", "reverse KL"]
-    return Table(title, columns, rows)
+    kept = [place for place in range(len(columns)) if any(row[place].text != NOTHING for row in rows)]
+    return Table(title, [columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
+
+
+def _on_one_line(text: str) -> str:
+    return visible(text).replace("⏎\n", "⏎").replace("⇥\t", "⇥")
 
 
 def _favourite(token: Token) -> str:
     top = token.get("teacher_top") or []
     if not top:
-        return figure(None)
+        return NOTHING
     text, _student, teacher = top[0]
-    return visible(text) if teacher is None else f"{visible(text)}  {math.exp(teacher):.0%}"
+    return _on_one_line(text) if teacher is None else f"{_on_one_line(text)}  {math.exp(teacher):.0%}"
 
 
 def legend() -> dict[str, list[tuple[str, str]]]:
