@@ -166,7 +166,9 @@ def _legend(drawn: Sequence[Series]) -> str:
     parts, x = [], float(LEFT)
     for label, series in named.items():
         dashes = ' stroke-dasharray="4 3"' if series.dashed else ""
-        line = f'<line x1="{x:.1f}" x2="{x + 16:.1f}" y1="25" y2="25" stroke="{series.colour}" stroke-width="2"{dashes}/>'
+        line = (
+            f'<line x1="{x:.1f}" x2="{x + 16:.1f}" y1="25" y2="25" stroke="{series.colour}" stroke-width="2"{dashes}/>'
+        )
         parts += [line, _text(x + 21, 29, label, "start")]
         x += 34 + LABEL_WIDTH * len(label)
     return "".join(parts)

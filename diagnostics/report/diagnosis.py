@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from diagnostics.report.charts import NEUTRAL, STUDENT, TEACHER, Chart, Series, interval_bar
 from diagnostics.report.figures import figure, interval, is_interval, statistic
-from diagnostics.report.page import Figure, Headline, Page, Section, preflight_section, render
+from diagnostics.report.page import Figure, Folded, Headline, Page, Section, preflight_section, render
 from diagnostics.report.tables import Table, of_buckets, of_groups, of_records, of_statistics, span
 from diagnostics.report.tokens import token_view
 
@@ -123,31 +121,29 @@ def _key_figures(probe: Mapping[str, Any]) -> list[Figure]:
         "accuracy, teacher": accuracy.get("teacher"),
         f"overlap ratio, k = {probe.get('k')}": statistics.get("overlap_ratio"),
     }
-    return [_figure(label, value) for label, value in found.items() if is_interval(value)]
+    return [_figure(label, value) for label, value in found.items() if value is not None]
 
 
 def _agreement(probe: Mapping[str, Any]) -> Section:
     statistics = dict(probe.get("statistics") or {})
     if not statistics:
         return Section("agreement", "Agreement")
-    tables = [of_statistics("", {"mean [95 % interval]": statistics}, explained=True)]
-    by_correctness = probe.get("by_correctness") or {}
     text = (
-        f"Mean over the tokens that the student wrote, k = {probe.get('k')} of {probe.get('vocabulary', '?')} ids, "
-        "at temperature 1."
+        f"Means over the tokens that the student wrote, with 95 % intervals; k = {probe.get('k')} of "
+        f"{probe.get('vocabulary', '?')} ids, temperature 1."
     )
     if is_interval(probe.get("auroc")):
         text += (
             f" The mean log-ratio of an answer tells correct from incorrect ones with an AUROC of "
             f"{interval(probe['auroc'])} (0.5: not at all)."
         )
-    if any(by_correctness.values()):
-        groups = {f"{name} answers": found for name, found in by_correctness.items() if found}
-        tables.append(of_statistics("By correctness of the student's answer", groups))
+    groups = {"all answers": statistics}
+    groups |= {f"{name} answers": found for name, found in (probe.get("by_correctness") or {}).items() if found}
+    tables = [of_statistics("", groups, explained=True)]
     return Section("agreement", "Do they agree?", text, tables=tables, short="Agreement")
 
 
-def _band(label: str, rows: Sequence[Mapping[str, Any]], x: Sequence[float], **style: Any) -> Series:
+def _band(label: str, rows: Sequence[Mapping[str, Any] | None], x: Sequence[float], **style: Any) -> Series:
     """Of intervals that may be missing."""
     ends = [[(row or {}).get(name) for row in rows] for name in ("mean", "low", "high")]
     return Series(label, x, ends[0], ends[1], ends[2], **style)
@@ -161,10 +157,10 @@ def _prefix_depth(probe: Mapping[str, Any]) -> Section:
     share = max(depths) <= 1
     place = f"{'share' if share else 'tokens'} of the student's answer already written"
     curves = [
-        _band("student goes on", [row.get("student") for row in rows], depths, colour=STUDENT),  # type: ignore[misc]
-        _band("teacher goes on", [row.get("teacher") for row in rows], depths, colour=TEACHER),  # type: ignore[misc]
+        _band("student goes on", [row.get("student") for row in rows], depths, colour=STUDENT),
+        _band("teacher goes on", [row.get("teacher") for row in rows], depths, colour=TEACHER),
     ]
-    advantage = [_band("", [row.get("advantage") for row in rows], depths, colour=NEUTRAL)]  # type: ignore[misc]
+    advantage = [_band("", [row.get("advantage") for row in rows], depths, colour=NEUTRAL)]
     return Section(
         "prefix-depth",
         "Does the teacher still help when the student has begun?",
@@ -204,14 +200,14 @@ def _positions(probe: Mapping[str, Any]) -> Section:
         names = [span(row) for row in rows]
         charts.append(Chart(known.label, [series], "token of the answer", known.unit, x_names=names).svg())
     tables = [of_buckets("", by_position)] if by_position else []
-    folded: list[tuple[str, list[Markup], list[Table]]] = [("The figures", [], tables)] if tables else []
+    folded: list[Folded] = [("The figures", [], tables)] if tables else []
     return Section("position", "By position in the answer", charts=charts, folded=folded, short="Position")
 
 
 def _groups(probe: Mapping[str, Any]) -> Section:
     found = {name: probe[f"by_{name}"] for name in ("domain", "teacher") if probe.get(f"by_{name}")}
     tables = [
-        (of_statistics if len(groups) <= _SIDE_BY_SIDE else of_groups)(f"By {name}", groups)
+        (of_statistics if len(groups) <= _SIDE_BY_SIDE else of_groups)(f"By {name}" if len(found) > 1 else "", groups)
         for name, groups in found.items()
     ]
     return Section("groups", f"By {' and '.join(found)}", tables=tables)
@@ -267,12 +263,21 @@ def _alignment(alignment: Mapping[str, Any] | None) -> list[Section]:
     plain = {name: value for name, value in rest.items() if is_interval(value) or isinstance(value, int | float | str)}
     figures = [of_statistics("", {"": plain})] if plain else []
     costs = [of_statistics("", {"": alignment["cost"]})] if isinstance(alignment.get("cost"), Mapping) else []
-    folded: list[tuple[str, list[Markup], list[Table]]] = [("What it cost", [], costs)] if costs else []
+    folded: list[Folded] = [("What it cost", [], costs)] if costs else []
     text = (
         "The cosine between the direction in which the teacher pulls at a token and the one that makes the student "
         "succeed more often: 1 is perfect, 0 useless, below 0 harmful."
     )
-    return [Section("alignment", "Where does the teacher's signal help?", text, tables=[*figures, *tables], folded=folded)]
+    return [
+        Section(
+            "alignment",
+            "Where does the teacher's signal help?",
+            text,
+            tables=[*figures, *tables],
+            folded=folded,
+            short="Alignment",
+        )
+    ]
 
 
 def _tokens(trajectories: Sequence[Mapping[str, Any]]) -> Section:

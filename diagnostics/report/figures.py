@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 NOTHING = "–"
 
@@ -56,10 +56,7 @@ def figure(value: float | None, signed: bool = False, scale: float | None = None
     scale = abs(value) if scale is None else scale
     if value == 0 and not scale:
         return "0"
-    if scale < 5e-4:
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:.{_decimals(scale)}f}"
+    text = f"{value:.1e}" if scale < 5e-4 else f"{value:.{_decimals(scale)}f}"
     sign = "+" if signed and value > 0 else ""
     return sign + text.replace("-", "−")
 
@@ -72,7 +69,7 @@ def _decimals(scale: float) -> int:
 
 def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
     """mean [low, high]."""
-    if not is_interval(found) or found["mean"] is None:
+    if found is None or found["mean"] is None:
         return NOTHING
     low, high = found.get("low"), found.get("high")
     if low is None or high is None:
@@ -82,7 +79,7 @@ def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
     return "{} [{}, {}]".format(*ends)
 
 
-def is_interval(value: Any) -> bool:
+def is_interval(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and "mean" in value
 
 

@@ -12,6 +12,8 @@ from markupsafe import Markup
 from diagnostics.report.tables import Cell, Table
 from diagnostics.report.tokens import TokenView, legend
 
+Folded = tuple[str, Sequence[Markup], Sequence[Table]]  # title, charts and tables of what is shown on demand
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -45,7 +47,7 @@ class Section:
     text: str = ""
     charts: Sequence[Markup] = ()
     tables: Sequence[Table] = ()
-    folded: Sequence[tuple[str, Sequence[Markup], Sequence[Table]]] = ()  # title, charts and tables of each
+    folded: Sequence[Folded] = ()
     tokens: TokenView | None = None
     short: str = ""  # in the list of sections; none: the title
 
@@ -69,8 +71,10 @@ class Page:
 def render(page: Page) -> str:
     """One HTML document that needs nothing else."""
     sections = [section for section in page.sections if not section.is_empty]
-    return _environment().get_template("page.html.j2").render(
-        page=page, sections=sections, settings="\n".join(_settings(page.settings))
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(page=page, sections=sections, settings="\n".join(_settings(page.settings)))
     )
 
 

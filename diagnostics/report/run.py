@@ -11,7 +11,7 @@ from markupsafe import Markup
 from diagnostics.report.charts import BEFORE, NEUTRAL, STUDENT, TEACHER, Chart, Series
 from diagnostics.report.diagnosis import models_of
 from diagnostics.report.figures import figure, interval, is_interval, statistic
-from diagnostics.report.page import Figure, Headline, Page, Section, preflight_section, render
+from diagnostics.report.page import Figure, Folded, Headline, Page, Section, preflight_section, render
 from diagnostics.report.tables import Cell, Table, of_groups, of_statistics
 from diagnostics.report.tokens import token_view
 
@@ -118,7 +118,9 @@ def _outcome(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple
         if before is not None and after is not None:
             moved = (after["low"] > before["high"]) - (after["high"] < before["low"])
             unit = " nats a token" if name == "reverse_kl" else ""
-            text = f"Held-out {called.lower()}, 95 % intervals: {interval(before)} before, {interval(after)} after{unit}."
+            text = (
+                f"Held-out {called.lower()}, 95 % intervals: {interval(before)} before, {interval(after)} after{unit}."
+            )
             return _tone(moved * wanted), _change(called, moved, before, after), text + _recovered(summary, evaluation)
     return "neutral", f"Completed after {summary['steps']} steps", ""
 
@@ -178,7 +180,9 @@ def _held_out(record: RunRecord) -> Section:
         if evaluation.get(role)
     }
     prompts = {found["n_prompts"] for found in evaluation.values() if found and "n_prompts" in found}
-    text = f"On {max(prompts)} prompts that are not trained on; bands and brackets are 95 % intervals." if prompts else ""
+    text = (
+        f"On {max(prompts)} prompts that are not trained on; bands and brackets are 95 % intervals." if prompts else ""
+    )
     return Section("held-out", "Held-out prompts", text, charts, [of_statistics("", groups)] if groups else [])
 
 
@@ -197,9 +201,9 @@ def _teacher(evaluation: Mapping[str, Any], name: str, versions: Sequence[float]
     found = _interval_of(evaluation, "teacher", name)
     if found is None or name == "truncated_share":
         return []
+    mean, low, high = ([found[key]] * 2 for key in ("mean", "low", "high"))
     ends = [min(versions), max(versions)]
-    values = ([found[key]] * 2 for key in ("mean", "low", "high"))
-    return [Series("teacher", ends, *values, colour=TEACHER, dashed=True, marked=False)]
+    return [Series("teacher", ends, mean, low, high, colour=TEACHER, dashed=True, marked=False)]
 
 
 def _training(steps: Sequence[Mapping[str, float]]) -> Section:
@@ -209,7 +213,7 @@ def _training(steps: Sequence[Mapping[str, float]]) -> Section:
     text = ""
     if len(steps) >= _SMOOTHED_FROM:
         text = f"Thick: the mean over {_window(steps)} steps around each, with the range of the same as a band."
-    more = [("More curves", [_curve(steps, name, name) for name in rest], [])] if rest else []
+    more: list[Folded] = [("More curves", [_curve(steps, name, name) for name in rest], [])] if rest else []
     return Section(
         "training",
         "Training",
@@ -261,7 +265,9 @@ def _positions(steps: Sequence[Mapping[str, float]]) -> Section:
         names, known = [_place(*place) for place in places], statistic(name)
         charts.append(Chart(known.label, curves, "token of the response", known.unit, x_names=names).svg())
     text = f"First and last {count} of {len(steps)} steps." if charts else ""
-    folded = [("The figures of the last steps", [], [_position_table(ends["last steps"], buckets)])] if buckets else []
+    folded: list[Folded] = (
+        [("The figures of the last steps", [], [_position_table(ends["last steps"], buckets)])] if buckets else []
+    )
     return Section("position", "By position in the response", text, charts=charts, folded=folded)
 
 
@@ -276,9 +282,7 @@ def _place(first: int, last: int) -> str:
     return str(last) if last == first + 1 else f"{first + 1}–{last}"
 
 
-def _means(
-    rows: Sequence[Mapping[str, float]], name: str, places: Sequence[tuple[int, int]]
-) -> list[float | None]:
+def _means(rows: Sequence[Mapping[str, float]], name: str, places: Sequence[tuple[int, int]]) -> list[float | None]:
     keys = [f"train/{name}/tokens_{first}_{last}" for first, last in places]
     found = [[row[key] for row in rows if key in row] for key in keys]
     return [float(np.mean(values)) if values else None for values in found]
@@ -333,7 +337,9 @@ def _time(summary: Mapping[str, Any]) -> Section:
     tokens = summary.get("tokens") or {}
     counted = ", ".join(f"{count:,} {what}" for what, count in tokens.items())
     text = f"{summary['wall_seconds']:.0f} s in all; the stages overlap. Tokens: {counted}."
-    left_out = [[Cell(name.replace("_", " ")), Cell(str(n), number=True)] for name, n in (summary.get("counts") or {}).items()]
+    left_out = [
+        [Cell(name.replace("_", " ")), Cell(str(n), number=True)] for name, n in (summary.get("counts") or {}).items()
+    ]
     tables = [Table("", ["stage", "seconds"], rows)]
     if left_out:
         tables.append(Table("Left out", ["reason", "number"], left_out))
@@ -361,12 +367,19 @@ def render_recipe(name: str, settings: Mapping[str, Any], summary: Mapping[str, 
                 Cell(stage["status"]),
                 Cell(figure(own.get("wall_seconds")), number=True),
                 *(Cell(interval(_interval_of(evaluation, role, "accuracy")), number=True) for role in ROLES),
-                *(Cell(interval(_interval_of(evaluation, role, "reverse_kl")), number=True) for role in list(ROLES)[:2]),
+                *(
+                    Cell(interval(_interval_of(evaluation, role, "reverse_kl")), number=True)
+                    for role in list(ROLES)[:2]
+                ),
             ]
         )
     columns = ["stage", "what it does", "status", "seconds", *(f"accuracy, {label}" for label in ROLES.values())]
     columns += ["reverse KL before", "reverse KL after"]
-    alarms = [f"{stage['name']}: {line}" for stage in summary["stages"] for line in (stage.get("summary") or {}).get("alarms") or []]
+    alarms = [
+        f"{stage['name']}: {line}"
+        for stage in summary["stages"]
+        for line in (stage.get("summary") or {}).get("alarms") or []
+    ]
     tone = {"completed": "good", "failed": "bad"}.get(summary["status"], "careful")
     page = Page(
         title=str(settings.get("experiment") or name),

@@ -21,8 +21,8 @@
     return made;
   }
 
-  function table(head, rows) {
-    const made = element("table");
+  function table(head, rows, className) {
+    const made = element("table", undefined, className);
     made.append(row("th", head), ...rows);
     return made;
   }
@@ -30,14 +30,14 @@
   function fill(signal) {
     const [text, student, teacher, divergence, studentTop, teacherTop] = signal;
     const ratio = student === null || teacher === null ? null : teacher - student;
-    const facts = [row("td", ["log-prob", share(student), share(teacher)])];
+    const facts = [row("td", ["this token", share(student), share(teacher)])];
     if (ratio !== null) facts.push(row("td", ["log q − log p", "", nats(ratio)]));
     if (divergence !== null) facts.push(row("td", ["reverse KL", "", nats(divergence)]));
-    popup.replaceChildren(element("h4", `“${visible(text)}”`), table(["", "student p", "teacher q"], facts));
+    popup.replaceChildren(element("h4", `“${visible(text)}”`), table(["", "student, log p", "teacher, log q"], facts));
     for (const [title, top] of [["student's top", studentTop], ["teacher's top", teacherTop]]) {
       if (!top.length) continue;
       const rows = top.map(([other, p, q]) => row("td", [visible(other), share(p), share(q)], other === text ? "written" : ""));
-      popup.append(table([title, "", ""], rows));
+      popup.append(table([title, "", ""], rows, "top"));
     }
   }
 

@@ -149,20 +149,24 @@ def _worst(trajectories: Sequence[Mapping[str, Any]]) -> list[Table]:
     def token(place: tuple[int, int]) -> Token:
         return trajectories[place[0]]["tokens"][place[1]]
 
-    ratios = {place: ratio for place in places if (ratio := log_ratio(token(place))) is not None and ratio < -RATIO_EDGES[0]}
+    ratios = {
+        place: ratio for place in places if (ratio := log_ratio(token(place))) is not None and ratio < -RATIO_EDGES[0]
+    }
     divergences = {
-        place: found for place in places if (found := _finite(token(place).get("reverse_kl"))) is not None and found > KL_EDGES[0]
+        place: found
+        for place in places
+        if (found := _finite(token(place).get("reverse_kl"))) is not None and found > KL_EDGES[0]
     }
     tables = [
-        _worst_table("Least wanted by the teacher (lowest log q − log p)", trajectories, sorted(ratios, key=ratios.get)),  # type: ignore[arg-type]
+        _worst_table(
+            "Least wanted by the teacher (lowest log q − log p)", trajectories, sorted(ratios, key=ratios.__getitem__)
+        ),
         _worst_table("Largest reverse KL", trajectories, sorted(divergences, key=lambda place: -divergences[place])),
     ]
     return [table for table in tables if table.rows]
 
 
-def _worst_table(
-    title: str, trajectories: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, int]]
-) -> Table:
+def _worst_table(title: str, trajectories: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, int]]) -> Table:
     rows = []
     for number, index in places[:WORST]:
         tokens = trajectories[number]["tokens"]
@@ -171,7 +175,11 @@ def _worst_table(
         rows.append(
             [
                 Cell(_on_one_line(before[-CONTEXT:]) if before else "(start)", kind="context"),
-                Cell(_on_one_line(token["text"]), kind="token", href=f"#t{number}-{index}" if index < SHOWN_TOKENS else ""),
+                Cell(
+                    _on_one_line(token["text"]),
+                    kind="token",
+                    href=f"#t{number}-{index}" if index < SHOWN_TOKENS else "",
+                ),
                 Cell(_favourite(token), kind="token"),
                 *(Cell(figure(token.get(name)), number=True) for name in ("student_logprob", "teacher_logprob")),
                 Cell(figure(log_ratio(token), signed=True), number=True),
@@ -203,5 +211,3 @@ def legend() -> dict[str, list[tuple[str, str]]]:
     ratio += [("r0", "0"), *((f"up{level}", f"+{edges[level - 1]}") for level in reversed(levels))]
     divergence = [("k0", "0"), *((f"k{level}", f"{edge:g}") for level, edge in enumerate(KL_EDGES, 1))]
     return {"ratio": ratio, "kl": divergence}
-
-
