@@ -80,10 +80,11 @@ class _Frame:
         if not xs:
             return cls(0, 1, 0, 1)
         low, high = (min(*ys, 0.0), max(*ys, 0.0)) if zero else (min(ys), max(ys))
-        margin = (high - low or abs(high) or 1.0) * 0.04
-        low, high = (low if zero and low == 0 else low - margin), (high if zero and high == 0 else high + margin)
+        margin = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
+        bottom = low if zero and low == 0 else low - margin
+        top = high if zero and high == 0 > low else high + margin
         left, right = min(xs), max(xs)
-        return cls(left - 0.5, right + 0.5, low, high) if left == right else cls(left, right, low, high)
+        return cls(left - 0.5, right + 0.5, bottom, top) if left == right else cls(left, right, bottom, top)
 
     def x(self, value: float) -> float:
         return LEFT + (value - self.left) / (self.right - self.left) * (WIDTH - LEFT - RIGHT)

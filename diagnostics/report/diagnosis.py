@@ -74,7 +74,7 @@ def models_of(config: Mapping[str, Any]) -> str:
 def _facts(diagnosis: Mapping[str, Any], probe: Mapping[str, Any]) -> list[str]:
     facts = [str(diagnosis["created"])] if diagnosis.get("created") else []
     if probe.get("prompts"):
-        facts.append(f"{probe['prompts']} prompts, {probe.get('samples_per_prompt', 1)} samples of each")
+        facts.append(f"{probe['prompts']} prompts, {probe.get('samples_per_prompt') or 1} samples of each")
     if diagnosis.get("seconds") is not None:
         facts.append(f"{diagnosis['seconds']:.0f} s")
     return [*facts, str(diagnosis["command"])] if diagnosis.get("command") else facts
@@ -119,7 +119,7 @@ def _key_figures(probe: Mapping[str, Any]) -> list[Figure]:
     found = {
         "accuracy, student": accuracy.get("student"),
         "accuracy, teacher": accuracy.get("teacher"),
-        f"overlap ratio, k = {probe.get('k')}": statistics.get("overlap_ratio"),
+        "overlap ratio" + (f", k = {probe['k']}" if probe.get("k") else ""): statistics.get("overlap_ratio"),
     }
     return [_figure(label, value) for label, value in found.items() if value is not None]
 
@@ -128,10 +128,9 @@ def _agreement(probe: Mapping[str, Any]) -> Section:
     statistics = dict(probe.get("statistics") or {})
     if not statistics:
         return Section("agreement", "Agreement")
-    text = (
-        f"Means over the tokens that the student wrote, with 95 % intervals; k = {probe.get('k')} of "
-        f"{probe.get('vocabulary', '?')} ids, temperature 1."
-    )
+    settings = {"k": probe.get("k"), "vocabulary": probe.get("vocabulary"), "temperature": 1}
+    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    text = f"Means over the tokens that the student wrote, with 95 % intervals; {said}."
     if is_interval(probe.get("auroc")):
         text += (
             f" The mean log-ratio of an answer tells correct from incorrect ones with an AUROC of "
