@@ -7,9 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from learner.batch import Example
 from learner.report import StepReport
-from orchestration.tracking import Sample
+from orchestration.tracking import Candidate, Sample
 from rollout.trajectory import FinishReason, Origin
 
+SHOWN_TOP = 5  # of the most likely ids of a token
+SHOWN_TOP_TOKENS = 1024  # of a trajectory, so that the samples of a long one stay small
 HEALTH = ("rollout_logprob_gap_mean", "rollout_logprob_gap_max")
 
 
@@ -67,4 +69,55 @@ def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
         student_logprobs=None if student is None else tuple(round(float(x), 4) for x in student),
         teacher_logprobs=None if teacher is None else tuple(round(float(x), 4) for x in teacher),
         mean_log_ratio=None if student is None or teacher is None else float((teacher - student).mean()),
+        student_top=_student_top(example, tokenizer),
+        teacher_top=_teacher_top(example, tokenizer),
     )
+
+
+def _student_top(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Candidate, ...], ...] | None:
+    """What the engine named, with the teacher's log-probs where it was asked for those of the same ids."""
+    candidates, signal = example.trajectory.candidate_ids, example.signal
+    if candidates is None:
+        return None
+    same = signal is not None and signal.support_ids is not None and np.array_equal(signal.support_ids, candidates)
+    logprobs = signal.support_logprobs if signal is not None and same else None
+    return _candidates(example, tokenizer, candidates, logprobs)
+
+
+def _teacher_top(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Candidate, ...], ...] | None:
+    signal = example.signal
+    if signal is None or signal.top_ids is None:
+        return None
+    return _candidates(example, tokenizer, signal.top_ids, signal.top_logprobs)
+
+
+def _candidates(
+    example: Example, tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, teacher_logprobs: np.ndarray | None
+) -> tuple[tuple[Candidate, ...], ...]:
+    """Text and log-probs of the first ids of each position; the student's is known of the token that came.
+
+    Args:
+        ids: [T, K], most likely first.
+        teacher_logprobs: [T, K].
+    """
+    trajectory = example.trajectory
+    own = trajectory.sampling_logprobs if trajectory.origin is Origin.STUDENT else None
+    rows = []
+    for place, token in enumerate(trajectory.response_ids[:SHOWN_TOP_TOKENS]):
+        student = None if own is None else _rounded(own[place])
+        teacher = None if teacher_logprobs is None else teacher_logprobs[place]
+        rows.append(
+            tuple(
+                (
+                    tokenizer.decode([other]),
+                    student if other == token else None,
+                    None if teacher is None else _rounded(teacher[rank]),
+                )
+                for rank, other in enumerate(ids[place, :SHOWN_TOP])
+            )
+        )
+    return tuple(rows)
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)

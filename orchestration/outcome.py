@@ -63,6 +63,7 @@ def print_outcome(
     )
     places = {
         "model": "final",
+        "report": "report.html",
         "curves": "curves.png",
         "numbers": "metrics.jsonl",
         "outcome": "summary.json",

@@ -25,6 +25,7 @@ from orchestration.models import resolve_model
 from orchestration.plan import check_local_resources, print_plan
 from orchestration.preparation import Prepared, prepare
 from orchestration.recipe import MODEL_KEYS, PlannedStage, naming_stage
+from orchestration.report import write_recipe_report
 from orchestration.run import EXIT_CODES, execute
 from orchestration.run_directory import IDENTITY, RunDirectory, check_identity, is_finished, open_run_directory
 
@@ -139,6 +140,7 @@ def _conclude(stages: Sequence[PlannedStage], outcomes: Mapping[str, str], folde
     rows = [_outcome(stage, outcomes[stage.name]) for stage in stages]
     seconds = sum(row["summary"]["wall_seconds"] for row in rows if row["summary"])
     write_json(folder / "summary.json", {"status": status, "wall_seconds": seconds, "stages": rows})
+    write_recipe_report(folder)
     _print_outcome(rows, status, folder)
     return status
 
@@ -170,7 +172,9 @@ def _print_outcome(rows: Sequence[Mapping[str, Any]], status: str, folder: Path)
         table.add_row(row["folder"], row["status"], *cells, *accuracies)
     console = Console()
     console.print(table)
-    console.print(f"[bold]{status}[/bold]; {folder / 'summary.json'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{status}[/bold]; {folder / 'summary.json'}; {folder / 'report.html'}", highlight=False, soft_wrap=True
+    )
 
 
 def _cell(value: float | None, form: str) -> str:

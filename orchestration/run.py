@@ -30,6 +30,7 @@ from orchestration.plots import draw_curves
 from orchestration.preflight import print_checks, run_preflight
 from orchestration.preparation import Prepared
 from orchestration.progress import ProgressView
+from orchestration.report import write_run_report
 from orchestration.run_directory import RunDirectory, RunState
 from orchestration.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
 from orchestration.stages.cold_start import ColdStart
@@ -78,7 +79,6 @@ async def execute(
         run = Run(config, settings, prepared, directory)
         with run.view:
             status = await run.go(cluster)
-            run.tracker.close(succeeded=status == "completed")
         run.conclude(status)
         if status == "completed" and run.stage is not None:
             await run.stage.workers.set_idle()
@@ -264,7 +264,12 @@ class Run:
 
     def evaluated(self, version: int, answers: Answers) -> None:
         found = answers.evaluation
-        self.tracker.log(version, {f"eval/{name}": item.mean for name, item in found.intervals.items()})
+        ends = {
+            f"eval/{name}/{end}": getattr(item, end)
+            for name, item in found.intervals.items()
+            for end in ("low", "high")
+        }
+        self.tracker.log(version, {f"eval/{name}": item.mean for name, item in found.intervals.items()} | ends)
         accuracy = f", accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
         divergence = f"reverse KL {found.reverse_kl:.3f} nats a token, " if found.reverse_kl is not None else ""
         self.say(
@@ -311,7 +316,7 @@ class Run:
         return {stage: now.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
 
     def conclude(self, status: str) -> None:
-        """summary.json, the curves, and what people read."""
+        """summary.json, the curves, the page, and what is printed."""
         answers = self.evaluations.load()
         found = {role: answers[role].evaluation if role in answers else None for role in ROLES}
         learning = self.clock.seconds("learning") + self.clock.seconds("waiting") + self.clock.seconds("weight_sync")
@@ -328,4 +333,6 @@ class Run:
         )
         write_json(self.directory.path / "summary.json", asdict(summary))
         draw_curves(self.directory.path, found)
+        self.tracker.log_report(write_run_report(self.directory.path))
+        self.tracker.close(succeeded=status == "completed")
         print_outcome(self.view.console, self.directory.path, summary, answers, self.prepared)

@@ -11,8 +11,10 @@ from typing import Any
 import wandb
 
 from orchestration.config import TrackingConfig, WandbMode
+from orchestration.files import write_text
 
 X_AXIS = "policy_version"
+Candidate = tuple[str, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Sample:
     student_logprobs: tuple[float, ...] | None  # under the sampling distribution; None if it did not sample them
     teacher_logprobs: tuple[float, ...] | None  # None without a teacher
     mean_log_ratio: float | None  # teacher minus student, nats a token
+    # Of each token the most likely others: their text, the student's and the teacher's log-prob of it where known.
+    student_top: tuple[tuple[Candidate, ...], ...] | None = None  # None where the engine was not asked for them
+    teacher_top: tuple[tuple[Candidate, ...], ...] | None = None
 
 
 class Tracker:
@@ -44,9 +49,8 @@ class Tracker:
     ) -> None:
         self._samples = run_dir / "samples"
         self._samples.mkdir(exist_ok=True)
-        path = run_dir / "metrics.jsonl"
-        _forget_after(path, from_version)
-        self._metrics = path.open("a", encoding="utf-8")
+        _forget_after(run_dir, from_version)
+        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._wandb = _start_wandb(run_dir, config, settings, wandb_id)
 
     @property
@@ -69,6 +73,11 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({X_AXIS: policy_version, "samples": _table(samples)})
 
+    def log_report(self, page: Path) -> None:
+        """Show the run's page among the panels of Weights & Biases."""
+        if self._wandb is not None:
+            self._wandb.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+
     def close(self, succeeded: bool) -> None:
         self._metrics.close()
         if self._wandb is not None:
@@ -76,25 +85,32 @@ class Tracker:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _forget_after(path: Path, version: int) -> None:
-    """Drop rows of steps that a resumed run will do again (and a last line that a kill cut short)."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Every whole row of metrics.jsonl: a kill may have cut the last one short."""
+    rows = []
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
-        if row[X_AXIS] <= version:
-            kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    return rows
+
+
+def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
+    """The kept trajectories by the step that learned from them."""
+    files = sorted((run_dir / "samples").glob("step-*.jsonl"))
+    return {
+        int(path.stem.removeprefix("step-")): [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for path in files
+    }
+
+
+def _forget_after(run_dir: Path, version: int) -> None:
+    """Drop rows of steps that a resumed run will do again (and a last line that a kill cut short)."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return
+    kept = [json.dumps(row) for row in read_metrics(run_dir) if row[X_AXIS] <= version]
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _start_wandb(

@@ -7,7 +7,7 @@ import pytest
 
 from learner.batch import Example
 from learner.report import StepReport
-from orchestration.metrics import sample, step_metrics
+from orchestration.metrics import SHOWN_TOP, sample, step_metrics
 from rollout.trajectory import FinishReason, Origin, RolloutRequest, foreign_trajectory
 from tests.learner.examples import make_example
 from tests.models import make_tokenizer
@@ -81,3 +81,34 @@ def test_samples_name_their_origin() -> None:
     assert mine.student_logprobs is not None and mine.mean_log_ratio == pytest.approx(mine.mean_log_ratio)
     assert theirs.student_logprobs is None and theirs.mean_log_ratio is None
     assert mine.teacher_logprobs == theirs.teacher_logprobs
+
+
+def test_samples_show_what_either_model_would_have_written() -> None:
+    tokenizer = make_tokenizer()
+    example = own(0, 1.0)
+    trajectory, signal = example.trajectory, example.signal
+    assert signal is not None
+    ids = np.tile(np.arange(10, 17, dtype=np.int32), (6, 1))
+    ids[2, 1] = trajectory.response_ids[2]
+    logprobs = np.linspace(-0.5, -4, 7, dtype=np.float32) * np.ones((6, 1), dtype=np.float32)
+    seen = replace(
+        example,
+        trajectory=replace(trajectory, candidate_ids=ids),
+        signal=replace(signal, support_ids=ids, support_logprobs=logprobs, top_ids=ids[:, ::-1], top_logprobs=logprobs),
+    )
+    shown = sample(seen, tokenizer)
+    assert shown.student_top is not None and shown.teacher_top is not None
+    assert [len(top) for top in (*shown.student_top, *shown.teacher_top)] == [SHOWN_TOP] * 12
+    text, student, teacher = shown.student_top[2][1]
+    assert text == shown.tokens[2] and student == shown.student_logprobs[2]  # type: ignore[index]
+    assert teacher == pytest.approx(logprobs[2, 1], abs=1e-4)
+    assert shown.teacher_top[0][0][0] == tokenizer.decode([16]) and shown.teacher_top[0][0][2] == -0.5
+    assert {item[1] for item in shown.student_top[2][2:]} == {None}
+
+
+def test_samples_without_candidates_show_none() -> None:
+    example = own(0, 1.0)
+    bare = replace(example, trajectory=replace(example.trajectory, candidate_ids=None))
+    assert bare.signal is not None
+    shown = sample(replace(bare, signal=replace(bare.signal, top_ids=None)), make_tokenizer())
+    assert shown.student_top is None and shown.teacher_top is None

@@ -1,0 +1,101 @@
+"""How numbers are written for people, and what they are called."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What a statistic of student and teacher is called, and how to read it."""
+
+    label: str
+    unit: str
+    reading: str
+
+
+STATISTICS = {
+    "overlap_ratio": Statistic("overlap ratio", "", "share of the two top k that coincides; higher is better"),
+    "overlap_mass_student": Statistic("overlap mass, student", "", "student's probability of the shared ids"),
+    "overlap_mass_teacher": Statistic("overlap mass, teacher", "", "teacher's probability of the shared ids"),
+    "overlap_token_advantage": Statistic(
+        "overlap-token advantage", "nats", "0 is good; strongly negative: the student is over-confident"
+    ),
+    "overlap_undefined_share": Statistic("share without an advantage", "", "positions that share fewer than two ids"),
+    "entropy_gap": Statistic("entropy gap", "nats", "|H(teacher) − H(student)|; smaller is better"),
+    "student_entropy": Statistic("entropy of the student", "nats", "how undecided the student is"),
+    "teacher_entropy": Statistic("entropy of the teacher", "nats", "how undecided the teacher is"),
+    "reverse_kl": Statistic("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
+    "forward_kl": Statistic("forward KL", "nats a token", "KL(teacher ‖ student)"),
+    "sampled_log_ratio": Statistic("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
+    "sampled_reverse_kl": Statistic("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
+    "loss": Statistic("loss", "", ""),
+    "grad_norm": Statistic("gradient norm", "", ""),
+    "accuracy": Statistic("accuracy", "", "graded by the verifier"),
+    "mean_response_tokens": Statistic("answer length", "tokens", ""),
+    "truncated_share": Statistic("truncated share", "", "answers that hit the length limit"),
+}
+
+
+def statistic(name: str) -> Statistic:
+    """Of that name; one that is not known is called by its name."""
+    return STATISTICS.get(name, Statistic(name.replace("_", " "), "", ""))
+
+
+def figure(value: float | None, signed: bool = False, scale: float | None = None) -> str:
+    """About three significant digits, a minus that can be seen; a dash for what is missing.
+
+    Args:
+        scale: a magnitude that sets the number of decimals; none: the value's own.
+    """
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    scale = abs(value) if scale is None else scale
+    if value == 0 and not scale:
+        return "0"
+    text = f"{value:.1e}" if scale < 5e-4 else f"{value:.{_decimals(scale)}f}"
+    sign = "+" if signed and value > 0 else ""
+    return sign + text.replace("-", "−")
+
+
+def _decimals(scale: float) -> int:
+    if scale < 1:
+        return 3 if scale >= 0.1 else 4
+    return max(0, 2 - math.floor(math.log10(scale)))
+
+
+def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
+    """mean [low, high]."""
+    if found is None or found["mean"] is None:
+        return NOTHING
+    low, high = found.get("low"), found.get("high")
+    if low is None or high is None:
+        return figure(found["mean"], signed)
+    scale = max(abs(found["mean"]), (high - low) / 2)
+    ends = (figure(value, signed, scale) for value in (found["mean"], low, high))
+    return "{} [{}, {}]".format(*ends)
+
+
+def is_interval(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and "mean" in value
+
+
+def cell(value: Any) -> str:
+    """Any value that a table may hold."""
+    if value is None:
+        return NOTHING
+    if is_interval(value):
+        return interval(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value).replace("-", "−")
+    return figure(value) if isinstance(value, float) else str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a table writes it to the right, as it does what is missing."""
+    return value is None or is_interval(value) or (isinstance(value, int | float) and not isinstance(value, bool))

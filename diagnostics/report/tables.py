@@ -1,0 +1,91 @@
+"""Tables as the templates show them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostics.report.figures import cell, is_number, statistic
+
+SHOWN_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    number: bool = False
+    kind: str = ""  # a class of the style sheet
+    note: str = ""
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+    def is_right(self, column: int) -> bool:
+        """Whether what the column holds is written to the right."""
+        return any(row[column].number or row[column].kind == "context" for row in self.rows)
+
+    @property
+    def left_out(self) -> int:
+        return max(0, len(self.rows) - SHOWN_ROWS)
+
+    @property
+    def shown(self) -> Sequence[Sequence[Cell]]:
+        return self.rows[:SHOWN_ROWS]
+
+
+def of_value(value: Any) -> Cell:
+    return Cell(cell(value), number=is_number(value))
+
+
+def of_statistics(title: str, groups: Mapping[str, Mapping[str, Any]], explained: bool = False) -> Table:
+    """One row a statistic, one column a group."""
+    names = dict.fromkeys(name for found in groups.values() for name in found)
+    rows = []
+    for name in names:
+        known = statistic(name)
+        unit = f" ({known.unit})" if known.unit else ""
+        rows.append(
+            [
+                Cell(known.label + unit, note=known.reading if explained else ""),
+                *(of_value(found.get(name)) for found in groups.values()),
+            ]
+        )
+    return Table(title, ["", *groups], rows)
+
+
+def of_groups(title: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row a group, one column a statistic."""
+    names = list(dict.fromkeys(name for found in groups.values() for name in found))
+    rows = [[Cell(group), *(of_value(found.get(name)) for name in names)] for group, found in groups.items()]
+    return Table(title, ["", *(statistic(name).label for name in names)], rows)
+
+
+def of_buckets(title: str, by_position: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """One row a bucket of positions, one column a statistic."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, buckets in by_position.items():
+        for bucket in buckets:
+            groups.setdefault(span(bucket), {})[name] = bucket
+    table = of_groups(title, groups)
+    return Table(title, ["tokens", *table.columns[1:]], table.rows)
+
+
+def span(bucket: Mapping[str, Any]) -> str:
+    """The tokens of a bucket, counted from 1, both ends in it."""
+    first, last = int(bucket["from"]) + 1, int(bucket["to"])
+    return str(first) if last <= first else f"{first}–{last}"
+
+
+def of_records(title: str, records: Iterable[Any]) -> Table | None:
+    """Whatever a list of mappings holds, one column a key; None if it is something else."""
+    rows = list(records)
+    if not rows or not all(isinstance(row, Mapping) for row in rows):
+        return None
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[of_value(row.get(name)) for name in names] for row in rows]
+    return Table(title, [name.replace("_", " ") for name in names], cells)
