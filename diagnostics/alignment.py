@@ -14,7 +14,7 @@ Shape suffixes: C candidates, M completions of a candidate.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 
 SPLITS = 16  # random halves that the reliability of a node is a mean over
 _NO_DIRECTION = 1e-9  # a gradient shorter than this is none
+_SAME = 1e-6  # teacher and student are the same below this distance of their probabilities: rounding
 
 
 def log_renormalised(logprobs_C: Array) -> Array:
@@ -139,12 +140,13 @@ class NodeAlignment:
     kept: NDArray[np.bool_]  # [C]
     success: Array  # [C], smoothed Psucc; NaN without completions
     skipped: str  # why nothing is said of the node; empty: it counts
-    mean_success: float  # P̄
-    gradient_norm: float
-    noise: float  # standard error of the gradient
-    agreement: float  # of the halves
-    advantage: float  # the teacher's
-    cosines: Mapping[str, float]  # by divergence
+    mean_success: float = np.nan  # P̄
+    gradient_norm: float = np.nan
+    noise: float = np.nan  # standard error of the gradient
+    agreement: float = np.nan  # of the halves
+    advantage: float = np.nan  # the teacher's
+    cosines: Mapping[str, float] = field(default_factory=dict)  # by divergence
+    direction_norms: Mapping[str, float] = field(default_factory=dict)  # |d|, by divergence
 
 
 def judge(node: Node, view: View, outcomes: Mapping[int, Array], settings: AlignmentConfig) -> NodeAlignment:
@@ -159,9 +161,7 @@ def judge(node: Node, view: View, outcomes: Mapping[int, Array], settings: Align
     kept = completions >= settings.min_completions
     success = np.where(completions > 0, smoothed(successes, completions, settings.alpha), np.nan)
     if kept.sum() < 2:
-        nothing, nothings = np.nan, dict.fromkeys(DESCENTS, np.nan)
-        reason = "fewer than two candidates"
-        return NodeAlignment(node, view, kept, success, reason, nothing, nothing, nothing, nothing, nothing, nothings)
+        return NodeAlignment(node, view, kept, success, "fewer than two candidates")
     logp, logq = log_renormalised(view.student_logprobs[kept]), log_renormalised(view.teacher_logprobs[kept])
     p, gradient = np.exp(logp), ideal_gradient(np.exp(logp), success[kept])
     noise = gradient_noise(p, successes[kept], completions[kept], settings.alpha)
@@ -180,12 +180,13 @@ def judge(node: Node, view: View, outcomes: Mapping[int, Array], settings: Align
         agreement=half_agreement(p, table, np.random.default_rng(0)),
         advantage=teacher_advantage(p, np.exp(logq), success[kept]),
         cosines={name: cosine(gradient, direction) for name, direction in directions.items()},
+        direction_norms={name: float(np.linalg.norm(direction)) for name, direction in directions.items()},
     )
 
 
 def _reason(gradient_C: Array, noise: float, direction_C: Array, settings: AlignmentConfig) -> str:
     if np.linalg.norm(gradient_C) < max(settings.min_signal_to_noise * noise, _NO_DIRECTION):
         return "no gradient above the noise"
-    if np.linalg.norm(direction_C) < settings.min_direction:
+    if np.linalg.norm(direction_C) < _SAME:
         return "the teacher says what the student says"
     return ""

@@ -2,7 +2,9 @@
 
 A mean counts a node by the inverse of its probability of having been chosen. Noise in Psucc turns the measured ideal
 gradient away from the true one and shortens every cosine by the same factor on average, the square root of the
-gradient's reliability; the corrected cosine divides by it (Spearman 1904), and may exceed 1 by chance.
+gradient's reliability; the corrected cosine divides by it (Spearman 1904), and may exceed 1 by chance. The pooled
+cosine is that of the gradients of all nodes laid end to end, Σ g·d / √(Σ |g|² Σ |d|²): nodes count by how much
+they move the student, where a mean of cosines counts a token that is all but certain like any other.
 
 Shape suffixes: N nodes, Q questions, B bootstrap draws, S statistics.
 """
@@ -18,7 +20,14 @@ from numpy.typing import NDArray
 from diagnostics.alignment import DESCENTS, Array, NodeAlignment, spearman_brown
 
 DRAWS = 1000
-_COLUMNS = (*DESCENTS, "agreement", "teacher_advantage", "student_success")
+_COLUMNS = (
+    *DESCENTS,
+    "agreement",
+    "teacher_advantage",
+    "student_success",
+    "gradient_square",
+    *(f"{name}_{part}" for name in DESCENTS for part in ("product", "square")),
+)
 ALL, CORRECT, INCORRECT, DIFFERENCE = "all", "correct", "incorrect", "incorrect minus correct"
 _LOWEST_RELIABILITY = 0.05  # below it there is nothing to correct by
 Json = dict[str, Any]
@@ -68,8 +77,10 @@ def summarise(rows: Sequence[NodeAlignment]) -> dict[str, dict[str, Estimate]]:
 
 def resamples(questions: int) -> Array:
     """[B, Q], how often each question is in each draw."""
+    if not questions:
+        return np.zeros((DRAWS, 0))
     generator = np.random.default_rng(0)
-    return generator.multinomial(questions, np.full(questions, 1 / max(questions, 1)), size=DRAWS).astype(np.float64)
+    return generator.multinomial(questions, np.full(questions, 1 / questions), size=DRAWS).astype(np.float64)
 
 
 def _sums(rows: Sequence[NodeAlignment], questions: Sequence[str]) -> Array:
@@ -77,7 +88,9 @@ def _sums(rows: Sequence[NodeAlignment], questions: Sequence[str]) -> Array:
     place = {question: index for index, question in enumerate(questions)}
     sums_QS = np.zeros((len(questions), 1 + len(_COLUMNS)))
     for row in rows:
-        values = (*row.cosines.values(), row.agreement, row.advantage, row.mean_success)
+        values = [*row.cosines.values(), row.agreement, row.advantage, row.mean_success, row.gradient_norm**2]
+        for name, length in row.direction_norms.items():
+            values += [row.cosines[name] * row.gradient_norm * length, length**2]
         sums_QS[place[row.node.question]] += np.array([1.0, *values]) / row.node.inclusion_probability
     return sums_QS
 
@@ -93,9 +106,14 @@ def _statistics(sums_BS: Array) -> dict[str, Array]:
         means = dict(zip(_COLUMNS, (sums_BS[:, 1:] / sums_BS[:, :1]).T, strict=True))
         reliability = spearman_brown(means.pop("agreement"))
         factor = np.sqrt(np.where(reliability > _LOWEST_RELIABILITY, reliability, np.nan))
+        squares = means.pop("gradient_square")
+        pooled = {
+            name: means.pop(f"{name}_product") / np.sqrt(squares * means.pop(f"{name}_square")) for name in DESCENTS
+        }
         return {
             **means,
             **{f"corrected_{name}": means[name] / factor for name in DESCENTS},
+            **{f"pooled_{name}": value for name, value in pooled.items()},
             "reliability": reliability,
         }
 
@@ -124,6 +142,8 @@ def spearman(a_N: Array, b_N: Array) -> float:
 def proxies(rows: Sequence[NodeAlignment]) -> dict[str, Estimate]:
     """Spearman correlation of each proxy with the reverse KL's alignment, over nodes, intervals over questions."""
     rows = counting(rows)
+    if not rows:
+        return {}
     questions, owner_N = np.unique([row.node.question for row in rows], return_inverse=True)
     alignment_N = np.array([row.cosines["reverse_kl"] for row in rows])
     by_question = [np.flatnonzero(owner_N == index) for index in range(len(questions))]
@@ -132,7 +152,7 @@ def proxies(rows: Sequence[NodeAlignment]) -> dict[str, Estimate]:
         for counts_Q in resamples(len(questions))
     ]
     found = {}
-    for name in rows[0].view.proxies if rows else ():
+    for name in rows[0].view.proxies:
         values_N = np.array([row.view.proxies[name] for row in rows])
         drawn = np.array([spearman(values_N[draw], alignment_N[draw]) for draw in draws])
         found[name] = _estimate(spearman(values_N, alignment_N), drawn)
@@ -146,7 +166,7 @@ def _flat(estimates: Mapping[str, Estimate]) -> Json:
     found: Json = {}
     for name, value in estimates.items():
         found[name] = number(value.mean)
-        if name in DESCENTS:
+        if name in DESCENTS or name.startswith("pooled"):
             found |= {f"{name}_low": number(value.low), f"{name}_high": number(value.high)}
     return found
 
@@ -185,7 +205,7 @@ def token_row(row: NodeAlignment, texts: Mapping[int, str]) -> Json:
         "answers": CORRECT if node.correct else INCORRECT,
         "teacher": view.teacher,
         "skipped": row.skipped,
-        **{name: number(value) for name, value in row.cosines.items()},
+        **{name: number(row.cosines.get(name, np.nan)) for name in DESCENTS},
         "teacher_advantage": number(row.advantage),
         "student_success": number(row.mean_success),
         "gradient_norm": number(row.gradient_norm),

@@ -49,7 +49,6 @@ class AlignmentConfig:
     completions: int = 16  # of each candidate, by the student
     min_completions: int = 8  # a candidate with fewer is left out
     alpha: float = 0.5  # of the Beta prior of the probability of success
-    min_signal_to_noise: float = 1.0  # a place whose ideal gradient is below so many standard errors is left out
-    min_direction: float = 1e-3  # so is one where the teacher's probabilities differ by less, in Euclidean length
+    min_signal_to_noise: float = 2.0  # a place whose ideal gradient is below so many standard errors is left out
     max_tokens: int = 1_000_000  # generated and scored, the common prompt of a candidate's completions counted once
     teachers: list[AlignmentTeacher] = field(default_factory=list)

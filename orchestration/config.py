@@ -451,8 +451,8 @@ def _check_alignment(config: RunConfig) -> None:
         f"must lie between 2, so that there are halves to compare, and alignment.completions={settings.completions}",
     )
     _require(settings.alpha > 0, "alignment.alpha", settings.alpha, "must be above 0; 0.5 is the Jeffreys prior")
-    for name in ("min_signal_to_noise", "min_direction"):
-        _require(getattr(settings, name) >= 0, f"alignment.{name}", getattr(settings, name), "must be 0 or more")
+    ratio = settings.min_signal_to_noise
+    _require(ratio >= 0, "alignment.min_signal_to_noise", ratio, "counts standard errors; must be 0 or more")
     _require(settings.max_tokens >= 1, "alignment.max_tokens", settings.max_tokens, "must be at least 1")
     _require(
         not settings.enabled or config.data.verifier is not VerifierKind.none,
