@@ -57,4 +57,4 @@ def test_uniform_places_do_not_depend_on_the_teacher_and_those_by_kl_do() -> Non
     for seed in range(50):
         assert places(peaked, NodeSelection.uniform, seed) == places(flat, NodeSelection.uniform, seed)
     found = [places(peaked, NodeSelection.kl, seed) == [0, 2, 5, 12, 20] for seed in range(200)]
-    assert np.mean(found) > 0.75
+    assert np.mean(found) > 0.6
