@@ -83,13 +83,14 @@ def prepare(config: RunConfig) -> Prepared:
         _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
     if reference_path not in (None, student_path, teacher_path):
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
-    for path in alignment_teachers(config) if config.alignment.enabled else ():
+    further = alignment_teachers(config) if config.alignment.enabled else []
+    for path in further:
         _check_tokenizer(path, "alignment.teachers", config, tokenizer)
     train = _load(config.data.train, "data.train")
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
     if student_path == teacher_path:
         _check_teacher_differs(config, [*train, *heldout])
-    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path))})
+    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path)), *further})
     rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
     rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]
