@@ -1,6 +1,7 @@
 """Settings of the diagnosis."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass
@@ -19,8 +20,35 @@ class ProbeConfig:
     shown: int = 8  # trajectories in the token view
 
 
+class NodeSelection(Enum):
+    """Which places of an answer targeted rollouts start from, within windows of positions that double in length."""
+
+    uniform = "uniform"  # any: the same places whatever the teacher
+    kl = "kl"  # in proportion to how far apart student and teacher are
+
+
+@dataclass
+class AlignmentTeacher:
+    """A further teacher that is looked at on the same places as the run's own."""
+
+    model: str
+    sees_context: bool = False  # the context that the run's own teacher sees
+
+
 @dataclass
 class AlignmentConfig:
     """Targeted rollouts: where does the teacher's gradient point to what the student succeeds with?"""
 
     enabled: bool = False
+    questions: int = 24  # the first n training prompts
+    rollouts_per_question: int = 4  # the student's answers, graded
+    rollouts_per_stratum: int = 1  # of them looked at, of the correct and of the incorrect ones each
+    nodes_per_window: int = 1  # places in each window of positions [2^i, 2^(i+1))
+    selection: NodeSelection = NodeSelection.uniform
+    candidates: int = 3  # most likely tokens of student and teacher each that are forced, beside the sampled one
+    completions: int = 16  # of each candidate, by the student
+    min_completions: int = 8  # a candidate with fewer is left out
+    alpha: float = 0.5  # of the Beta prior of the probability of success
+    min_signal_to_noise: float = 2.0  # a place whose ideal gradient is below so many standard errors is left out
+    max_tokens: int = 1_000_000  # generated and scored, the common prompt of a candidate's completions counted once
+    teachers: list[AlignmentTeacher] = field(default_factory=list)

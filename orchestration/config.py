@@ -202,6 +202,7 @@ def check(config: RunConfig) -> None:
     _check_stage(config)
     _check_engines(config)
     _check_data(config)
+    _check_alignment(config)
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -440,4 +441,33 @@ def _check_task_splits(train: PromptSourceConfig, heldout: PromptSourceConfig) -
         heldout.split,
         "is that of data.train, so held-out problems may be training problems; use data.train.split=train and "
         "data.heldout.split=heldout",
+    )
+
+
+def _check_alignment(config: RunConfig) -> None:
+    settings = config.alignment
+    for name in ("questions", "rollouts_per_question", "rollouts_per_stratum", "nodes_per_window", "candidates"):
+        _require(getattr(settings, name) >= 1, f"alignment.{name}", getattr(settings, name), "must be at least 1")
+    _require(
+        2 <= settings.min_completions <= settings.completions,
+        "alignment.min_completions",
+        settings.min_completions,
+        f"must lie between 2, so that there are halves to compare, and alignment.completions={settings.completions}",
+    )
+    _require(settings.alpha > 0, "alignment.alpha", settings.alpha, "must be above 0; 0.5 is the Jeffreys prior")
+    ratio = settings.min_signal_to_noise
+    _require(ratio >= 0, "alignment.min_signal_to_noise", ratio, "counts standard errors; must be 0 or more")
+    _require(settings.max_tokens >= 1, "alignment.max_tokens", settings.max_tokens, "must be at least 1")
+    _require(
+        not settings.enabled or config.data.verifier is not VerifierKind.none,
+        "data.verifier",
+        config.data.verifier.value,
+        "the gradient alignment asks after which tokens the student succeeds; choose exact, math, final_answer or "
+        "reasoning_gym, or set alignment.enabled=false",
+    )
+    _require(
+        not settings.enabled or config.stage is Stage.distil,
+        "alignment.enabled",
+        "true",
+        f"compares a teacher's gradient with the ideal one, and stage={config.stage.value} has none; set stage=distil",
     )

@@ -165,6 +165,10 @@ class ScoringGroup:
     def set_idle(self, cluster: Cluster) -> None:
         cluster.set_idle(self.kind, self.fitness, self.workers)
 
+    async def load(self, model_path: str, config: RunConfig) -> None:
+        """Go on with another teacher; nothing may be under way."""
+        await _call_all(self.workers, "load", model_path, config.teacher, deadline=config.timeouts.start)
+
     async def score(self, request: ScoringRequest) -> TeacherSignal:
         """Send the request to the worker with the fewest tokens waiting."""
         index = self._outstanding.index(min(self._outstanding))
