@@ -1,6 +1,6 @@
 """What a run does about alarms: it tells of them, and ends where one of their remedies says so.
 
-Shipped weights after a remedy: stop ─► as they are; roll_back ─► of the last checkpoint before the alarm's windows.
+The weights in final/ after a remedy: stop ─► as they are; roll_back ─► of the last checkpoint before its windows.
 """
 
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diagnostics.alarms import Alarm, Watch, gravest
-from diagnostics.config import AlarmsConfig
+from diagnostics.config import AlarmsConfig, Remedy
 from orchestration.progress import ProgressView
 from orchestration.run_directory import RunDirectory
 from orchestration.tracking import X_AXIS, Tracker
@@ -61,23 +61,38 @@ class AlarmDesk:
                 f"alarms.rules.{name}.metric={metric}: no step of this run has it; metrics.jsonl names what there is"
             )
 
-    def took(self, remedy: str) -> None:
+    def took(self, alarm: Alarm, good: Path | None, version: int) -> None:
+        """Log, print and send what was done about an alarm.
+
+        Args:
+            good: the checkpoint that was gone back to.
+            version: of the weights that the run ends with.
+        """
+        done = Remedy.stop if good is None else Remedy.roll_back
+        remedy = f"{done.value} after step {alarm.step} ({alarm.name}): final/ is step {version}"
+        if done is not alarm.rule.remedy:
+            remedy += f", since there is no checkpoint from before step {alarm.since}"
         self.remedies.append(remedy)
         self._view.warn(f"remedy: {remedy}")
         self._tracker.alert("remedy", remedy)
 
 
-def set_aside_since(alarm: Alarm, directory: RunDirectory) -> Path | None:
-    """Put checkpoints of the alarm's windows and after them aside; returns the last one before, if there is one.
+def checkpoint_to_end_with(alarm: Alarm | None, directory: RunDirectory) -> Path | None:
+    """The last checkpoint from before the windows of an alarm that is to roll back; None if there is none, or no need.
 
-    They stay in the folder under another name, and a resumed run does not continue from them.
+    A run that is to roll back begins with a checkpoint of the initial student; only one that was resumed under a rule
+    that it did not begin with may have none.
     """
-    good = None
-    for path in directory.whole_checkpoints():
-        if directory.load_state(path).step < alarm.since:
-            good = path
-        else:
-            aside = path.with_suffix(".rolled_back")
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back of this run
-            path.rename(aside)
-    return good
+    if alarm is None or alarm.rule.remedy is not Remedy.roll_back:
+        return None
+    good = [path for path in directory.whole_checkpoints() if directory.load_state(path).step < alarm.since]
+    return good[-1] if good else None
+
+
+def set_aside_after(good: Path, directory: RunDirectory) -> None:
+    """Give later checkpoints another name, so that they stay and a resumed run does not continue from them."""
+    checkpoints = directory.whole_checkpoints()
+    for path in checkpoints[checkpoints.index(good) + 1 :]:
+        aside = path.with_suffix(".rolled_back")
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back of this run
+        path.rename(aside)

@@ -14,10 +14,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from diagnostics.alarms import Alarm
-from diagnostics.config import Remedy
 from learner.batch import Example
 from learner.report import StepReport
-from orchestration.alarms import AlarmDesk, set_aside_since
+from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, set_aside_after
 from orchestration.clock import StageClock
 from orchestration.cluster import Cluster, Session, WorkerFailure
 from orchestration.config import RunConfig, Stage
@@ -149,8 +148,9 @@ class Run:
             self.stage = stage
             await self._keep_initial_student()
             await stage.train(self)
-            await guard(self._finish(stage))
-            return "stopped" if self.ending else "completed"
+            alarm = self.alarms.ending
+            await guard(self._finish(stage, alarm))
+            return "completed" if alarm is None else "stopped"
         except Interrupted:
             self.say("stopping, as asked …")
             await self._last_checkpoint()
@@ -220,11 +220,11 @@ class Run:
         )
         return _STAGES[self.config.stage](context)
 
-    async def _finish(self, stage: TrainingStage) -> None:
-        """How good the student became, and the model itself."""
-        alarm = self.alarms.ending
-        if alarm is not None and alarm.rule.remedy is Remedy.roll_back:
-            await self._roll_back(stage, alarm)
+    async def _finish(self, stage: TrainingStage, alarm: Alarm | None) -> None:
+        """How good the student became, and the model itself; `alarm` is the one that ends the run before its time."""
+        good = checkpoint_to_end_with(alarm, self.directory)
+        if good is not None:
+            await self._roll_back(stage, good)
         else:
             await self.save_checkpoint()
             self.say("the student answers the held-out prompts after training …")
@@ -232,7 +232,7 @@ class Run:
             self.evaluations.keep("student_after", after)
             self.evaluated(stage.version, after)
         if alarm is not None:
-            self.alarms.took(f"{alarm.rule.remedy.value} after step {alarm.step}: final/ is step {stage.version}")
+            self.alarms.took(alarm, good, stage.version)
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
@@ -243,12 +243,10 @@ class Run:
         if self.alarms.may_roll_back and self.checkpoint is None:
             await self.save_checkpoint()
 
-    async def _roll_back(self, stage: TrainingStage, alarm: Alarm) -> None:
-        """The weights from before the alarm's windows; they are not evaluated again, since engines do not go back."""
-        good = set_aside_since(alarm, self.directory)
-        if good is None:
-            raise LearnerFailure(f"{self.directory.checkpoints}: no checkpoint from before step {alarm.since}")
+    async def _roll_back(self, stage: TrainingStage, good: Path) -> None:
+        """The weights of an earlier checkpoint; they are not evaluated again, since engines do not go back."""
         await stage.go_back(good, self.directory.load_state(good).step)
+        set_aside_after(good, self.directory)
         if stage.version == 0:
             self.evaluations.keep("student_after", self.evaluations.load()["student_before"])
 

@@ -60,7 +60,7 @@ def test_endless_lengths_stop_the_run(lab: Series, tmp_path: Path) -> None:
     step, summary = alarm_steps(run)["endless_lengths"], run.summary()
     assert 0 <= step - start(run, "rollout/truncated_share", 0.1) <= SOON
     assert (summary["status"], summary["steps"], run.steps()[-1]) == ("stopped", step, step)
-    assert summary["remedies"] == [f"stop after step {step}: final/ is step {step}"]
+    assert summary["remedies"] == [f"stop after step {step} (endless_lengths): final/ is step {step}"]
     assert summary["evaluation"]["student_after"]["truncated_share"] > 0.1
     assert (run.run_dir / "final" / "model.safetensors").is_file()
 
@@ -74,7 +74,7 @@ def test_repetition_rolls_the_run_back_to_the_initial_student(lab: Series, tmp_p
     step, summary = alarm_steps(run)["repetition"], run.summary()
     assert 0 <= step - start(run, "health/repetition", 0.1) <= SOON
     assert (summary["status"], summary["steps"]) == ("stopped", 0)
-    assert summary["remedies"] == [f"roll_back after step {step}: final/ is step 0"]
+    assert summary["remedies"] == [f"roll_back after step {step} (repetition): final/ is step 0"]
     initial, final = (
         load_file(folder / "model.safetensors") for folder in (LAB_MODELS / "student", run.run_dir / "final")
     )

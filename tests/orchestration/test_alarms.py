@@ -1,6 +1,7 @@
 """What a run does about alarms, and how they are declared."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hydra import compose, initialize_config_module
 
 from diagnostics.alarms import Alarm, Watch
 from diagnostics.config import AlarmRule, AlarmsConfig, Remedy
-from orchestration.alarms import AlarmDesk, set_aside_since
+from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, set_aside_after
 from orchestration.clock import StageClock
 from orchestration.command import explain
 from orchestration.config import RunConfig, TrackingConfig, WandbMode, build, register_schema
@@ -59,14 +60,24 @@ def test_a_roll_back_finds_the_last_checkpoint_before_the_window(tmp_path: Path)
     for step in (0, 4, 8, 12):
         directory.commit_checkpoint(directory.begin_checkpoint(step), RunState(step=step), keep=2)
     assert [path.name for path in directory.whole_checkpoints()] == ["step-000000", "step-000008", "step-000012"]
-    alarm = Alarm("long", RULES.rules["long"], step=12, since=9, value=15, bound=10)
-    good = set_aside_since(alarm, directory)
+    rule = AlarmRule("length", 10, remedy=Remedy.roll_back)
+    good = checkpoint_to_end_with(Alarm("long", rule, step=12, since=9, value=15, bound=10), directory)
     assert good is not None and good.name == "step-000008"
+    set_aside_after(good, directory)
     assert directory.latest_checkpoint() == good
     assert (directory.checkpoints / "step-000012.rolled_back").is_dir()
-    early = Alarm("long", RULES.rules["long"], step=3, since=1, value=15, bound=10)
-    found = set_aside_since(early, directory)
-    assert found is not None and found.name == "step-000000"
+    early = Alarm("long", rule, step=8, since=1, value=15, bound=10)
+    assert checkpoint_to_end_with(early, directory) == directory.checkpoints / "step-000000"
+    assert checkpoint_to_end_with(replace(early, rule=RULES.rules["long"]), directory) is None
+
+
+def test_a_roll_back_without_a_checkpoint_is_said_to_be_a_stop(tmp_path: Path) -> None:
+    alarms = desk(tmp_path, [])
+    rule = AlarmRule("length", 10, remedy=Remedy.roll_back)
+    alarms.took(Alarm("long", rule, step=12, since=9, value=15, bound=10), None, 12)
+    assert alarms.remedies == [
+        "stop after step 12 (long): final/ is step 12, since there is no checkpoint from before step 9"
+    ]
 
 
 def test_rules_are_changed_added_and_turned_off() -> None:
