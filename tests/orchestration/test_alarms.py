@@ -17,7 +17,7 @@ from orchestration.progress import ProgressView
 from orchestration.run_directory import RunDirectory, RunState
 from orchestration.tracking import Tracker
 
-RULES = AlarmsConfig({"long": AlarmRule("length", 10, window=1, remedy=Remedy.stop), "typo": AlarmRule("lenght", 10)})
+RULES = AlarmsConfig({"long": AlarmRule("length", 10, window=1, remedy=Remedy.stop), "typo": AlarmRule("lengths", 10)})
 
 
 def configured(*overrides: str) -> RunConfig:
@@ -52,7 +52,7 @@ def test_a_rule_that_sees_nothing_is_named_once(tmp_path: Path, capsys: pytest.C
     for step in (1, 2):
         alarms.observe(step, {"length": 1.0})
         alarms.name_blind_rules()
-    assert capsys.readouterr().out.count("alarms.rules.typo.metric=lenght") == 1
+    assert capsys.readouterr().out.count("alarms.rules.typo.metric=lengths") == 1
 
 
 def test_a_roll_back_finds_the_last_checkpoint_before_the_window(tmp_path: Path) -> None:
