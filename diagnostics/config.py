@@ -52,3 +52,50 @@ class AlignmentConfig:
     min_signal_to_noise: float = 2.0  # a place whose ideal gradient is below so many standard errors is left out
     max_tokens: int = 1_000_000  # generated and scored, the common prompt of a candidate's completions counted once
     teachers: list[AlignmentTeacher] = field(default_factory=list)
+
+
+class Remedy(Enum):
+    """What is done when an alarm is raised; it is logged whatever it is."""
+
+    warn = "warn"
+    stop = "stop"  # end the run after the step, as it is
+    roll_back = "roll_back"  # end it with the last checkpoint from before the alarm's window
+
+
+class Statistic(Enum):
+    """Of a window."""
+
+    mean = "mean"
+    median = "median"
+
+
+class Comparison(Enum):
+    """When the statistic of a window is out of bounds; "first" is that of the metric's first window in the run."""
+
+    above = "above"  # > threshold
+    below = "below"  # < threshold
+    rises_by = "rises_by"  # > first + threshold
+    falls_by = "falls_by"  # < first - threshold
+    grows_to = "grows_to"  # > threshold * max(first, floor)
+    shrinks_to = "shrinks_to"  # < threshold * first
+
+
+@dataclass
+class AlarmRule:
+    """An alarm is raised when the window of `patience` consecutive steps is out of bounds."""
+
+    metric: str  # a name in metrics.jsonl
+    threshold: float
+    comparison: Comparison = Comparison.above
+    statistic: Statistic = Statistic.mean
+    window: int = 3  # steps that have the metric; evaluations for eval/…
+    patience: int = 1  # steps
+    floor: float = 0.0  # of the first window's statistic in grows_to: what is smaller is noise
+    matches: str = ""  # the published failure that looks so
+    remedy: Remedy = Remedy.warn
+    optional: bool = False  # no warning where a run does not have the metric
+
+
+@dataclass
+class AlarmsConfig:
+    rules: dict[str, AlarmRule] = field(default_factory=dict)  # by name

@@ -8,7 +8,8 @@ from typing import Any, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from diagnostics.config import AlignmentConfig, PreflightConfig, ProbeConfig
+from diagnostics.alarms import faults
+from diagnostics.config import AlarmsConfig, AlignmentConfig, PreflightConfig, ProbeConfig
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
 from learner.objectives import requirements
 from learner.objectives.config import ObjectiveConfig
@@ -142,6 +143,7 @@ class RunConfig:
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
 
 class ConfigError(ValueError):
@@ -203,6 +205,7 @@ def check(config: RunConfig) -> None:
     _check_engines(config)
     _check_data(config)
     _check_alignment(config)
+    _check_alarms(config.alarms)
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -471,3 +474,9 @@ def _check_alignment(config: RunConfig) -> None:
         "true",
         f"compares a teacher's gradient with the ideal one, and stage={config.stage.value} has none; set stage=distil",
     )
+
+
+def _check_alarms(alarms: AlarmsConfig) -> None:
+    for name, rule in alarms.rules.items():
+        for fault in faults(rule):
+            _require(False, f"alarms.rules.{name}.{fault.setting}", fault.value, fault.fix)

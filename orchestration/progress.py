@@ -66,7 +66,7 @@ class ProgressView:
 
     def warn(self, text: str) -> None:
         log.warning(text)
-        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+        self.console.print(text, style="yellow", highlight=False, markup=False)
 
     def error(self, text: str) -> None:
         log.error(text)
