@@ -1,5 +1,6 @@
 """Intervals over prompts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,21 @@ def ratio_interval(totals: NDArray[np.float64], weights: NDArray[np.float64]) ->
         totals: [n] sums over a prompt's tokens (or one value a prompt).
         weights: [n] the number of terms in each sum.
     """
-    draws = np.random.default_rng(0).integers(0, len(totals), size=(BOOTSTRAP_DRAWS, len(totals)))
+    draws = _draws(len(totals))
     ratios = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return Interval(float(totals.sum() / weights.sum()), float(low), float(high))
+
+
+def bootstrap_interval(statistic: Callable[[NDArray[np.int64]], float], prompts: int) -> Interval:
+    """A statistic of chosen prompts, with its 95 % percentile bootstrap interval over prompts.
+
+    Args:
+        statistic: takes the indices of prompts, some of them several times.
+    """
+    low, high = np.percentile([statistic(rows) for rows in _draws(prompts)], [2.5, 97.5])
+    return Interval(statistic(np.arange(prompts)), float(low), float(high))
+
+
+def _draws(count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, count, size=(BOOTSTRAP_DRAWS, count))

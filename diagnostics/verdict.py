@@ -1,21 +1,30 @@
 """The verdict: the one place where it is written down what a probe's figures mean for the run.
 
-The prediction has no fitted constant. Distillation moves the student, at the states that it visits itself, towards
-what the teacher would do there. So what it may gain or lose is what the teacher gains or loses when it goes on from the
-student's own beginnings: T_d - S_d, with T_d and S_d the scores of teacher and student that go on from the same share
-d of a student's answer. A gain can be learned only where some answer of the student's own is right, since the teacher
-marks nothing else; a loss needs no such answer. Hence, with mean over prompts x and depths d > 0,
+Distillation moves the student, at the states that it visits itself, towards what the teacher would do there.
 
-    predicted change of accuracy = mean (T_d(x) - S_d(x)) · [the student solves x in one of its samples, or T_d < S_d]
+What it may gain or lose is therefore what the teacher gains or loses when it goes on from the student's own
+beginnings: T_d - S_d, with T_d and S_d the scores of teacher and student that go on from the same share d of a
+student's answer. A gain can be learned only on prompts where some answer of the student's own is right, since the
+teacher marks nothing else; a loss needs no such answer:
 
-This rule is derived, not published: Rethinking On-Policy Distillation (arXiv 2604.13016) reports the teacher's
-advantage by depth, and that success needs compatible thinking and something new. The last bracket is the student's
-pass@k, the teacher's advantage over prefixes is compatibility and novelty in one.
+    gain = mean over prompts x and depths d > 0 of (T_d(x) - S_d(x)) · [the student solves x in a sample, or T_d < S_d]
+
+What it can do already it keeps as far as the teacher would have written it: its right answers have the acceptance
+
+    a = exp(mean over their tokens of log q - log p), at most 1
+
+and what is not accepted is unlearned before anything takes its place. With S the student's score,
+
+    predicted change of accuracy = a · gain - (1 - a) · S
+
+Nothing in it is fitted; it is derived, not published. Rethinking On-Policy Distillation (arXiv 2604.13016) reports the
+teacher's advantage by depth, and that success needs compatible thinking (here a) and something new (here the gain).
 
 Without a verifier nothing says what is better, only what is different: the prediction is then the share of the
 divergence that lies where the student can follow, on ids that both models rank among their first k.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +33,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from diagnostics.intervals import Interval, ratio_interval
+from diagnostics.intervals import Interval, bootstrap_interval, ratio_interval
 from diagnostics.probe import CORRECT, DepthPoint, Figures, Found, Graded, NewKnowledge
 
 NOTICEABLE = 0.02  # a change of accuracy that is worth a run; a smaller one is none
@@ -48,14 +57,45 @@ class Judgement:
     evidence: tuple[str, ...]  # in plain words, with figures
 
 
-def predicted_change(found: Found) -> Interval:
-    """Of the student's accuracy; the formula is in the module's docstring."""
-    solved: dict[str, bool] = defaultdict(bool)
-    for answer in found.student_answers:
-        solved[answer.prompt_id] |= answer.reward == CORRECT
+@dataclass(frozen=True)
+class Prediction:
+    """Of the student's accuracy; the formulas are in the module's docstring."""
+
+    change: Interval
+    gain: Interval
+    acceptance: Interval
+
+
+def predict(found: Found) -> Prediction:
+    """From graded answers and continuations."""
     advantages = _advantages(found.student_continuations, found.teacher_continuations)
-    usable = [np.where(values < 0, values, values * solved[prompt]).mean() for prompt, values in advantages.items()]
-    return ratio_interval(np.array(usable), np.ones(len(usable)))
+    scores, right = defaultdict[str, list[float]](list), defaultdict[str, list[float]](lambda: [0.0, 0.0])
+    for answer in found.answers:
+        scores[answer.prompt_id].append(answer.reward or 0.0)
+        if answer.reward == CORRECT:
+            right[answer.prompt_id][0] += answer.log_ratio
+            right[answer.prompt_id][1] += len(answer.tokens.positions)
+    prompts = [prompt for prompt in scores if prompt in advantages]
+    gains = np.array([_usable(advantages[x], solved=max(scores[x]) == CORRECT) for x in prompts])
+    score = np.array([np.mean(scores[x]) for x in prompts])
+    ratios = np.array([right[x] for x in prompts])
+
+    def gain(rows: NDArray[np.int64]) -> float:
+        return float(gains[rows].mean())
+
+    def acceptance(rows: NDArray[np.int64]) -> float:
+        total, tokens = ratios[rows].sum(axis=0)
+        return min(1.0, math.exp(total / tokens)) if tokens else 1.0  # no right answer: nothing to lose
+
+    def change(rows: NDArray[np.int64]) -> float:
+        kept = acceptance(rows)
+        return kept * gain(rows) - (1 - kept) * float(score[rows].mean())
+
+    return Prediction(*(bootstrap_interval(of, len(prompts)) for of in (change, gain, acceptance)))
+
+
+def _usable(advantages: NDArray[np.float64], solved: bool) -> float:
+    return float(np.where(advantages < 0, advantages, advantages * solved).mean())
 
 
 def _advantages(student: Sequence[Graded], teacher: Sequence[Graded]) -> dict[str, NDArray[np.float64]]:
@@ -78,8 +118,9 @@ def judge(found: Found, figures: Figures) -> Judgement:
     """The verdict on a teacher for a student, and what it rests on."""
     if figures.student_accuracy is None:
         return _judge_divergence(found, figures)
-    change = predicted_change(found)
-    return Judgement(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, change)))
+    prediction = predict(found)
+    change = prediction.change
+    return Judgement(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)))
 
 
 def _verdict(figures: Figures, change: Interval) -> Verdict:
@@ -93,10 +134,14 @@ def _verdict(figures: Figures, change: Interval) -> Verdict:
     return Verdict.nothing_to_learn
 
 
-def _evidence(figures: Figures, change: Interval) -> list[str]:
+def _evidence(figures: Figures, prediction: Prediction) -> list[str]:
     start, *deeper = figures.prefix_depth
     lines = [f"the student scores {_show(start.student)}, the teacher {_show(start.teacher)}"]
     lines += [_going_on(deeper)] if deeper else []
+    lines.append(
+        f"the teacher would write the student's right answers with {_show(prediction.acceptance)} of the student's "
+        "probability a token (1: it accepts them; near 0: they are unlearned)"
+    )
     known = figures.new_knowledge
     if known is not None and known.teacher_pass_at_k is not None:
         lines.append(_out_of_reach(known, known.teacher_pass_at_k))

@@ -1,13 +1,22 @@
+import math
+
 import pytest
 
 from diagnostics.probe import Found, Graded, figures
-from diagnostics.verdict import Judgement, Verdict, judge, overrides_for, predicted_change
+from diagnostics.verdict import Judgement, Verdict, judge, overrides_for, predict
 from tests.diagnostics.answers import answer
 
 PROMPTS = 40
 
 
-def _found(student: float, teacher: float, student_on: float, teacher_on: float, always_wrong: float = 0.0) -> Found:
+def _found(
+    student: float,
+    teacher: float,
+    student_on: float,
+    teacher_on: float,
+    always_wrong: float = 0.0,
+    accepted: float = 0.0,
+) -> Found:
     """Accuracies of whole answers, and from half of the student's; a share of prompts it never gets right.
 
     Of two answers to each other prompt, one is right with twice the student's accuracy.
@@ -18,7 +27,7 @@ def _found(student: float, teacher: float, student_on: float, teacher_on: float,
     for index in range(PROMPTS):
         prompt = str(index)
         solved = never <= index < never + right
-        answers += [answer(prompt, float(solved), [0.0], [-0.1]), answer(prompt, 0.0, [0.0], [-0.5])]
+        answers += [answer(prompt, float(solved), [0.0], [accepted]), answer(prompt, 0.0, [0.0], [-0.5])]
         rank = (index * 7 % PROMPTS + 0.5) / PROMPTS
         theirs.append(Graded(prompt, float(rank < teacher)))
         ours_on.append(Graded(prompt, float(solved and rank < student_on), 0.5))
@@ -46,7 +55,17 @@ def test_a_teacher_that_scores_high_and_is_lost_in_the_students_beginnings_needs
 
 def test_what_the_student_never_gets_right_is_not_predicted_to_be_learned() -> None:
     found = _found(0.1, 1.0, 1.0, 1.0, always_wrong=0.8)
-    assert predicted_change(found).mean == pytest.approx(0.0)
+    assert predict(found).gain.mean == pytest.approx(0.0)
+    assert _judge(found).verdict is Verdict.go_with_cold_start
+
+
+def test_right_answers_that_the_teacher_would_not_write_are_lost() -> None:
+    found = _found(0.5, 1.0, 0.4, 0.9, accepted=-3.0)
+    prediction = predict(found)
+    assert prediction.acceptance.mean == pytest.approx(math.exp(-3.0), rel=1e-5)
+    assert prediction.change.mean == pytest.approx(
+        math.exp(-3.0) * prediction.gain.mean - (1 - math.exp(-3.0)) * 0.5, rel=1e-5
+    )
     assert _judge(found).verdict is Verdict.go_with_cold_start
 
 
