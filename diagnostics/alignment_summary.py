@@ -75,6 +75,21 @@ def summarise(rows: Sequence[NodeAlignment]) -> dict[str, dict[str, Estimate]]:
     return {name: {key: _estimate(*pair) for key, pair in part.items()} for name, part in found.items()}
 
 
+def differences(
+    rows: Sequence[NodeAlignment], others: Sequence[NodeAlignment]
+) -> dict[str, tuple[int, dict[str, Estimate]]]:
+    """One teacher minus another on the nodes that count for both: their number and every statistic, by stratum."""
+    common = {row.node for row in counting(rows)} & {row.node for row in counting(others)}
+    questions = sorted({node.question for node in common})
+    counts_BQ, found = resamples(len(questions)), {}
+    sides = [strata([row for row in side if row.node in common]) for side in (rows, others)]
+    for name in sides[0]:
+        one, other = (_both(_sums(side[name], questions), counts_BQ) for side in sides)
+        estimates = {key: _estimate(one[key][0] - other[key][0], one[key][1] - other[key][1]) for key in one}
+        found[name] = len(sides[0][name]), estimates
+    return found
+
+
 def resamples(questions: int) -> Array:
     """[B, Q], how often each question is in each draw."""
     if not questions:
@@ -166,7 +181,7 @@ def _flat(estimates: Mapping[str, Estimate]) -> Json:
     found: Json = {}
     for name, value in estimates.items():
         found[name] = number(value.mean)
-        if name in DESCENTS or name.startswith("pooled"):
+        if name in (*DESCENTS, "teacher_advantage") or name.startswith("pooled"):
             found |= {f"{name}_low": number(value.low), f"{name}_high": number(value.high)}
     return found
 
@@ -177,6 +192,15 @@ def group_rows(rows: Sequence[NodeAlignment], labels: Json) -> list[Json]:
     counted = {name: len(part) for name, part in strata(counting(rows)).items()}
     return [
         {**labels, "answers": name, "nodes": count, **_flat(summary[name])} for name, count in counted.items() if count
+    ]
+
+
+def difference_rows(rows: Sequence[NodeAlignment], others: Sequence[NodeAlignment], labels: Json) -> list[Json]:
+    """One row for all, the correct and the incorrect answers each, as far as there are any."""
+    return [
+        {**labels, "answers": name, "nodes": count, **_flat(estimates)}
+        for name, (count, estimates) in differences(rows, others).items()
+        if count
     ]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diagnostics.config import NodeSelection
 
-_UNIFORM_SHARE = 0.1  # of the choice by divergence: bounds the weight of a place where the models agree
+_UNIFORM_SHARE = 0.5  # of the choice by divergence: no place weighs more than twice what it does uniformly
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def choose(
         sizes = np.ones(len(window))
         magnitude = np.abs(np.asarray(divergence_T[window.start : window.stop], dtype=np.float64))
         if selection is NodeSelection.kl and magnitude.sum() > 0:
-            sizes = magnitude / magnitude.mean() + _UNIFORM_SHARE
+            sizes = (1 - _UNIFORM_SHARE) * magnitude / magnitude.mean() + _UNIFORM_SHARE
         probabilities = inclusion_probabilities(sizes, per_window)
         places = systematic_sample(probabilities, generator)
         chosen += [Choice(window.start + int(i), float(probabilities[i])) for i in places]

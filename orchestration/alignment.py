@@ -127,6 +127,11 @@ class Alignment:
                 if rows
                 for row in summary.group_rows(rows, {"teacher": name, "context": contexts[has]})
             ],
+            "between teachers": [
+                row
+                for name in self.teachers[1:]
+                for row in summary.difference_rows(own, self.of(name), {"teacher": self.teachers[0], "minus": name})
+            ],
             "by question": summary.question_rows(own, self.accuracy),
             "by token": [summary.token_row(row, self.texts) for row in self.rows],
         }

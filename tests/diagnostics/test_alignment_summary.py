@@ -60,6 +60,18 @@ def test_the_pooled_cosine_counts_nodes_by_their_gradients() -> None:
     assert found["reverse_kl"].mean == pytest.approx(0)
 
 
+def test_teachers_are_compared_on_the_nodes_that_count_for_both() -> None:
+    others = [replace(item, cosines={name: value - 0.3 for name, value in item.cosines.items()}) for item in ROWS]
+    others[0] = replace(others[0], skipped="no gradient above the noise")
+    found = summary.differences(ROWS, others)
+    assert [count for count, _ in found.values()] == [19, 9, 10]
+    for _, estimates in found.values():
+        difference = estimates["reverse_kl"]
+        assert (difference.mean, difference.low, difference.high) == pytest.approx((0.3, 0.3, 0.3))
+    table = summary.difference_rows(ROWS, others, {"minus": "t"})
+    assert [row["answers"] for row in table] == ["all", "correct", "incorrect"]
+
+
 def test_an_absent_stratum_is_none_and_everything_fits_into_json() -> None:
     found = summary.summarise([row("a", True, 0.5)])
     assert found["incorrect"]["reverse_kl"].as_json() is None
