@@ -46,7 +46,15 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
     assert summary["evaluation"]["student_after"]["reverse_kl"] < summary["evaluation"]["student_before"]["reverse_kl"]
     assert set(summary["stage_seconds"]) == {"rollout", "scoring", "learning", "weight_sync", "waiting"}
     assert summary["tokens"]["trained"] == summary["tokens"]["scored"] == summary["tokens"]["rollout"] > 0
-    for name in ("config.yaml", "versions.json", "run.log", "metrics.jsonl", "curves.png", "final/README.md"):
+    for name in (
+        "config.yaml",
+        "versions.json",
+        "run.log",
+        "metrics.jsonl",
+        "report.html",
+        "curves.png",
+        "final/README.md",
+    ):
         assert (folder / name).is_file(), name
     assert uninterrupted.steps() == [1, 2, 3, 4, 5, 6]
     assert not list(folder.rglob("*.partial"))
