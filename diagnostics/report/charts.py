@@ -11,6 +11,7 @@ from diagnostics.report.figures import figure
 STUDENT, TEACHER, NEUTRAL, BEFORE = "#0072b2", "#c2571a", "#44546a", "#8fa3b8"
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 22, 42, 40
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#44546a", "#7b3294")  # of Okabe and Ito
 LABEL_WIDTH = 6.4  # of a character of the legend
 
 
@@ -48,12 +49,13 @@ class Chart:
     unit: str = ""
     x_names: Sequence[str] | None = None  # of the places 0, 1, 2, …, where x is not a number
     zero: bool = True  # the axis includes it
+    legend: bool = True
 
     def svg(self) -> Markup:
         """The picture; an empty one says so."""
         drawn = [series for series in self.series if series.points]
         frame = _Frame.around(drawn, self.zero)
-        body = [_grid(frame, self), *(_curve(frame, series) for series in drawn), _legend(drawn)]
+        body = [_grid(frame, self), *(_curve(frame, series) for series in drawn), _legend(drawn) if self.legend else ""]
         if not drawn:
             body = [_text(WIDTH / 2, HEIGHT / 2, "no values", "middle", "note")]
         unit = f" ({self.unit})" if self.unit else ""
@@ -97,7 +99,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round values between two others."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diagnostics.report.charts import NEUTRAL, STUDENT, TEACHER, Chart, Series, interval_bar
-from diagnostics.report.figures import figure, interval, is_interval, statistic
+from diagnostics.report.figures import ends, figure, interval, is_interval, statistic
 from diagnostics.report.page import Figure, Folded, Headline, Page, Section, preflight_section, render
 from diagnostics.report.tables import Table, of_buckets, of_groups, of_records, of_statistics, span
 from diagnostics.report.tokens import token_view
@@ -110,8 +110,7 @@ def _without_verdict(diagnosis: Mapping[str, Any]) -> Headline:
 
 
 def _figure(label: str, found: Mapping[str, Any], signed: bool = False) -> Figure:
-    low, high = (figure(found.get(end), signed) for end in ("low", "high"))
-    return Figure(label, figure(found["mean"], signed), f"{low} to {high}")
+    return Figure(label, figure(found["mean"], signed), ends(found, signed))
 
 
 def _key_figures(probe: Mapping[str, Any]) -> list[Figure]:

@@ -79,6 +79,12 @@ def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
     return "{} [{}, {}]".format(*ends)
 
 
+def ends(found: Mapping[str, Any], signed: bool = False) -> str:
+    """low to high, with the decimals of the mean."""
+    low, high = (figure(found.get(end), signed, abs(found["mean"])) for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
 def is_interval(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and "mean" in value
 

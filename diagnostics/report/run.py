@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from diagnostics.report.charts import BEFORE, NEUTRAL, STUDENT, TEACHER, Chart, Series
 from diagnostics.report.diagnosis import models_of
-from diagnostics.report.figures import figure, interval, is_interval, statistic
+from diagnostics.report.figures import ends, figure, interval, is_interval, statistic
 from diagnostics.report.page import Figure, Folded, Headline, Page, Section, preflight_section, render
 from diagnostics.report.tables import Cell, Table, of_groups, of_statistics
 from diagnostics.report.tokens import token_view
@@ -150,8 +150,7 @@ def _key_figures(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
     for role, label in ROLES.items():
         found = _interval_of(evaluation, role, name)
         if found is not None:
-            ends = f"{figure(found['low'])} to {figure(found['high'])}"
-            figures.append(Figure(f"{statistic(name).label}, {label}", figure(found["mean"]), ends))
+            figures.append(Figure(f"{statistic(name).label}, {label}", figure(found["mean"]), ends(found)))
     recovery = summary.get("gap_recovery")
     if recovery is not None:
         figures.append(Figure("gap recovery", f"{recovery:.0%}".replace("-", "−")))
@@ -202,8 +201,9 @@ def _teacher(evaluation: Mapping[str, Any], name: str, versions: Sequence[float]
     if found is None or name == "truncated_share":
         return []
     mean, low, high = ([found[key]] * 2 for key in ("mean", "low", "high"))
-    ends = [min(versions), max(versions)]
-    return [Series("teacher", ends, mean, low, high, colour=TEACHER, dashed=True, marked=False)]
+    return [
+        Series("teacher", [min(versions), max(versions)], mean, low, high, colour=TEACHER, dashed=True, marked=False)
+    ]
 
 
 def _training(steps: Sequence[Mapping[str, float]]) -> Section:
@@ -254,19 +254,19 @@ def _positions(steps: Sequence[Mapping[str, float]]) -> Section:
     for name, first, last in _buckets(steps):
         buckets.setdefault(name, []).append((first, last))
     count = max(1, len(steps) // _ENDS)
-    ends = {"first steps": steps[:count], "last steps": steps[-count:]}
+    compared = {"first steps": steps[:count], "last steps": steps[-count:]}
     charts = []
     for name in (name for name in _BY_POSITION if name in buckets):
         places = sorted(buckets[name])
         curves = [
             Series(label, list(range(len(places))), _means(rows, name, places), colour=colour)
-            for (label, rows), colour in zip(ends.items(), (BEFORE, STUDENT), strict=True)
+            for (label, rows), colour in zip(compared.items(), (BEFORE, STUDENT), strict=True)
         ]
         names, known = [_place(*place) for place in places], statistic(name)
         charts.append(Chart(known.label, curves, "token of the response", known.unit, x_names=names).svg())
     text = f"First and last {count} of {len(steps)} steps." if charts else ""
     folded: list[Folded] = (
-        [("The figures of the last steps", [], [_position_table(ends["last steps"], buckets)])] if buckets else []
+        [("The figures of the last steps", [], [_position_table(compared["last steps"], buckets)])] if buckets else []
     )
     return Section("position", "By position in the response", text, charts=charts, folded=folded)
 

@@ -1,36 +1,41 @@
 """The lab's page: one self-contained HTML file with the claims, the runs and their curves."""
 
-import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from diagnostics.report.charts import PALETTE, Chart, Series
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.phenomena import PHENOMENA, Outcomes
 from orchestration.tracking import X_AXIS
 
-matplotlib.use("Agg")
 _PANELS = (
-    ("eval/accuracy", "held-out accuracy"),
-    ("train/overlap_ratio", "overlap ratio"),
-    ("train/overlap_token_advantage", "overlap-token advantage (nats)"),
-    ("train/entropy_gap", "entropy gap (nats)"),
-    ("train/sampled_reverse_kl", "reverse KL on its own tokens (nats)"),
-    ("train/grad_norm", "gradient norm"),
+    ("eval/accuracy", "held-out accuracy", ""),
+    ("train/overlap_ratio", "overlap ratio", ""),
+    ("train/overlap_token_advantage", "overlap-token advantage", "nats"),
+    ("train/entropy_gap", "entropy gap", "nats"),
+    ("train/sampled_reverse_kl", "reverse KL on its own tokens", "nats"),
+    ("train/grad_norm", "gradient norm", ""),
 )
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2.2em; } small { color: #5b6b7a; }
-table { border-collapse: collapse; margin: .6em 0; } th, td { padding: .25em .8em; text-align: left; }
-th { border-bottom: 2px solid #c9d3dc; } td { border-bottom: 1px solid #e6ebf0; } td.n { text-align: right; }
+h2 small { font-weight: 400; } code { overflow-wrap: anywhere; }
+.table { overflow-x: auto; } table { border-collapse: collapse; margin: .6em 0; }
+th, td { padding: .25em .6em; text-align: left; } .n { text-align: right; } td.n { white-space: nowrap; }
+th { border-bottom: 2px solid #c9d3dc; } td { border-bottom: 1px solid #e6ebf0; }
 .holds { color: #1d7a46; font-weight: 600; } .does { color: #b3261e; font-weight: 600; } .open { color: #8a6d1a; }
-svg { width: 100%; height: auto; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); gap: 14px 24px; }
+.legend span { margin-right: 1.4em; white-space: nowrap; }
+.legend i { display: inline-block; width: 18px; height: 3px; margin-right: 6px; vertical-align: middle; }
+svg { display: block; width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #3d4b59; }
+svg .title { font-size: 14px; font-weight: 600; } svg .unit { font-weight: 400; fill: #5b6b7a; }
+svg .grid { stroke: #e3e9ee; } svg .axis { stroke: #8b98a5; }
+@media (max-width: 720px) { td.n small { display: block; } }
 """
 _RUN_COLUMNS = ("accuracy before", "accuracy after", "accuracy of the teacher", "gain", "gap recovery", "seconds")
 
@@ -55,9 +60,10 @@ def render(content: Mapping[str, Any], outcomes: Mapping[int, Outcomes]) -> str:
     return "\n".join(
         [
             "<!doctype html><html lang=en><meta charset=utf-8><title>The lab</title>",
+            "<meta name=viewport content='width=device-width, initial-scale=1'>",
             f"<style>{_STYLE}</style><h1>The lab</h1>",
             f"<p>Seeds {', '.join(map(str, content['seeds']))}; intervals of 95 % over seeds (Student's t); "
-            f"{machine['cores']} cores, {machine['memory_gib']} GiB. <code>{escape(content['command'])}</code></p>",
+            f"{machine['cores']} cores, {machine['memory_gib']} GiB.<br><code>{escape(content['command'])}</code></p>",
             *sections,
             "<h2>All runs</h2>",
             _runs(content["runs"]),
@@ -72,42 +78,39 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
         f"<td class=n>{_cell(found['interval'])} {found['unit']}"
         for found in findings
     ]
-    return f"<table><tr><th>claim<th><th>by how much{''.join(rows)}</table>"
+    return f"<div class=table><table><tr><th>claim<th><th class=n>by how much{''.join(rows)}</table></div>"
 
 
 def _runs(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    head = "".join(f"<th>{name}" for name in ("", *_RUN_COLUMNS))
+    head = "<th>" + "".join(f"<th class=n>{name}" for name in _RUN_COLUMNS)
     rows = [
         f"<tr><td>{escape(name)}" + "".join(f"<td class=n>{_cell(figures.get(column))}" for column in _RUN_COLUMNS)
         for name, figures in runs.items()
     ]
-    return f"<table><tr>{head}{''.join(rows)}</table>"
+    return f"<div class=table><table><tr>{head}{''.join(rows)}</table></div>"
 
 
 def _cell(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "–"
     digits = 0 if abs(interval["mean"]) >= 10 else 3
-    low, high = (f"{interval[end]:.{digits}f}" for end in ("low", "high"))
-    return f"{interval['mean']:.{digits}f} <small>[{low}, {high}]</small>"
+    mean, low, high = (f"{interval[end]:.{digits}f}".replace("-", "−") for end in ("mean", "low", "high"))
+    return f"{mean} <small>[{low}, {high}]</small>"
 
 
 def _figure(curves: Mapping[str, Sequence[Outcome]]) -> str:
-    """Mean over the seeds, each seed faintly behind it, as SVG."""
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
-    axes = figure.subplots(2, 3).flat
-    for axis, (name, title) in zip(axes, _PANELS, strict=True):
-        for index, (label, outcomes) in enumerate(curves.items()):
-            _curve(axis, [_series(outcome, name) for outcome in outcomes], label, f"C{index}")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    return buffer.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]
+    """Mean over the seeds, each seed faintly behind it; one legend for all charts."""
+    colours = dict(zip(curves, itertools.cycle(PALETTE), strict=False))
+    charts = []
+    for name, title, unit in _PANELS:
+        series = [
+            curve
+            for label, outcomes in curves.items()
+            for curve in _curves(label, [_series(outcome, name) for outcome in outcomes], colours[label])
+        ]
+        charts.append(Chart(title, series, "step", unit, zero=False, legend=False).svg())
+    legend = "".join(f"<span><i style='background:{colours[label]}'></i>{escape(label)}</span>" for label in curves)
+    return f"<p class=legend>{legend}</p><div class=charts>{''.join(charts)}</div>"
 
 
 def _series(outcome: Outcome, name: str) -> tuple[list[float], list[float]]:
@@ -115,9 +118,10 @@ def _series(outcome: Outcome, name: str) -> tuple[list[float], list[float]]:
     return [row[X_AXIS] for row in rows], [row[name] for row in rows]
 
 
-def _curve(axis: Axes, series: Sequence[tuple[list[float], list[float]]], label: str, colour: str) -> None:
-    for steps, values in series:
-        axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
-    lengths = {len(steps) for steps, _values in series}
+def _curves(label: str, found: Sequence[tuple[list[float], list[float]]], colour: str) -> list[Series]:
+    curves = [Series(label, steps, values, colour=colour, faint=True) for steps, values in found]
+    lengths = {len(steps) for steps, _values in found}
     if lengths != {0} and len(lengths) == 1:
-        axis.plot(series[0][0], np.mean([values for _steps, values in series], axis=0), color=colour, label=label)
+        mean = np.mean([values for _steps, values in found], axis=0).tolist()
+        curves.append(Series(label, found[0][0], mean, colour=colour, marked=False))
+    return curves

@@ -48,7 +48,15 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
     assert summary["evaluation"]["student_after"]["reverse_kl"] < summary["evaluation"]["student_before"]["reverse_kl"]
     assert set(summary["stage_seconds"]) == {"rollout", "scoring", "learning", "weight_sync", "waiting"}
     assert summary["tokens"]["trained"] == summary["tokens"]["scored"] == summary["tokens"]["rollout"] > 0
-    for name in ("config.yaml", "versions.json", "run.log", "metrics.jsonl", "curves.png", "final/README.md"):
+    for name in (
+        "config.yaml",
+        "versions.json",
+        "run.log",
+        "metrics.jsonl",
+        "report.html",
+        "curves.png",
+        "final/README.md",
+    ):
         assert (folder / name).is_file(), name
     preflight = json.loads((folder / "preflight.json").read_text())
     assert {check["status"] for check in preflight["checks"]} <= {"pass", "warn"} and preflight["seconds"] > 0

@@ -65,7 +65,15 @@ def test_every_stage_is_trained_once_and_leaves_what_a_run_leaves(recipe: Launch
     for name, count in (("1-warm", 2), ("2-main", 40)):
         folder = recipe.run_dir / name
         assert steps(folder) == list(range(1, count + 1))
-        for left in ("config.yaml", "versions.json", "run.log", "summary.json", "curves.png", "final/config.json"):
+        for left in (
+            "config.yaml",
+            "versions.json",
+            "run.log",
+            "summary.json",
+            "report.html",
+            "curves.png",
+            "final/config.json",
+        ):
             assert (folder / left).is_file(), left
         assert verify(folder).stage == name[2:]
     log = (recipe.run_dir / "2-main" / "run.log").read_text()
