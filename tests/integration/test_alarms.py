@@ -55,7 +55,7 @@ def test_the_naive_top_k_is_seen_to_lose_its_support(lab: Series, tmp_path: Path
 
 def test_endless_lengths_stop_the_run(lab: Series, tmp_path: Path) -> None:
     teacher = teacher_that_never_stops(tmp_path / "teacher")
-    stopping = (f"teacher.model={teacher}", "alarms.rules.endless_lengths.remedy=stop")
+    stopping = (f"teacher.model={teacher}", "alarms.rules.endless_lengths.remedy=stop", "pipeline.steps=30")
     run = lab.run(tmp_path / "run", *stopping, exit_code=3)
     step, summary = alarm_steps(run)["endless_lengths"], run.summary()
     assert 0 <= step - start(run, "rollout/truncated_share", 0.1) <= SOON
