@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diagnostics.probe import Figures, figures
 from diagnostics.report import render_diagnosis
 from diagnostics.verdict import Judgement, Verdict, judge, overrides_for
+from orchestration.alignment import Alignment, measure_alignment
 from orchestration.cluster import Session, WorkerFailure
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import ConfigError, RunConfig, Stage, build, register_schema
@@ -119,6 +120,7 @@ class Diagnosis:
         self._verifier = make_verifier(config.data.verifier)
         self._started = time.monotonic()
         self._preflight: Preflight | None = None
+        self._alignment: Alignment | None = None
         self._probed: Probed | None = None
         self._figures: Figures | None = None
         self._judgement: Judgement | None = None
@@ -137,6 +139,10 @@ class Diagnosis:
         if self._preflight.failed:
             self._console.print("a check failed, so nothing that a probe found would mean anything: mend it first")
             return
+        if self._config.alignment.enabled:  # first, while the engines hold the student
+            self._alignment = await measure_alignment(
+                self._config, self._prepared, workers, self._verifier, self._console.print
+            )
         self._probed = await self._probe(workers)
         self._figures = figures(self._probed.found)
         self._judgement = judge(self._probed.found, self._figures)
@@ -170,7 +176,7 @@ class Diagnosis:
             "probe": probe_record(self._config, probed, found, len(self._prepared.tokenizer))
             if probed and found
             else None,
-            "alignment": None,
+            "alignment": self._alignment.as_json() if self._alignment else None,
             "trajectories": shown_trajectories(probed, self._prepared.tokenizer, self._config.probe.shown)
             if probed
             else [],
