@@ -3,9 +3,10 @@
     python -m benchmarks.verdict [--table DIR] [--seeds 0 1 2] [--json PATH]
 
 One point a pair, the mean over seeds of both. The change is measured by the lab's own runs in `--table`; those that
-are missing are run first (python -m orchestration.lab table runs the same ones). Every probe is one of training
-prompts on the untrained student, with real engines. The prediction has no fitted constant, so nothing is left out for
-fitting. Beside it: the skill of each single metric.
+are missing are run first (python -m orchestration.lab table runs the same ones). Every probe is one of the untrained
+student on held-out prompts, with real engines. The prediction has no fitted constant. The verdict has one, the margin
+that a promised gain must exceed: how much the rule promised too much on any pair. So a go is also judged with the
+margin of the other pairs alone, leaving one pair out. Beside it: the skill of each single metric.
 """
 
 import argparse
@@ -59,6 +60,8 @@ class Point:
     measured: float
     measured_low: float
     verdicts: tuple[str, ...]  # one a seed
+    lows: tuple[float, ...]  # of the predictions' intervals, one a seed
+    predictions: tuple[float, ...]  # one a seed
     single: Mapping[str, float]
 
     @property
@@ -110,6 +113,7 @@ async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
     assert seen.student_accuracy is not None and seen.teacher_accuracy is not None  # the lab has a verifier
     return {
         "predicted": judgement.predicted_change.mean,
+        "predicted_low": judgement.predicted_change.low,
         "verdict": judgement.verdict.value,
         "seconds": probed.seconds,
         "tokens": probed.tokens,
@@ -133,6 +137,8 @@ def read_point(pair: Variant, seeds: Sequence[int], table: Path, probes: Path) -
         measured=measured.mean,
         measured_low=measured.low,
         verdicts=tuple(record["verdict"] for record in records),
+        lows=tuple(record["predicted_low"] for record in records),
+        predictions=tuple(record["predicted"] for record in records),
         single={name: fmean(record["single"][name] for record in records) for name in SINGLE},
     )
 
@@ -148,11 +154,25 @@ def skill(points: Sequence[Point]) -> dict[str, float]:
             sum(not point.fails and set(point.verdicts) == {Verdict.go.value} for point in points)
         ),
         "succeeding_pairs": float(sum(not point.fails for point in points)),
+        "largest_overprediction": max(point.predicted - point.measured for point in points),
+        "mean_absolute_error": fmean(abs(point.predicted - point.measured) for point in points),
+        **leave_one_out(points),
     }
     for name in SINGLE:
         sign = -1 if name in NEGATED else 1
         found[f"spearman_{name}"] = _spearman([sign * point.single[name] for point in points], measured)
     return found
+
+
+def leave_one_out(points: Sequence[Point]) -> dict[str, float]:
+    """The verdicts if the margin were what the rule promised too much on the other pairs."""
+    failing = succeeding = 0
+    for point in points:
+        margin = max(other.predicted - other.measured for other in points if other is not point)
+        goes = [low > 0 and mean > margin for low, mean in zip(point.lows, point.predictions, strict=True)]
+        failing += point.fails and any(goes)
+        succeeding += not point.fails and all(goes)
+    return {"failing_pairs_with_go_leave_one_out": failing, "succeeding_pairs_with_go_leave_one_out": succeeding}
 
 
 def _spearman(left: Sequence[float], right: Sequence[float]) -> float:

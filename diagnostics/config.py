@@ -11,9 +11,9 @@ class PreflightConfig:
 
 @dataclass
 class ProbeConfig:
-    """The compatibility probe: what student and teacher do on training prompts, without training."""
+    """The compatibility probe: what student and teacher do with held-out prompts, without training."""
 
-    prompts: int = 64  # the first n training prompts, at most 200
+    prompts: int = 64  # the first n of evaluation.prompts, at most 200
     samples_per_prompt: int = 4  # answers of each model to each of them
     depths: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5, 0.75])  # shares of a student's answer
     max_tokens: int = 200_000  # generated and scored, prompts included; the probe is made smaller to fit

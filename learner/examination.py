@@ -107,6 +107,6 @@ def by_example(found: Mapping[str, Tensor], example_index_R: Tensor, positions_R
             name: arrays[name][rows].astype(np.int32 if name.endswith("_ids") else np.float32, copy=False)
             for name in TOPS
         }
-        values = {name: arrays[name][rows].astype(np.float32, copy=False) for name in arrays.keys() - set(TOPS)}
+        values = {name: arrays[name][rows].astype(np.float32, copy=False) for name in arrays if name not in TOPS}
         records.append(ExampleTokens(int(example), positions[rows], values, **tops))
     return records

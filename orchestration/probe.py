@@ -125,8 +125,8 @@ class Prober:
     async def _answers(self, engines: RolloutGroup, who: int) -> list[Trajectory]:
         samples = self._config.probe.samples_per_prompt
         requests = [
-            self._request(item, sample, self._config.sampling.max_tokens, who, of_teacher=who == _TEACHER)
-            for item in self._prompts
+            self._request(index, sample, self._config.sampling.max_tokens, who, of_teacher=who == _TEACHER)
+            for index in range(len(self._prompts))
             for sample in range(samples)
         ]
         requests = [replace(request, slot=slot) for slot, request in enumerate(requests)]
@@ -134,10 +134,8 @@ class Prober:
         found = [trajectory async for trajectory in self._roll_out(engines, requests, what)]
         return sorted(found, key=lambda trajectory: trajectory.slot)
 
-    def _request(
-        self, item: RenderedPrompt, sample: int, max_tokens: int, *seed: int, of_teacher: bool
-    ) -> RolloutRequest:
-        sampling, index = self._config.sampling, list(self._by_id).index(item.prompt.id)
+    def _request(self, index: int, sample: int, max_tokens: int, *seed: int, of_teacher: bool) -> RolloutRequest:
+        sampling, item = self._config.sampling, self._prompts[index]
         return RolloutRequest(
             slot=0,
             prompt_id=item.prompt.id,
@@ -165,12 +163,12 @@ class Prober:
         for trajectory in trajectories:
             if trajectory.sample_index >= PREFIXED_SAMPLES:
                 continue
-            item = self._by_id[trajectory.prompt_id]
+            index = trajectory.slot // self._config.probe.samples_per_prompt
             for number, depth in enumerate(self._config.probe.depths):
                 prefix = trajectory.response_ids[: int(depth * len(trajectory.response_ids))]
                 left = self._config.sampling.max_tokens - len(prefix)
                 request = self._request(
-                    item, trajectory.sample_index, left, _CONTINUATION, by_teacher, number, of_teacher=by_teacher
+                    index, trajectory.sample_index, left, _CONTINUATION, by_teacher, number, of_teacher=by_teacher
                 )
                 request = replace(request, prompt_ids=np.concatenate([request.prompt_ids, prefix]), slot=len(requests))
                 requests.append(request)
