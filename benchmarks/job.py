@@ -20,12 +20,13 @@ CORES = 2
 POLL_SECONDS = 0.05
 TAIL_CHARACTERS = 3000
 WARM_UP_STEPS = 2  # the first steps touch their memory for the first time, which virtual machines make expensive
-# A run that is only there to be timed: hardly any evaluation, one checkpoint at the end, no tracking service.
+# A run that is only there to be timed: hardly any evaluation, one checkpoint at the end, no checks, no tracking.
 BARE = (
     "evaluation.every=0",
     "evaluation.prompts=2",
     "evaluation.max_tokens=2",
     "checkpoint.every=0",
+    "preflight.enabled=false",
     "tracking=disabled",
     "tracking.samples_every=0",
 )

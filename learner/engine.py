@@ -27,9 +27,11 @@ from learner.finite import GradientWatch, NonFiniteError
 from learner.head import FullTeacher, fused_head_loss
 from learner.lm_head import Head
 from learner.objectives import ObjectiveConfig, build_objective
+from learner.perturbation import Perturbation
 from learner.report import StepReport
 from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
+from learner.token_logprobs import ExampleLogprobs, split_by_example, token_logprobs
 from learner.totals import StepTotals
 from scoring.lm_head import LMHead, LogitTransform
 
@@ -68,6 +70,7 @@ class LearnerEngine:
         self._teacher_heads: dict[str, Head] = {}
         self._version = 0
         self._last_report: StepReport | None = None
+        self._perturbation: Perturbation | None = None
 
     @property
     def module(self) -> PreTrainedModel:
@@ -180,6 +183,40 @@ class LearnerEngine:
 
         return self.deepspeed(packed, job)
 
+    def logprobs(self, batch: Batch) -> list[ExampleLogprobs]:
+        """The student's log-prob of every loss token of this rank's own examples, at their sampling temperatures."""
+        found: list[ExampleLogprobs] = []
+        self.deepspeed.eval()
+        with torch.no_grad():
+            for micro_batch in self._share(batch):
+                packed = to_tensors(micro_batch, self.device)
+                rows = packed.rows
+                values = self.deepspeed(packed, partial(self._logprobs, packed))
+                found += split_by_example(values, packed.example_index, rows.require("positions"))
+        self.deepspeed.train()
+        return found
+
+    def _logprobs(self, packed: PackedTensors, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        head, rows = Head.of(weight, bias, self._transform), packed.rows
+        temperatures = rows.require("temperatures")
+        return token_logprobs(head, hidden, rows.target_ids, temperatures, self.config.head_chunk_tokens)
+
+    def perturb(self, seed: int, size: float) -> None:
+        """Put noise of `size` times its own spread on every weight until `restore_weights`; see `Perturbation`.
+
+        Raises:
+            ValueError: the weights are perturbed already.
+        """
+        if self._perturbation is not None:
+            raise ValueError("perturb: the weights are perturbed already; restore_weights comes first")
+        self._perturbation = Perturbation(self.deepspeed.module, self.zero_stage == 3, seed, size)
+
+    def restore_weights(self) -> None:
+        """Take the noise of `perturb` off again, bit for bit; without any, nothing happens."""
+        if self._perturbation is not None:
+            self._perturbation.restore()
+            self._perturbation = None
+
     def _teacher_head(self, teacher: str | None) -> Head:
         known = self._teacher_heads
         if teacher is None and len(known) == 1:
@@ -199,6 +236,8 @@ class LearnerEngine:
         return self.deepspeed(packed, job)
 
     def _check(self, batch: Batch) -> None:
+        if self._perturbation is not None:
+            raise ValueError("step: the weights are perturbed; restore_weights comes first")
         if batch.policy_version != self._version:
             raise ValueError(
                 f"step: the batch starts from version {batch.policy_version}, the weights are at {self._version}"

@@ -279,8 +279,11 @@ class WeightPublisher:
         )
         self._latest: PublishReport | None = None
 
-    def publish(self, version: int) -> PublishReport:
+    def publish(self, version: int, again: bool = False) -> PublishReport:
         """Bring the weights, as policy `version`, to every engine; the same version again does nothing.
+
+        Args:
+            again: send them even so.
 
         Raises:
             WeightSyncError: an engine missed the deadline, died, or refused what arrived (a checksum, say).
@@ -289,7 +292,8 @@ class WeightPublisher:
         if self._latest is not None and version <= self._latest.version:
             if version < self._latest.version:
                 raise ValueError(f"policy version {version} comes after {self._latest.version}")
-            return self._latest
+            if not again:
+                return self._latest
         self._client.begin(version)
         started = time.perf_counter()
         self._engine.send_weights()

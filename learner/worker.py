@@ -22,6 +22,7 @@ from learner.evaluation import ExampleDivergence
 from learner.examination import ExampleTokens
 from learner.objectives import ObjectiveConfig
 from learner.report import StepReport
+from learner.token_logprobs import ExampleLogprobs
 from scoring.lm_head import LMHead
 
 if TYPE_CHECKING:
@@ -96,6 +97,16 @@ class LearnerWorker:
         """Records of this rank's examples, token by token, with the top `k` ids of student and teacher."""
         return self._engine.examine(batch, k, teacher)
 
+    def logprobs(self, batch: Batch) -> list[ExampleLogprobs]:
+        """Records of this rank's examples."""
+        return self._engine.logprobs(batch)
+
+    def perturb(self, seed: int, size: float) -> None:
+        self._engine.perturb(seed, size)
+
+    def restore_weights(self) -> None:
+        self._engine.restore_weights()
+
     def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
         """Remember whom `publish` sends the weights to."""
         from learner.weight_transfer import WeightPublisher
@@ -104,11 +115,14 @@ class LearnerWorker:
             self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s
         )
 
-    def publish(self, version: int) -> Any:
-        """Send the weights to the rollout workers; `version` must be the engine's. Returns their report."""
+    def publish(self, version: int, again: bool = False) -> Any:
+        """Send the weights to the rollout workers; `version` must be the engine's. Returns their report.
+
+        A version that they have is not sent again unless `again` says so: the weights behind it are others now.
+        """
         if version != self._engine.version:
             raise ValueError(f"publish: version {version} asked for, the weights are at {self._engine.version}")
-        return self._publisher.publish(version)
+        return self._publisher.publish(version, again)
 
     def save_checkpoint(self, directory: str) -> None:
         from learner.checkpoint import save_checkpoint

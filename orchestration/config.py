@@ -8,7 +8,8 @@ from typing import Any, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from diagnostics.config import AlignmentConfig, PreflightConfig, ProbeConfig
+from diagnostics.alarms import faults
+from diagnostics.config import AlarmsConfig, AlignmentConfig, PreflightConfig, ProbeConfig
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
 from learner.objectives import requirements
 from learner.objectives.config import ObjectiveConfig
@@ -142,6 +143,7 @@ class RunConfig:
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
 
 class ConfigError(ValueError):
@@ -202,6 +204,8 @@ def check(config: RunConfig) -> None:
     _check_stage(config)
     _check_engines(config)
     _check_data(config)
+    _check_alignment(config)
+    _check_alarms(config.alarms)
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -279,9 +283,10 @@ def _check_preset(config: RunConfig, chosen: str) -> None:
     _require(name == chosen, "objective.name", name, fix)
 
 
-def _check_objective(config: RunConfig) -> None:
+def run_facts(config: RunConfig) -> RunFacts:
+    """What the objective's rules have to know of the run."""
     sampling, pipeline = config.sampling, config.pipeline
-    run = RunFacts(
+    return RunFacts(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -290,7 +295,10 @@ def _check_objective(config: RunConfig) -> None:
         batch_size=pipeline.batch_size,
         has_verifier=config.data.verifier is not VerifierKind.none,
     )
-    wrong = refusals(config.objective, run)
+
+
+def _check_objective(config: RunConfig) -> None:
+    wrong = refusals(config.objective, run_facts(config))
     if wrong:
         raise ConfigError("\n".join(wrong))
 
@@ -437,3 +445,38 @@ def _check_task_splits(train: PromptSourceConfig, heldout: PromptSourceConfig) -
         "is that of data.train, so held-out problems may be training problems; use data.train.split=train and "
         "data.heldout.split=heldout",
     )
+
+
+def _check_alignment(config: RunConfig) -> None:
+    settings = config.alignment
+    for name in ("questions", "rollouts_per_question", "rollouts_per_stratum", "nodes_per_window", "candidates"):
+        _require(getattr(settings, name) >= 1, f"alignment.{name}", getattr(settings, name), "must be at least 1")
+    _require(
+        2 <= settings.min_completions <= settings.completions,
+        "alignment.min_completions",
+        settings.min_completions,
+        f"must lie between 2, so that there are halves to compare, and alignment.completions={settings.completions}",
+    )
+    _require(settings.alpha > 0, "alignment.alpha", settings.alpha, "must be above 0; 0.5 is the Jeffreys prior")
+    ratio = settings.min_signal_to_noise
+    _require(ratio >= 0, "alignment.min_signal_to_noise", ratio, "counts standard errors; must be 0 or more")
+    _require(settings.max_tokens >= 1, "alignment.max_tokens", settings.max_tokens, "must be at least 1")
+    _require(
+        not settings.enabled or config.data.verifier is not VerifierKind.none,
+        "data.verifier",
+        config.data.verifier.value,
+        "the gradient alignment asks after which tokens the student succeeds; choose exact, math, final_answer or "
+        "reasoning_gym, or set alignment.enabled=false",
+    )
+    _require(
+        not settings.enabled or config.stage is Stage.distil,
+        "alignment.enabled",
+        "true",
+        f"compares a teacher's gradient with the ideal one, and stage={config.stage.value} has none; set stage=distil",
+    )
+
+
+def _check_alarms(alarms: AlarmsConfig) -> None:
+    for name, rule in alarms.rules.items():
+        for fault in faults(rule):
+            _require(False, f"alarms.rules.{name}.{fault.setting}", fault.value, fault.fix)

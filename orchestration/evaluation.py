@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from diagnostics.intervals import Interval, ratio_interval
 from learner.batch import Example
 from learner.evaluation import ExampleDivergence
 from learner.packing import pack
 from orchestration.config import RunConfig
-from orchestration.intervals import Interval, ratio_interval
 from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
 from orchestration.schedule import derive_seed
 from orchestration.summary import Evaluation

@@ -8,8 +8,8 @@ from statistics import fmean, stdev
 from learner.batch import Example
 from learner.objectives.config import Averaging, GateConfig
 from rollout.trajectory import FinishReason, Trajectory
+from rollout.verifiers import CORRECT
 
-CORRECT = 1.0  # a verifier's full score; anything less is incorrect
 MIX = "objective.task_reward.mix"  # what asks for rewards
 
 

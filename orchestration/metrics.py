@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from diagnostics.monitors import signal_monitors, text_monitors
 from learner.batch import Example
 from learner.report import StepReport
 from orchestration.tracking import Candidate, Sample
@@ -47,6 +48,18 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
     if rewards:
         metrics["rollout/accuracy"] = float(np.mean(rewards))
     return metrics
+
+
+def health_metrics(
+    batch: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    metrics: Mapping[str, float],
+    before: Mapping[str, float],
+) -> dict[str, float]:
+    """What the monitors make of a step, given its `step_metrics` and the metrics of the step before."""
+    own = [e.trajectory for e in batch if e.trajectory.origin is Origin.STUDENT]
+    texts = tokenizer.batch_decode([t.response_ids for t in own], skip_special_tokens=True)
+    return text_monitors(own, texts) | signal_monitors(metrics, before)
 
 
 def _token_mean(values: Sequence[np.ndarray]) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diagnostics.intervals import Interval
 from orchestration.evaluation import Answers
 from orchestration.files import write_json, write_text
-from orchestration.intervals import Interval
 from orchestration.preparation import Prepared
 from orchestration.summary import Evaluation, Summary
 

@@ -83,11 +83,14 @@ def prepare(config: RunConfig) -> Prepared:
         _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
     if reference_path not in (None, student_path, teacher_path):
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
+    further = alignment_teachers(config) if config.alignment.enabled else []
+    for path in further:
+        _check_tokenizer(path, "alignment.teachers", config, tokenizer)
     train = _load(config.data.train, "data.train")
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
     if student_path == teacher_path:
         _check_teacher_differs(config, [*train, *heldout])
-    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path))})
+    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path)), *further})
     rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
     rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]
@@ -108,6 +111,11 @@ def _resolve_reference(config: RunConfig, student_path: str) -> str | None:
     if model is None or model == INITIAL_STUDENT:
         return student_path if model else None
     return resolve_model(model, "objective.reference.model")
+
+
+def alignment_teachers(config: RunConfig) -> list[str]:
+    """The checkpoints of the further teachers that the alignment looks at."""
+    return [resolve_model(teacher.model, "alignment.teachers") for teacher in config.alignment.teachers]
 
 
 def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:

@@ -64,6 +64,10 @@ class ProgressView:
         log.info(text)
         self.console.print(text, highlight=False)
 
+    def warn(self, text: str) -> None:
+        log.warning(text)
+        self.console.print(text, style="yellow", highlight=False, markup=False)
+
     def error(self, text: str) -> None:
         log.error(text)
         self.console.print(f"error: {text}", style="red", highlight=False, markup=False)

@@ -13,8 +13,11 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from diagnostics.alarms import Alarm
+from diagnostics.check import Status
 from learner.batch import Example
 from learner.report import StepReport
+from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, set_aside_after
 from orchestration.clock import StageClock
 from orchestration.cluster import Cluster, Session, WorkerFailure
 from orchestration.config import RunConfig, Stage
@@ -22,10 +25,11 @@ from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
 from orchestration.grading import Grader
 from orchestration.interruption import Interrupted, Interruption
-from orchestration.metrics import sample, step_metrics
+from orchestration.metrics import health_metrics, sample, step_metrics
 from orchestration.needs import needs_teacher_rollouts
 from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
 from orchestration.plots import draw_curves
+from orchestration.preflight import print_checks, run_preflight
 from orchestration.preparation import Prepared
 from orchestration.progress import ProgressView
 from orchestration.report import write_run_report
@@ -36,7 +40,7 @@ from orchestration.stages.distil import Distillation
 from orchestration.stages.reinforce import Reinforcement
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.summary import STAGES, Summary, gap_recovery
-from orchestration.tracking import Tracker
+from orchestration.tracking import Tracker, read_metrics
 from orchestration.workers import LearnerFailure, TeacherEngines, Workers
 from rollout.verifiers import make_verifier
 
@@ -58,7 +62,7 @@ _STAGES: dict[Stage, type[TrainingStage]] = {
     Stage.cold_start: ColdStart,
     Stage.reinforce: Reinforcement,
 }
-EXIT_CODES = {"completed": 0, "failed": 1, "interrupted": 130}
+EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130}
 
 
 async def execute(
@@ -69,8 +73,8 @@ async def execute(
     Args:
         session: of the runs that may share workers; whoever began it ends it.
     """
-    handler = _log_to(directory.path / "run.log")
-    write_json(directory.path / "versions.json", _versions())
+    handler = log_to(directory.path / "run.log")
+    write_json(directory.path / "versions.json", package_versions())
     cluster = session.cluster(config)
     try:
         settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
@@ -87,7 +91,7 @@ async def execute(
     return EXIT_CODES[status]
 
 
-def _log_to(path: Path) -> logging.Handler:
+def log_to(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -95,7 +99,7 @@ def _log_to(path: Path) -> logging.Handler:
     return handler
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -121,6 +125,9 @@ class Run:
         self.evaluator = Evaluator(config, prepared, self.verifier)
         self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
         self.view = ProgressView(config.stage.value, config.pipeline.steps, self.state.step, self.clock)
+        earlier = read_metrics(directory.path)
+        self.alarms = AlarmDesk(config.alarms, self.view, self.tracker, earlier)
+        self._last_metrics = next((row for row in reversed(earlier) if "train/loss" in row), {})
         self.stage: TrainingStage | None = None
         self._started = time.monotonic() - self.state.wall_seconds
         self._stage_seconds = self.clock.all_seconds()
@@ -139,11 +146,15 @@ class Run:
             workers = await guard(Workers.start(self.config, self.prepared, cluster))
             stage = self._make_stage(workers)
             await guard(stage.restore(self.checkpoint))
+            if not await guard(self._passes_preflight(workers)):
+                return "failed"
             await guard(stage.evaluate_before(self))
             self.stage = stage
+            await self._keep_initial_student()
             await stage.train(self)
-            await guard(self._finish(stage))
-            return "completed"
+            alarm = self.alarms.ending
+            await guard(self._finish(stage, alarm))
+            return "completed" if alarm is None else "stopped"
         except Interrupted:
             self.say("stopping, as asked …")
             await self._last_checkpoint()
@@ -195,6 +206,24 @@ class Run:
         self.counts.clear()
         self.counts.update(verdict_counts(found))
 
+    async def _passes_preflight(self, workers: Workers) -> bool:
+        """Whether the run means anything; one that is resumed has passed already."""
+        if self.checkpoint is not None or not self.config.preflight.enabled:
+            return True
+        found = await run_preflight(self.config, self.prepared, workers, self.verifier, self.say)
+        write_json(self.directory.path / "preflight.json", found.as_json())
+        self.say(f"preflight: {len(found.checks)} checks in {found.seconds:.1f} s")
+        if found.failed:
+            print_checks(self.view.console, found.checks)
+        for check in found.checks:
+            if check.status is Status.failed:
+                self.view.error(f"preflight, {check.name}: {check.seen}; {check.fix}")
+            elif check.status is Status.warned:
+                self.view.warn(f"warning: preflight, {check.name}: {check.seen}; {check.fix}")
+        if found.failed:
+            self.view.error("nothing was trained; preflight.enabled=false trains even so")
+        return not found.failed
+
     def _make_stage(self, workers: Workers) -> TrainingStage:
         context = StageContext(
             config=self.config,
@@ -213,19 +242,41 @@ class Run:
         )
         return _STAGES[self.config.stage](context)
 
-    async def _finish(self, stage: TrainingStage) -> None:
-        """How good the student became, and the model itself."""
-        await self.save_checkpoint()
-        self.say("the student answers the held-out prompts after training …")
-        after = await stage.evaluate_student()
-        self.evaluations.keep("student_after", after)
-        self.evaluated(stage.version, after)
+    async def _finish(self, stage: TrainingStage, alarm: Alarm | None) -> None:
+        """How good the student became, and the model itself; `alarm` is the one that ends the run before its time."""
+        good = checkpoint_to_end_with(alarm, self.directory)
+        if good is not None:
+            await self._roll_back(stage, good)
+        else:
+            await self.save_checkpoint()
+            self.say("the student answers the held-out prompts after training …")
+            after = await stage.evaluate_student()
+            self.evaluations.keep("student_after", after)
+            self.evaluated(stage.version, after)
+        if alarm is not None:
+            self.alarms.took(alarm, good, stage.version)
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
         write_model_card(final, self.settings)
 
+    async def _keep_initial_student(self) -> None:
+        """A checkpoint to go back to where there may be no later one."""
+        if self.alarms.may_roll_back and self.checkpoint is None:
+            await self.save_checkpoint()
+
+    async def _roll_back(self, stage: TrainingStage, good: Path) -> None:
+        """The weights of an earlier checkpoint; they are not evaluated again, since engines do not go back."""
+        await stage.go_back(good, self.directory.load_state(good).step)
+        set_aside_after(good, self.directory)
+        if stage.version == 0:
+            self.evaluations.keep("student_after", self.evaluations.load()["student_before"])
+
     # Observer
+
+    @property
+    def ending(self) -> bool:
+        return self.alarms.ending is not None
 
     def say(self, text: str) -> None:
         self.view.say(text)
@@ -233,26 +284,36 @@ class Run:
     def record(self, batch: Sequence[Example], report: StepReport, ready: int) -> None:
         metrics = step_metrics(batch, report, self._seconds_since_last_step())
         metrics |= {f"rollout/{name}": float(count) for name, count in self.counts.items()}
+        started = time.thread_time()
+        metrics |= health_metrics(batch, self.prepared.tokenizer, metrics, self._last_metrics)
+        raised = self.alarms.observe(report.policy_version, metrics)
+        metrics["time/monitors_cpu"] = time.thread_time() - started
+        self._last_metrics = metrics
         self.tracker.log(report.policy_version, metrics)
         tracking = self.config.tracking
         if tracking.samples_every and report.policy_version % tracking.samples_every == 0:
             samples = [sample(item, self.prepared.tokenizer) for item in batch[: tracking.samples]]
             self.tracker.log_samples(report.policy_version, samples)
         self.view.step(report, metrics, ready)
+        self.alarms.name_blind_rules()
+        self.alarms.tell(raised)
 
     def evaluated(self, version: int, answers: Answers) -> None:
         found = answers.evaluation
+        metrics = {f"eval/{name}": item.mean for name, item in found.intervals.items()}
         ends = {
             f"eval/{name}/{end}": getattr(item, end)
             for name, item in found.intervals.items()
             for end in ("low", "high")
         }
-        self.tracker.log(version, {f"eval/{name}": item.mean for name, item in found.intervals.items()} | ends)
+        raised = self.alarms.observe(version, metrics)
+        self.tracker.log(version, metrics | ends)
         accuracy = f", accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
         divergence = f"reverse KL {found.reverse_kl:.3f} nats a token, " if found.reverse_kl is not None else ""
         self.say(
             f"held-out, version {version}: {divergence}{found.mean_response_tokens:.1f} tokens an answer{accuracy}"
         )
+        self.alarms.tell(raised)
 
     async def save_checkpoint(self) -> None:
         if self.stage is None:
@@ -308,9 +369,11 @@ class Run:
             evaluation=found,
             gap_recovery=gap_recovery(found),
             counts=dict(self.counts),
+            alarms=self.alarms.raised,
+            remedies=self.alarms.remedies,
         )
         write_json(self.directory.path / "summary.json", asdict(summary))
         draw_curves(self.directory.path, found)
         self.tracker.log_report(write_run_report(self.directory.path))
-        self.tracker.close(succeeded=status == "completed")
+        self.tracker.close(succeeded=status in ("completed", "stopped"))
         print_outcome(self.view.console, self.directory.path, summary, answers, self.prepared)

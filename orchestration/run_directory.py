@@ -32,6 +32,8 @@ IDENTITY = (
     "learner.dtype",
 )
 STAGES_KEY = "recipe.stages"
+_CHECKPOINTS = "step-??????"
+_INITIAL = "step-000000"  # kept as long as the run: what may have to be gone back to
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class RunDirectory:
     def latest_checkpoint(self) -> Path | None:
         return latest_checkpoint(self.path)
 
+    def whole_checkpoints(self) -> list[Path]:
+        """In order of step."""
+        return whole_checkpoints(self.path)
+
     def interrupted_checkpoints(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*.partial"))
 
@@ -88,8 +94,9 @@ class RunDirectory:
         final = partial.with_suffix("")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in sorted(self.checkpoints.glob("step-??????"))[:-keep]:
-            shutil.rmtree(old)
+        for old in sorted(self.checkpoints.glob(_CHECKPOINTS))[:-keep]:
+            if old.name != _INITIAL:
+                shutil.rmtree(old)
         return final
 
     def check_prompts(self, digest: str) -> None:
@@ -112,10 +119,15 @@ class RunDirectory:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run; one whose writing was interrupted still has its temporary name."""
-    folder = run_dir / "checkpoints"
-    whole = sorted(path for path in folder.glob("step-??????") if (path / "state.json").is_file())
+    """The newest whole checkpoint of a run."""
+    whole = whole_checkpoints(run_dir)
     return whole[-1] if whole else None
+
+
+def whole_checkpoints(run_dir: Path) -> list[Path]:
+    """In order of step; one whose writing was interrupted still has its temporary name."""
+    folder = run_dir / "checkpoints"
+    return sorted(path for path in folder.glob(_CHECKPOINTS) if (path / "state.json").is_file())
 
 
 def _lock(path: Path) -> IO[str]:
@@ -216,6 +228,21 @@ def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
     check_identity(path, composed)
     directory.logs.mkdir(exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
+    directory.write_config(composed)
+    return directory
+
+
+def open_diagnosis_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
+    """A new folder beside the runs of the experiment, and its lock.
+
+    Raises:
+        ConfigError: `run_dir` is set and holds something.
+    """
+    root = Path(config.output_root) / config.experiment / "diagnosis"
+    path = locate(config) if config.run_dir is not None else _fresh_path(root)
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    directory.logs.mkdir(exist_ok=True)
     directory.write_config(composed)
     return directory
 

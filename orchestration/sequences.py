@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
+from diagnostics.monitors import repetition
 from orchestration.config import ColdStartConfig, RunConfig
 from orchestration.files import write_text
-from orchestration.gates import CORRECT
 from orchestration.grading import Grader
 from orchestration.needs import learns_from_data
 from orchestration.preparation import Prepared
 from orchestration.states import StateSource
 from orchestration.workers import TeacherEngines
 from rollout.trajectory import FinishReason, Origin, Trajectory
+from rollout.verifiers import CORRECT
 
 _FILE = "sequences.jsonl"
 _REPORTS = 10  # lines about how far the collection is
@@ -164,9 +165,3 @@ def _fault(trajectory: Trajectory, config: ColdStartConfig) -> Verdict | None:
     if repetition(trajectory.response_ids.tolist(), config.repetition_tokens) > config.max_repetition:
         return Verdict.repetitive
     return None
-
-
-def repetition(ids: Sequence[int], n: int) -> float:
-    """Share of the n-grams of a response that stand in it before, from 0 to 1."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestration.intervals import Interval
+from diagnostics.intervals import Interval
 
 STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")
 
@@ -40,7 +40,7 @@ def gap_recovery(evaluation: Mapping[str, Evaluation | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Summary:
-    status: str  # completed, interrupted or failed
+    status: str  # completed, stopped (by a remedy), interrupted or failed
     steps: int
     wall_seconds: float
     stage_seconds: dict[str, float]
@@ -49,5 +49,5 @@ class Summary:
     evaluation: dict[str, Evaluation | None]
     gap_recovery: float | None
     counts: dict[str, int] = field(default_factory=dict)  # of what the stage left out, by reason
-    alarms: list[str] = field(default_factory=list)
-    remedies: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)  # "step N: rule: what was seen", in the order in which they came
+    remedies: list[str] = field(default_factory=list)  # that were taken

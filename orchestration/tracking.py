@@ -78,6 +78,11 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever follows the run on Weights & Biases; nothing is sent from elsewhere."""
+        if self._wandb is not None:
+            self._wandb.alert(title=title, text=text, level="WARN")
+
     def close(self, succeeded: bool) -> None:
         self._metrics.close()
         if self._wandb is not None:

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from learner.batch import Batch
 from learner.config import WeightTransfer
@@ -104,6 +106,10 @@ class RolloutGroup:
         async for trajectory in merged(streams):
             yield trajectory
 
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[NDArray[np.float32]]:
+        """What each worker's engine says of given tokens: log-probs at temperature 1 of all but the first, [N - 1]."""
+        return await _call_all(self.workers, "prompt_logprobs", list(token_ids), deadline=self._deadline)
+
     async def stop(self) -> None:
         await _call_all(self.workers, "shutdown", deadline=self._deadline)
         for worker in self.workers:
@@ -159,6 +165,10 @@ class ScoringGroup:
     def set_idle(self, cluster: Cluster) -> None:
         cluster.set_idle(self.kind, self.fitness, self.workers)
 
+    async def load(self, model_path: str, config: RunConfig) -> None:
+        """Go on with another teacher; nothing may be under way."""
+        await _call_all(self.workers, "load", model_path, config.teacher, deadline=config.timeouts.start)
+
     async def score(self, request: ScoringRequest) -> TeacherSignal:
         """Send the request to the worker with the fewest tokens waiting."""
         index = self._outstanding.index(min(self._outstanding))
@@ -171,6 +181,10 @@ class ScoringGroup:
 
     async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         return list(await asyncio.gather(*(self.score(request) for request in requests)))
+
+    async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]]:
+        """What `score` should say of the tokens, [T] each: one sequence after the other, by plain means."""
+        return await self.workers[0].call("plain_logprobs", list(requests), deadline=self._deadline)
 
     async def lm_head(self) -> LMHead:
         return await self.workers[0].call("lm_head", deadline=self._deadline)
@@ -228,9 +242,21 @@ class LearnerGroup:
             raise LearnerFailure(str(error)) from error
         return reports[0]
 
-    async def publish(self, version: int) -> PublishReport:
-        reports = await self._all("publish", version, deadline=self._timeouts.weight_sync)
+    async def publish(self, version: int, again: bool = False) -> PublishReport:
+        reports = await self._all("publish", version, again, deadline=self._timeouts.weight_sync)
         return reports[0]
+
+    async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """The student's log-probs of each example's loss tokens [T], in the order of the batch."""
+        everywhere = await self._all("logprobs", ray.put(batch), deadline=self._timeouts.learning)
+        found = sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
+        return [record.values for record in found]
+
+    async def perturb(self, seed: int, size: float) -> None:
+        await self._all("perturb", seed, size, deadline=self._timeouts.learning)
+
+    async def restore_weights(self) -> None:
+        await self._all("restore_weights", deadline=self._timeouts.learning)
 
     async def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
         """One record an example, in the order of the batch."""

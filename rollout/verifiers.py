@@ -10,6 +10,7 @@ from rollout.config import VerifierKind
 from rollout.prompts import Prompt
 
 Verifier = Callable[[Prompt, str], float]
+CORRECT = 1.0  # a verifier's full score; anything less is incorrect
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")

@@ -107,6 +107,26 @@ class TeacherModel:
         answers = iter(signals)
         return [next(answers) if len(request.response_ids) else self._silence(request) for request in requests]
 
+    @torch.inference_mode()
+    def plain_logprobs(self, request: ScoringRequest) -> NDArray[np.float32]:
+        """[T]: what `score` should say of the response tokens, by transformers' own attention.
+
+        The sequence runs alone, whole and unpacked, and one softmax goes over all of its logits. For checks of a few
+        short sequences; nothing else may run meanwhile.
+        """
+        self.check(request)
+        ids_N = self._tensor(np.concatenate([request.prompt_ids, request.response_ids]))
+        packed_attention = self._backbone.config._attn_implementation
+        self._backbone.set_attn_implementation("sdpa")
+        try:
+            states_Nd = self._backbone(input_ids=ids_N[None], use_cache=False).last_hidden_state[0].float()
+        finally:
+            self._backbone.set_attn_implementation(packed_attention)
+        logits_NV = torch.nn.functional.linear(states_Nd, self._weight_Vd, self._bias_V)
+        logprobs_NV = self._transform.apply_(logits_NV).log_softmax(-1)
+        first = len(request.prompt_ids)
+        return logprobs_NV[first - 1 : -1].gather(1, ids_N[first:, None])[:, 0].cpu().numpy()
+
     def _score_together(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         states_Td = self._response_states(requests)
         states_Rd = torch.cat(states_Td).float()

@@ -9,9 +9,12 @@ Back-pressure is the caller's: it bounds how many requests it has outstanding.
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.lm_head import LMHead
@@ -70,6 +73,12 @@ class ScoringWorker:
             while ticket.forward is None:  # more than once only if callers before this one gave up
                 await asyncio.wait([self._start_forward()])
         return (await ticket.forward)[ticket.seat]
+
+    async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]]:
+        """What `score` should say of the tokens; see `TeacherModel.plain_logprobs`."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: [self._model.plain_logprobs(request) for request in requests]
+        )
 
     def _start_forward(self) -> "asyncio.Future[list[TeacherSignal]]":
         count = first_group([forward_tokens(ticket.request) for ticket in self._queue], self._max_tokens)

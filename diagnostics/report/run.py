@@ -95,7 +95,10 @@ def _headline(record: RunRecord, steps: Sequence[Mapping[str, float]]) -> Headli
     ]
     evaluation = summary.get("evaluation") or {}
     tone, title, text = _outcome(summary, evaluation)
-    if summary["status"] != "completed":
+    if summary["status"] == "stopped":
+        tone, text = "bad" if tone == "bad" else "careful", f"{title}. {text}"
+        title = f"Stopped by an alarm, with the student of {_of(summary['steps'], planned)}"
+    elif summary["status"] != "completed":
         tone = "bad" if summary["status"] == "failed" else "careful"
         title = f"{str(summary['status']).capitalize()} after {_of(summary['steps'], planned)}"
         text = "resume=auto continues it from its last checkpoint." if summary["status"] == "interrupted" else ""

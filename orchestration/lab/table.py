@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from diagnostics.intervals import Interval
 from orchestration.cluster import Session
 from orchestration.files import write_json, write_text
-from orchestration.intervals import Interval
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.page import render
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Outcomes, Phenomenon, Variant

@@ -37,6 +37,10 @@ class Observer(Protocol):
 
     def evaluated(self, version: int, answers: Answers) -> None: ...
 
+    @property
+    def ending(self) -> bool:
+        """Whether the run is to end after the step that was recorded last."""
+
     async def save_checkpoint(self) -> None: ...
 
 
@@ -100,7 +104,7 @@ class TrainingStage(ABC):
     async def train(self, observer: Observer) -> None:
         steps = self.config.pipeline.steps
         self.batches.start()
-        while self.version < steps:
+        while self.version < steps and not observer.ending:
             batch = self.weigh(await self._guard(self.batches.next_batch()))
             report = await self._learn(batch)
             if self.engines_follow:
@@ -153,6 +157,11 @@ class TrainingStage(ABC):
             await learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
         if scorers is not None:
             await learner.set_teacher_head(TEACHER, await scorers.lm_head())
+
+    async def go_back(self, checkpoint: Path, version: int) -> None:
+        """Give the learner the weights of an earlier version of this run; the engines keep the later ones."""
+        await self.workers.learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
+        self.version = version
 
     async def evaluate_before(self, observer: Observer) -> None:
         """The untrained student's answers, and the teacher's where it has the same weights, unless they are kept.

@@ -16,21 +16,22 @@ WORDS = ("red", "blue", "green", "small", "large", "old", "new", "warm")
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
+def local_ray() -> Iterator[Path]:
+    """The folder of its session."""
+    context = ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield Path(context.address_info["session_dir"])
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def tied_student(local_ray: None, tiny_tied: Path) -> Iterator[Student]:
+def tied_student(local_ray: Path, tiny_tied: Path) -> Iterator[Student]:
     student = Student.start(tiny_tied)
     yield student
     student.stop()
 
 
 @pytest.fixture(scope="session")
-def untied_student(local_ray: None, tiny_untied: Path) -> Iterator[Student]:
+def untied_student(local_ray: Path, tiny_untied: Path) -> Iterator[Student]:
     student = Student.start(tiny_untied)
     yield student
     student.stop()

@@ -1,7 +1,9 @@
 """`python -m orchestration.launch` from outside, as a user runs it, on tiny models and real engines."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -56,6 +58,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
         "final/README.md",
     ):
         assert (folder / name).is_file(), name
+    preflight = json.loads((folder / "preflight.json").read_text())
+    assert {check["status"] for check in preflight["checks"]} <= {"pass", "warn"} and preflight["seconds"] > 0
+    assert "canary: new weights" in {check["name"] for check in preflight["checks"]}
     assert uninterrupted.steps() == [1, 2, 3, 4, 5, 6]
     assert not list(folder.rglob("*.partial"))
 
@@ -116,8 +121,9 @@ def test_a_killed_run_resumes_bit_for_bit(
 
 def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[..., Launched], tmp_path: Path) -> None:
     overrides = ("pipeline.max_staleness=1", "pipeline.steps=2000", "checkpoint.every=0", "cluster.cpus=2")
-    run = launch(tmp_path / "run", *overrides)
+    run = launch(tmp_path / "run", *overrides, "preflight.enabled=false")
     run.wait_for_step(2)
+    assert not (run.run_dir / "preflight.json").exists()
     run.kill(signal.SIGINT)
     assert run.wait(120) == 130, run.text()
     assert run.summary()["status"] == "interrupted"
@@ -134,6 +140,20 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[
     assert newest == f"step-{again.summary()['steps']:06d}" and again.summary()["steps"] >= stopped_at + 2
     ages = [row["rollout/staleness_max"] for row in again.rows() if "train/loss" in row]
     assert max(ages) == 1
+
+
+def test_a_set_up_that_means_nothing_is_not_trained(
+    launch: Callable[..., Launched], tmp_path: Path, tiny_tied: Path
+) -> None:
+    shutil.copytree(tiny_tied, tmp_path / "teacher")  # the student under another name
+    run = launch(tmp_path / "run", f"teacher.model={tmp_path}/teacher", "data.verifier=exact")
+    assert run.wait() == 1, run.text()
+    assert "teacher differs" in run.text() and "choose another teacher" in run.text() and "Traceback" not in run.text()
+    assert run.summary()["status"] == "failed" and run.steps() == []
+    statuses = {
+        row["name"]: row["status"] for row in json.loads((run.run_dir / "preflight.json").read_text())["checks"]
+    }
+    assert [name for name, status in statuses.items() if status == "fail"] == ["teacher differs"]
 
 
 def _child(driver: int, name: str) -> int:

@@ -10,8 +10,9 @@ from orchestration.command import explain
 from orchestration.config import ConfigError, RunConfig, build, register_schema
 
 CONF = Path(__file__).parents[2] / "conf"
+ADDED_GROUPS = ("probe",)  # that no run has unless it is asked for
 GROUPS = [
-    f"{group.name}={path.relative_to(group).with_suffix('')}"
+    f"{'+' * (group.name in ADDED_GROUPS)}{group.name}={path.relative_to(group).with_suffix('')}"
     for group in sorted(path for path in CONF.iterdir() if path.is_dir())
     for path in sorted(group.rglob("*.yaml"))
 ]  # every option of every group
@@ -40,7 +41,8 @@ def message(*overrides: str) -> str:
 @pytest.mark.parametrize("option", [option for option in GROUPS if not option.startswith("tracking=online")])
 def test_every_yaml_composes(option: str) -> None:
     gpus = ["rollout=gpu", "learner=gpu"] if option in ("rollout=gpu", "learner=gpu") else []
-    configured(option, *gpus, *NEEDED_BY_PRESETS.get(option.removeprefix("objective="), ()))
+    verifier = ["data.verifier=exact"] if option == "+probe=alignment" else []
+    configured(option, *gpus, *verifier, *NEEDED_BY_PRESETS.get(option.removeprefix("objective="), ()))
 
 
 def test_yaml_values_are_choices_not_a_second_set_of_defaults() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from learner.batch import Example
 from learner.report import StepReport
-from orchestration.metrics import SHOWN_TOP, sample, step_metrics
+from orchestration.metrics import SHOWN_TOP, health_metrics, sample, step_metrics
 from rollout.trajectory import FinishReason, Origin, RolloutRequest, foreign_trajectory
 from tests.learner.examples import make_example
 from tests.models import make_tokenizer
@@ -112,3 +112,12 @@ def test_samples_without_candidates_show_none() -> None:
     assert bare.signal is not None
     shown = sample(replace(bare, signal=replace(bare.signal, top_ids=None)), make_tokenizer())
     assert shown.student_top is None and shown.teacher_top is None
+
+
+def test_health_is_of_the_students_own_responses() -> None:
+    tokenizer = make_tokenizer()
+    batch = [own(0, 1.0), others(1, 0.0), others(2, 0.0)]  # others' are cut off
+    found = health_metrics(batch, tokenizer, {"train/reverse_kl": 0.3}, {"train/reverse_kl": 0.6})
+    assert found["health/stopped_share"] == found["health/correct_share"] == 1
+    assert found["health/absorption_rate"] == 0.5
+    assert "health/repetition" not in health_metrics(batch[1:], tokenizer, {}, {})

@@ -148,6 +148,20 @@ def test_a_reference_of_another_tokenizer_is_refused(overrides: list[str], tmp_p
     assert "objective.reference.model" in text and "<|new|>" in text
 
 
+def test_further_teachers_of_the_alignment_are_checked_where_it_is_measured(
+    overrides: list[str], tiny_tied: Path, tmp_path: Path
+) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    measured, further = "alignment.enabled=true", f"alignment.teachers=[{{model: {other}}}]"
+    text = refusal([*overrides, "data.verifier=exact"], measured, further)
+    assert "alignment.teachers" in text and "<|new|>" in text
+    prepared(overrides, further)
+    prepared([*overrides, "data.verifier=exact"], measured, f"alignment.teachers=[{{model: {tiny_tied}}}]")
+
+
 def test_workers_are_counted_with_those_of_the_objective(overrides: list[str], tiny_untied: Path) -> None:
     plain = required_cpus(configured(*overrides))
     assert required_cpus(configured(*overrides, "objective=gkd", "objective.states.student_share=0.5")) == plain + 1

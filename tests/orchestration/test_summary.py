@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
+from diagnostics.intervals import ratio_interval
 from orchestration.clock import StageClock
-from orchestration.intervals import ratio_interval
 from orchestration.summary import Evaluation, gap_recovery
 
 

@@ -39,6 +39,17 @@ def test_marks_equal_a_plain_forward(tiny_untied: Path, budget: int, chunk: int)
         assert_matches(signal, request, reference.logprobs(request))
 
 
+def test_the_plain_forward_knows_what_marks_should_be(tiny_untied: Path) -> None:
+    teacher = load_teacher(tiny_untied)
+    requests = [random_request(p, t, seed=p) for p, t in LENGTHS if t]
+    for request, signal in zip(requests, teacher.score(requests), strict=True):
+        targets = torch.from_numpy(request.response_ids.astype(np.int64))[:, None]
+        expected = Reference(tiny_untied).logprobs(request).gather(1, targets)[:, 0]
+        np.testing.assert_allclose(teacher.plain_logprobs(request), expected, atol=1e-4)
+        (again,) = teacher.score([request])  # packed attention is back
+        np.testing.assert_allclose(again.logprobs, signal.logprobs, atol=1e-5)
+
+
 def test_each_request_gets_what_it_asked_for(tiny_tied: Path) -> None:
     teacher = load_teacher(tiny_tied, head_chunk_tokens=8)
     bare = random_request(5, 6, seed=1)

@@ -1,0 +1,178 @@
+"""How well the diagnosis predicts what distillation does: over all pairs of the lab, predicted against measured change.
+
+    python -m benchmarks.verdict [--table DIR] [--seeds 0 1 2] [--json PATH]
+
+One point a pair, the mean over seeds of both. The change is measured by the lab's own runs in `--table`; those that
+are missing are run first (python -m orchestration.lab table runs the same ones). Every probe is one of training
+prompts on the untrained student, with real engines. The prediction has no fitted constant, so nothing is left out for
+fitting. Beside it: the skill of each single metric.
+"""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from rich.progress import Progress
+from scipy.stats import spearmanr
+
+from benchmarks.report import finish, print_table
+from diagnostics.probe import figures
+from diagnostics.verdict import Verdict, judge
+from orchestration.cluster import Session
+from orchestration.config import build, register_schema
+from orchestration.diagnose import connect
+from orchestration.files import write_json
+from orchestration.lab.outcome import Outcome
+from orchestration.lab.phenomena import PAIRS, Variant
+from orchestration.lab.table import mean_interval, run_all
+from orchestration.preparation import prepare
+from orchestration.probe import Prober
+from orchestration.workers import Workers
+from rollout.verifiers import make_verifier
+
+SINGLE = {
+    "overlap_ratio": "overlap ratio",
+    "overlap_mass_student": "student's mass on the overlap",
+    "overlap_token_advantage": "overlap-token advantage",
+    "entropy_gap": "entropy gap, negated",
+    "reverse_kl": "reverse KL, negated",
+    "teacher_accuracy": "teacher's score",
+    "lead": "teacher's lead in score",
+    "auroc": "AUROC of the mean reward",
+    "depth_advantage": "teacher's advantage over all depths",
+}
+NEGATED = ("entropy_gap", "reverse_kl")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pair."""
+
+    pair: str
+    predicted: float
+    measured: float
+    measured_low: float
+    verdicts: tuple[str, ...]  # one a seed
+    single: Mapping[str, float]
+
+    @property
+    def fails(self) -> bool:
+        """Whether the interval of its change is not above 0."""
+        return self.measured_low <= 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=Path("outputs/lab/table"), help="the runs of the lab")
+    parser.add_argument("--probes", type=Path, default=Path("outputs/lab/probes"), help="where the probes are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    register_schema()
+    with initialize_config_module("conf", version_base="1.3"):
+        run_all(PAIRS, given.seeds, given.table)
+        probe_all(PAIRS, given.seeds, given.probes)
+    points = [read_point(pair, given.seeds, given.table, given.probes) for pair in PAIRS]
+    _print(points)
+    finish(skill(points), given.json)
+
+
+def probe_all(pairs: Sequence[Variant], seeds: Sequence[int], folder: Path) -> None:
+    """Probe every pair once a seed; those that are kept are skipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [(pair, seed) for seed in seeds for pair in pairs if not _kept(folder, pair.name, seed).is_file()]
+    with Session() as session, Progress() as bar:
+        for pair, seed in bar.track(missing, description="probes"):
+            record = asyncio.run(_probe([*pair.overrides, f"seed={seed}"], session))
+            write_json(_kept(folder, pair.name, seed), record)
+
+
+def _kept(folder: Path, pair: str, seed: int) -> Path:
+    return folder / f"{pair}-seed-{seed}.json"
+
+
+async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
+    config = build(compose("config", overrides=overrides))
+    prepared = prepare(config)
+    workers = await Workers.start(config, prepared, session.cluster(config))
+    await connect(workers)
+    verifier = make_verifier(config.data.verifier)
+    probed = await Prober(config, prepared, workers, verifier, lambda _what, _responses: None).probe()
+    await workers.set_idle()
+    found, seen = probed.found, figures(probed.found)
+    judgement = judge(found, seen)
+    assert seen.student_accuracy is not None and seen.teacher_accuracy is not None  # the lab has a verifier
+    return {
+        "predicted": judgement.predicted_change.mean,
+        "verdict": judgement.verdict.value,
+        "seconds": probed.seconds,
+        "tokens": probed.tokens,
+        "single": {
+            **{name: interval.mean for name, interval in seen.statistics.items() if name in SINGLE},
+            "teacher_accuracy": seen.teacher_accuracy.mean,
+            "lead": seen.teacher_accuracy.mean - seen.student_accuracy.mean,
+            "auroc": seen.auroc.mean if seen.auroc else 0.5,
+            "depth_advantage": fmean(point.advantage.mean for point in seen.prefix_depth),
+        },
+    }
+
+
+def read_point(pair: Variant, seeds: Sequence[int], table: Path, probes: Path) -> Point:
+    gains = [Outcome.read(table / pair.name / f"seed-{seed}").gain for seed in seeds]
+    records = [json.loads(_kept(probes, pair.name, seed).read_text(encoding="utf-8")) for seed in seeds]
+    measured = mean_interval([gain for gain in gains if gain is not None])
+    return Point(
+        pair=pair.name,
+        predicted=fmean(record["predicted"] for record in records),
+        measured=measured.mean,
+        measured_low=measured.low,
+        verdicts=tuple(record["verdict"] for record in records),
+        single={name: fmean(record["single"][name] for record in records) for name in SINGLE},
+    )
+
+
+def skill(points: Sequence[Point]) -> dict[str, float]:
+    """Rank correlations with the measured change, and the verdicts that were wrong in the way that costs."""
+    measured = [point.measured for point in points]
+    found = {
+        "verdict_spearman": _spearman([point.predicted for point in points], measured),
+        "failing_pairs_with_go": float(sum(point.fails and Verdict.go.value in point.verdicts for point in points)),
+        "distinct_pairs": float(len({point.pair for point in points})),
+        "succeeding_pairs_with_go": float(
+            sum(not point.fails and set(point.verdicts) == {Verdict.go.value} for point in points)
+        ),
+        "succeeding_pairs": float(sum(not point.fails for point in points)),
+    }
+    for name in SINGLE:
+        sign = -1 if name in NEGATED else 1
+        found[f"spearman_{name}"] = _spearman([sign * point.single[name] for point in points], measured)
+    return found
+
+
+def _spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    return float(spearmanr(left, right).statistic)
+
+
+def _print(points: Sequence[Point]) -> None:
+    rows = [
+        (
+            p.pair,
+            f"{p.predicted:+.2f}",
+            f"{p.measured:+.2f}",
+            f"{p.measured_low:+.2f}",
+            ", ".join(sorted({*p.verdicts})),
+        )
+        for p in sorted(points, key=lambda p: -p.measured)
+    ]
+    columns = ("pair", "predicted change", "measured change", "its lower bound", "verdict")
+    print_table("accuracy of the student, before any training and after 60 steps", columns, rows)
+
+
+if __name__ == "__main__":
+    main()

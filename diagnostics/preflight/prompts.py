@@ -1,0 +1,120 @@
+"""The prompts themselves: empty, twice, too long, known to the evaluation, or beyond the verifier."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from diagnostics.check import Check, Status
+from rollout.prompts import Prompt
+
+GRADED_PROMPTS = 64  # of each split, whose reference answers the verifier is tried on
+MANY_DUPLICATES = 0.05  # share of the training prompts from which on a warning is due
+MUCH_OVERLAP = 0.05  # share of the held-out prompts from which on the evaluation means nothing
+Verifier = Callable[[Prompt, str], float]
+_Key = tuple[tuple[str, str], ...]
+_NOTHING = ("", "####")  # an empty answer, also behind the mark of a final answer
+
+
+def _key(prompt: Prompt) -> _Key:
+    return tuple((message.role, " ".join(message.content.split()).casefold()) for message in prompt.messages)
+
+
+def check_prompts(train: Sequence[Prompt], over_length: int, heldout_count: int) -> list[Check]:
+    """Empty, duplicate and over-long ones.
+
+    Args:
+        over_length: prompts of both splits that were left out because they do not fit.
+    """
+    empty = [prompt.id for prompt in train if not any(message.content.strip() for message in prompt.messages)]
+    if empty:
+        seen = f"{len(empty)} of {len(train)} training prompts have no text (first: {empty[0]!r})"
+        return [Check("prompts", Status.failed, seen, "take them out of data.train")]
+    twice = sum(count - 1 for count in Counter(map(_key, train)).values())
+    total = len(train) + heldout_count + over_length
+    seen = f"{len(train)} to train on, {twice} of them repeat another, {over_length} of {total} too long and left out"
+    if over_length > 0.5 * total:
+        fix = "raise rollout.max_model_len, or lower sampling.max_tokens: most prompts are left out"
+        return [Check("prompts", Status.warned, seen, fix)]
+    if twice > MANY_DUPLICATES * len(train):
+        return [Check("prompts", Status.warned, seen, "take duplicates out of data.train: they count double")]
+    return [Check("prompts", Status.passed, seen)]
+
+
+def check_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Check:
+    """Held-out prompts that are training prompts."""
+    known = set(map(_key, train))
+    shared = [prompt.id for prompt in heldout if _key(prompt) in known]
+    if not shared:
+        return Check("held-out prompts", Status.passed, f"none of {len(heldout)} is a training prompt")
+    status = Status.failed if len(shared) > MUCH_OVERLAP * len(heldout) else Status.warned
+    seen = f"{len(shared)} of {len(heldout)} are training prompts (first: {shared[0]!r})"
+    fix = "take them out of data.train or data.heldout: the evaluation would measure memory"
+    return Check("held-out prompts", status, seen, fix)
+
+
+def check_verifier(verifier: Verifier, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Check:
+    """What the verifier makes of reference answers, which it must accept, and of nothing, which it must not."""
+    prompts = [*train[:GRADED_PROMPTS], *heldout[:GRADED_PROMPTS]]
+    beyond, refused, lenient, graded = [], [], [], 0
+    for prompt in prompts:
+        try:
+            best = max((verifier(prompt, text) for text in _references(prompt)), default=None)
+            nothing = max(verifier(prompt, text) for text in _NOTHING)
+        except ValueError as error:
+            beyond.append(f"{prompt.id!r}: {error}")
+            continue
+        graded += best is not None
+        refused += [prompt.id] if best is not None and best < 1 else []
+        lenient += [prompt.id] if nothing >= 1 else []
+    return _judge_verifier(len(prompts), graded, beyond, refused, lenient)
+
+
+def _judge_verifier(
+    tried: int, graded: int, beyond: Sequence[str], refused: Sequence[str], lenient: Sequence[str]
+) -> Check:
+    def check(status: Status, seen: str, fix: str = "") -> Check:
+        return Check("verifier", status, seen, fix)
+
+    if beyond:
+        seen = f"it cannot grade {len(beyond)} of {tried} prompts (first: {beyond[0]})"
+        return check(Status.failed, seen, "give every prompt its answer, or set data.verifier to what can grade them")
+    if lenient:
+        seen = f"it accepts an empty answer to {len(lenient)} of {tried} prompts (first: {lenient[0]!r})"
+        status = Status.failed if len(lenient) == tried else Status.warned
+        return check(status, seen, "set another data.verifier, or correct the answers of these prompts")
+    if refused:
+        seen = f"it rejects the reference answer of {len(refused)} of {graded} prompts (first: {refused[0]!r})"
+        status = Status.failed if len(refused) == graded else Status.warned
+        return check(status, seen, "set the data.verifier that reads these answers, or correct them")
+    if not graded:
+        return check(Status.passed, f"none of {tried} prompts has a reference answer to try it on")
+    return check(Status.passed, f"it accepts the reference answers of {graded} prompts and no empty answer")
+
+
+def _references(prompt: Prompt) -> list[str]:
+    """The reference answer in every form that a verifier may ask for."""
+    found = [] if prompt.completion is None else [prompt.completion]
+    if prompt.answer is not None:
+        answer = prompt.answer
+        found += [answer, f"#### {answer}", f"<answer>{answer}</answer>", f"The answer is \\boxed{{{answer}}}."]
+    return found
+
+
+def check_grades(grades: Sequence[float]) -> Check:
+    """The verifier on a few answers of the student that came to their end.
+
+    Args:
+        grades: from 0 to 1.
+    """
+    name = "verifier on answers"
+    if len(grades) < 2:
+        return Check(name, Status.passed, f"{len(grades)} of the few short answers came to an end: nothing to tell")
+    seen = f"{sum(grade >= 1 for grade in grades)} of {len(grades)} answers of the student are accepted"
+    if all(grade >= 1 for grade in grades):
+        fix = "if that holds for all of them there is nothing to gain: look at samples, or take harder prompts"
+        return Check(name, Status.warned, seen, fix)
+    if all(grade <= 0 for grade in grades):
+        fix = (
+            "look at samples: if the form is what is wrong, name it in data.system_prompt or set another data.verifier"
+        )
+        return Check(name, Status.warned, seen, fix)
+    return Check(name, Status.passed, seen)

@@ -1,0 +1,173 @@
+"""The verdict: the one place where it is written down what a probe's figures mean for the run.
+
+The prediction has no fitted constant. Distillation moves the student, at the states that it visits itself, towards
+what the teacher would do there. So what it may gain or lose is what the teacher gains or loses when it goes on from the
+student's own beginnings: T_d - S_d, with T_d and S_d the scores of teacher and student that go on from the same share
+d of a student's answer. A gain can be learned only where some answer of the student's own is right, since the teacher
+marks nothing else; a loss needs no such answer. Hence, with mean over prompts x and depths d > 0,
+
+    predicted change of accuracy = mean (T_d(x) - S_d(x)) · [the student solves x in one of its samples, or T_d < S_d]
+
+This rule is derived, not published: Rethinking On-Policy Distillation (arXiv 2604.13016) reports the teacher's
+advantage by depth, and that success needs compatible thinking and something new. The last bracket is the student's
+pass@k, the teacher's advantage over prefixes is compatibility and novelty in one.
+
+Without a verifier nothing says what is better, only what is different: the prediction is then the share of the
+divergence that lies where the student can follow, on ids that both models rank among their first k.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diagnostics.intervals import Interval, ratio_interval
+from diagnostics.probe import CORRECT, DepthPoint, Figures, Found, Graded, NewKnowledge
+
+NOTICEABLE = 0.02  # a change of accuracy that is worth a run; a smaller one is none
+SAME_MODEL = 1e-3  # nats a token: below it two models say the same
+REACHABLE = 0.5  # share of the divergence that must lie where the student can follow
+"""Nothing above is fitted to outcomes: they are tolerances."""
+
+
+class Verdict(Enum):
+    go = "go"
+    go_with_cold_start = "go_with_cold_start"
+    choose_another_teacher = "choose_another_teacher"
+    nothing_to_learn = "nothing_to_learn"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    verdict: Verdict
+    predicted_change: Interval
+    unit: str  # of the change
+    evidence: tuple[str, ...]  # in plain words, with figures
+
+
+def predicted_change(found: Found) -> Interval:
+    """Of the student's accuracy; the formula is in the module's docstring."""
+    solved: dict[str, bool] = defaultdict(bool)
+    for answer in found.student_answers:
+        solved[answer.prompt_id] |= answer.reward == CORRECT
+    advantages = _advantages(found.student_continuations, found.teacher_continuations)
+    usable = [np.where(values < 0, values, values * solved[prompt]).mean() for prompt, values in advantages.items()]
+    return ratio_interval(np.array(usable), np.ones(len(usable)))
+
+
+def _advantages(student: Sequence[Graded], teacher: Sequence[Graded]) -> dict[str, NDArray[np.float64]]:
+    """Teacher minus student of each prompt at each of its depths."""
+    ours, theirs = _by_prompt_and_depth(student), _by_prompt_and_depth(teacher)
+    found: dict[str, list[float]] = defaultdict(list)
+    for prompt, depth in sorted(ours.keys() & theirs.keys()):
+        found[prompt].append(float(np.mean(theirs[prompt, depth]) - np.mean(ours[prompt, depth])))
+    return {prompt: np.array(values) for prompt, values in found.items()}
+
+
+def _by_prompt_and_depth(scores: Sequence[Graded]) -> dict[tuple[str, float], list[float]]:
+    found: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for score in scores:
+        found[score.prompt_id, score.depth].append(score.reward)
+    return found
+
+
+def judge(found: Found, figures: Figures) -> Judgement:
+    """The verdict on a teacher for a student, and what it rests on."""
+    if figures.student_accuracy is None:
+        return _judge_divergence(found, figures)
+    change = predicted_change(found)
+    return Judgement(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, change)))
+
+
+def _verdict(figures: Figures, change: Interval) -> Verdict:
+    if change.low > 0 and change.mean > NOTICEABLE:
+        return Verdict.go
+    lead = figures.prefix_depth[0].advantage  # at depth 0: of whole answers
+    if lead.low > 0 and lead.mean > NOTICEABLE:
+        return Verdict.go_with_cold_start
+    if change.high < 0 and change.mean < -NOTICEABLE:
+        return Verdict.choose_another_teacher
+    return Verdict.nothing_to_learn
+
+
+def _evidence(figures: Figures, change: Interval) -> list[str]:
+    start, *deeper = figures.prefix_depth
+    lines = [f"the student scores {_show(start.student)}, the teacher {_show(start.teacher)}"]
+    lines += [_going_on(deeper)] if deeper else []
+    known = figures.new_knowledge
+    if known is not None and known.teacher_pass_at_k is not None:
+        lines.append(_out_of_reach(known, known.teacher_pass_at_k))
+    if figures.auroc is not None:
+        lines.append(
+            f"the teacher's mean log-ratio is higher for a correct answer than for an incorrect one in "
+            f"{figures.auroc.mean:.0%} of pairs (50 %: its marks do not tell them apart)"
+        )
+    return [*lines, *_agreement(figures)]
+
+
+def _out_of_reach(known: NewKnowledge, solved: Interval) -> str:
+    share = known.share_of_gap
+    lead = "" if share is None else f", which is {share:.0%} of its lead"
+    return (
+        f"on {known.prompts_student_failed} of {known.prompts} prompts no answer of the student is right, so the "
+        f"teacher's marks have nothing right to prefer there; the teacher solves {solved.mean:.0%} of them{lead}"
+    )
+
+
+def _going_on(points: Sequence[DepthPoint]) -> str:
+    worst = min(points, key=lambda point: point.advantage.mean)
+    best = max(points, key=lambda point: point.advantage.mean)
+    return (
+        f"from the student's own beginnings the teacher's advantage is {_show(best.advantage, '+')} at best (depth "
+        f"{best.depth:g}) and {_show(worst.advantage, '+')} at worst (depth {worst.depth:g})"
+    )
+
+
+def _agreement(figures: Figures) -> list[str]:
+    stats = figures.statistics
+    shared = stats["overlap_mass_student"]
+    lines = [
+        f"{shared.mean:.1%} of the student's mass lies on ids that both rank first (97 to 99 % in published runs), "
+        f"reverse KL {stats['reverse_kl'].mean:.3f} nats a token"
+    ]
+    advantage = stats.get("overlap_token_advantage")
+    if advantage is not None:
+        lines.append(f"overlap-token advantage {advantage.mean:+.3f} nats (near 0: compatible)")
+    return lines
+
+
+def _judge_divergence(found: Found, figures: Figures) -> Judgement:
+    """What can be said where nothing is graded."""
+    change, divergence = _reachable_share(found), figures.statistics["reverse_kl"]
+    if divergence.mean < SAME_MODEL:
+        verdict = Verdict.nothing_to_learn
+    else:
+        verdict = Verdict.go if change.high < -REACHABLE else Verdict.go_with_cold_start
+    evidence = ("there is no verifier: whether the teacher is better is not known, only how it differs",)
+    return Judgement(verdict, change, "reverse KL, as a share of it", (*evidence, *_agreement(figures)))
+
+
+def _reachable_share(found: Found) -> Interval:
+    """Minus the share of the reverse KL that lies where the student can follow, Σ_t KL_t m_t / Σ_t KL_t.
+
+    m_t is the student's mass on the ids that both models rank among their first k.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for answer in found.answers:
+        divergence, mass = answer.tokens.values["reverse_kl"], answer.tokens.values["overlap_mass_student"]
+        sums[answer.prompt_id][0] -= float((divergence * mass).sum(dtype=np.float64))
+        sums[answer.prompt_id][1] += float(divergence.sum(dtype=np.float64))
+    columns = np.array(list(sums.values()))
+    return ratio_interval(columns[:, 0], columns[:, 1].clip(min=1e-12))
+
+
+def overrides_for(judgement: Judgement) -> tuple[str, ...]:
+    """What to add to the diagnosed settings for the recipe that the verdict recommends."""
+    return ("recipe=cold_start_then_distil",) if judgement.verdict is Verdict.go_with_cold_start else ()
+
+
+def _show(value: Interval, sign: str = "") -> str:
+    return f"{value.mean:{sign}.2f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"

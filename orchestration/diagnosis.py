@@ -1,0 +1,122 @@
+"""What a diagnosis leaves behind: the record of all that was measured, as JSON and for people."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from diagnostics.probe import Figures, ProbedAnswer
+from diagnostics.verdict import Judgement
+from orchestration.config import RunConfig
+from orchestration.probe import Probed
+from rollout.trajectory import Trajectory
+
+TOP = 5  # ids of each model in the token view
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, and memory; never a host name."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if os.path.exists("/proc/cpuinfo") else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**30, 1),
+    }
+
+
+def verdict_record(found: Judgement, command: str) -> dict[str, Any]:
+    return {**_plain(asdict(found)), "recommended_command": command}
+
+
+def probe_record(config: RunConfig, probed: Probed, found: Figures, vocabulary: int) -> dict[str, Any]:
+    """The section `probe` of diagnosis.json."""
+    accuracy = None
+    if found.student_accuracy is not None and found.teacher_accuracy is not None:
+        accuracy = {"student": asdict(found.student_accuracy), "teacher": asdict(found.teacher_accuracy)}
+    record = _plain(asdict(found))
+    for name in ("student_accuracy", "teacher_accuracy"):
+        del record[name]
+    record["by_position"] = {
+        name: [{"from": b.from_token, "to": b.to_token, **asdict(b.interval), "tokens": b.tokens} for b in buckets]
+        for name, buckets in found.by_position.items()
+    }
+    return {
+        "prompts": probed.cost.prompts,
+        "samples_per_prompt": config.probe.samples_per_prompt,
+        "tokens": probed.tokens,
+        "seconds": round(probed.seconds, 1),
+        "k": config.learner.overlap_k,
+        "vocabulary": vocabulary,
+        "accuracy": accuracy,
+        **record,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Without enums, so that it is JSON."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def shown_trajectories(probed: Probed, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
+    """A few answers token by token, correct and incorrect ones in turn where there are both."""
+    pairs = list(zip(probed.found.answers, probed.trajectories, strict=True))
+    right = [pair for pair in pairs if pair[0].reward == 1]
+    wrong = [pair for pair in pairs if pair[0].reward != 1]
+    half = count // 2
+    some = right[: max(half, count - len(wrong))] + wrong[: max(count - half, count - len(right))]
+    return [_shown(answer, trajectory, tokenizer) for answer, trajectory in some[:count]]
+
+
+def _shown(answer: ProbedAnswer, trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    tokens, values = answer.tokens, answer.tokens.values
+    return {
+        "prompt_id": answer.prompt_id,
+        "sample_index": trajectory.sample_index,
+        "prompt": tokenizer.decode(trajectory.prompt_ids),
+        "response": tokenizer.decode(trajectory.response_ids, skip_special_tokens=True),
+        "reward": answer.reward,
+        "tokens": [
+            {
+                "text": tokenizer.decode([trajectory.response_ids[place]]),
+                "student_logprob": _rounded(values["student_logprob"][row]),
+                "teacher_logprob": _rounded(values["teacher_logprob"][row]),
+                "reverse_kl": _rounded(values["reverse_kl"][row]),
+                "student_top": _top(
+                    tokenizer,
+                    tokens.student_top_ids[row],
+                    tokens.student_top_logprobs[row],
+                    tokens.teacher_logprobs_at_student_top[row],
+                ),
+                "teacher_top": _top(
+                    tokenizer,
+                    tokens.teacher_top_ids[row],
+                    tokens.student_logprobs_at_teacher_top[row],
+                    tokens.teacher_top_logprobs[row],
+                ),
+            }
+            for row, place in enumerate(tokens.positions)
+        ],
+    }
+
+
+def _top(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], student: Sequence[float], teacher: Sequence[float]
+) -> list[list[Any]]:
+    """[text, the student's log-prob, the teacher's] of each id."""
+    rows = zip(ids[:TOP], student[:TOP], teacher[:TOP], strict=True)
+    return [[tokenizer.decode([token]), _rounded(ours), _rounded(theirs)] for token, ours, theirs in rows]
+
+
+def _rounded(value: float) -> float:
+    return round(max(float(value), -1e6), 4)  # the lowest finite number stands for a probability of zero

@@ -1,0 +1,36 @@
+"""A process that starts the workers of a run, measures the alignment, and writes it down: FILE OVERRIDE …"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+
+from orchestration.alignment import Alignment, measure_alignment
+from orchestration.cluster import Session
+from orchestration.config import RunConfig, build, register_schema
+from orchestration.evaluation import TEACHER
+from orchestration.preparation import Prepared, prepare
+from orchestration.workers import Workers
+from rollout.verifiers import make_verifier
+
+
+async def measure(config: RunConfig, prepared: Prepared, session: Session) -> Alignment:
+    workers = await Workers.start(config, prepared, session.cluster(config))
+    assert workers.scorers is not None
+    await workers.learner.connect(workers.rollouts)
+    await workers.learner.set_teacher_head(TEACHER, await workers.scorers.lm_head())
+    return await measure_alignment(config, prepared, workers, make_verifier(config.data.verifier), print)
+
+
+def main() -> None:
+    register_schema()
+    with initialize_config_module("conf", version_base="1.3"), Session() as session:
+        config = build(compose("config", overrides=["+probe=alignment", *sys.argv[2:]]))
+        found = asyncio.run(measure(config, prepare(config), session))
+    Path(sys.argv[1]).write_text(json.dumps(found.as_json(), allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

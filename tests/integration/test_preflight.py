@@ -1,0 +1,163 @@
+"""The preflight on real workers: a good set-up passes, and every planted fault is caught by the check it is for."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from diagnostics.check import Check, Status
+from orchestration.cluster import Cluster
+from orchestration.config import RunConfig
+from orchestration.evaluation import TEACHER
+from orchestration.preflight import Preflight, run_preflight
+from orchestration.preparation import Prepared, RenderedPrompt, prepare
+from orchestration.workers import Workers
+from rollout.verifiers import Verifier, make_verifier
+from tests.orchestration.test_config import configured
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+CANARY = {
+    "canary: engine and learner", "canary: ends", "canary: ended answer", "canary: teacher's marks", "teacher differs",
+    "canary: new weights", "canary: old weights again",
+}  # fmt: skip
+
+
+@dataclass
+class Running:
+    """Workers that are up, and a loop to ask them from."""
+
+    config: RunConfig
+    prepared: Prepared
+    workers: Workers
+    runner: asyncio.Runner
+
+    def preflight(self, prepared: Prepared | None = None, verifier: Verifier | None = None) -> Preflight:
+        verifier = verifier or make_verifier(self.config.data.verifier)
+        job = run_preflight(self.config, prepared or self.prepared, self.workers, verifier, print)
+        return self.runner.run(job)
+
+    def connect(self) -> None:
+        """As a stage does before it trains."""
+        self.runner.run(self._connect())
+
+    async def _connect(self) -> None:
+        assert self.workers.scorers is not None
+        await self.workers.learner.connect(self.workers.rollouts)
+        await self.workers.learner.set_teacher_head(TEACHER, await self.workers.scorers.lm_head())
+
+    def inside(self, worker: Any, function: Callable[[Any], None]) -> None:
+        """Run a function on the object behind a worker."""
+        self.runner.run(worker.call("__ray_call__", function, deadline=60))
+
+    def load_teacher(self, path: str) -> None:
+        assert self.workers.scorers is not None
+        self.runner.run(self.workers.scorers.workers[0].call("load", path, self.config.teacher, deadline=60))
+        self.connect()
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def running(
+    request: pytest.FixtureRequest, local_ray: Path, settings: list[str], tiny_tied: Path, tiny_untied: Path
+) -> Iterator[Running]:
+    student, teacher = (tiny_tied, tiny_untied) if request.param == "tied" else (tiny_untied, tiny_tied)
+    models = [f"student.model={student}", f"teacher.model={teacher}"]
+    config = configured(*settings, *models, "sampling.max_tokens=16", "sampling.temperature=0.7")
+    prepared = prepare(config)
+    with asyncio.Runner() as runner:
+        workers = runner.run(Workers.start(config, prepared, Cluster(local_ray)))
+        found = Running(config, prepared, workers, runner)
+        found.connect()
+        yield found
+        runner.run(workers.rollouts.stop())
+        for worker in (*workers.learner.workers, *workers.scorers.workers):
+            worker.stop()
+
+
+def named(found: Preflight) -> dict[str, Check]:
+    return {check.name: check for check in found.checks}
+
+
+def failures(found: Preflight) -> set[str]:
+    return {check.name for check in found.checks if check.status is Status.failed}
+
+
+def test_a_good_set_up_passes_and_can_be_checked_again(running: Running) -> None:
+    first, second = running.preflight(), running.preflight()
+    for found in (first, second):
+        checks = named(found)
+        assert not found.failed and checks.keys() >= CANARY
+        assert {name: checks[name] for name in CANARY if checks[name].status is not Status.passed} == {}
+        assert "rollout" in checks["predicted time"].seen and found.seconds > 0
+    assert named(first)["teacher differs"].seen == named(second)["teacher differs"].seen  # the same samples
+
+
+def test_a_stale_head_is_caught(running: Running) -> None:
+    """The learner leaves the head out of what it sends: the engine goes on with the old one."""
+
+    def leave_out_head(worker: Any) -> None:
+        source = worker._publisher._source
+        source.buckets = [[weight for weight in b if weight.name != "lm_head.weight"] for b in source.buckets]
+
+    running.inside(running.workers.learner.workers[0], leave_out_head)
+    found = running.preflight()
+    running.connect()
+    assert failures(found) == {"canary: new weights"}, found.checks
+    assert "old weights" in named(found)["canary: new weights"].fix
+    assert not running.preflight().failed
+
+
+def test_scores_that_are_off_by_one_are_caught(running: Running) -> None:
+    def shift(worker: Any) -> None:
+        score = worker._model.score
+
+        def shifted(requests: Any) -> Any:
+            return [replace(s, logprobs=np.roll(s.logprobs, 1)) for s in score(requests)]
+
+        worker._model.score = shifted
+
+    scorer = running.workers.scorers.workers[0]
+    running.inside(scorer, shift)
+    found = running.preflight()
+    running.inside(scorer, lambda worker: vars(worker._model).pop("score"))
+    assert failures(found) == {"canary: teacher's marks"}, found.checks
+    assert "off by one" in named(found)["canary: teacher's marks"].seen
+
+
+def test_a_teacher_that_is_the_student_is_caught(running: Running) -> None:
+    running.load_teacher(running.prepared.student_path)
+    found = running.preflight()
+    running.load_teacher(running.prepared.teacher_path)
+    assert failures(found) == {"teacher differs"}, found.checks
+
+
+def doubled(item: RenderedPrompt) -> RenderedPrompt:
+    return replace(item, student_ids=np.concatenate([item.student_ids[:1], item.student_ids]))
+
+
+def test_faults_of_texts_and_prompts_are_caught_without_asking_a_worker(running: Running, tmp_path: Path) -> None:
+    prepared = running.prepared
+    known = replace(prepared, heldout=prepared.train[:4])
+    twice = replace(prepared, train=tuple(map(doubled, prepared.train)))
+    endless = replace(prepared, tokenizer=AutoTokenizer.from_pretrained(prepared.student_path))
+    endless.tokenizer.eos_token = "<|endoftext|>"
+    teacher = tmp_path / "teacher"
+    shutil.copytree(prepared.teacher_path, teacher)
+    other = AutoTokenizer.from_pretrained(teacher)
+    other.add_tokens(["<|new|>"])
+    other.save_pretrained(teacher)
+    swapped = replace(prepared, teacher_path=str(teacher))
+    for changed, name in (
+        (known, "held-out prompts"), (twice, "BOS"), (endless, "special ids"), (swapped, "tokenizer ids"),
+    ):  # fmt: skip
+        found = running.preflight(changed)
+        assert name in failures(found), found.checks
+        assert not CANARY & named(found).keys()
+    rejecting = running.preflight(verifier=lambda prompt, text: 0.0)
+    assert failures(rejecting) == {"verifier"}, rejecting.checks
