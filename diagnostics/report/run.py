@@ -267,7 +267,8 @@ def _positions(steps: Sequence[Mapping[str, float]]) -> Section:
         ]
         names, known = [_place(*place) for place in places], statistic(name)
         charts.append(Chart(known.label, curves, "token of the response", known.unit, x_names=names).svg())
-    text = f"First and last {count} of {len(steps)} steps." if charts else ""
+    compares = "The first step and the last" if count == 1 else f"The first {count} steps and the last {count}"
+    text = f"{compares}, of {len(steps)}." if charts else ""
     folded: list[Folded] = (
         [("The figures of the last steps", [], [_position_table(compared["last steps"], buckets)])] if buckets else []
     )
