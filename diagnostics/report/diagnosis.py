@@ -1,12 +1,13 @@
 """The page of a diagnosis: what diagnosis.json holds, verdict first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from diagnostics.report.charts import NEUTRAL, STUDENT, TEACHER, Chart, Series, interval_bar
 from diagnostics.report.figures import ends, figure, interval, is_interval, statistic
 from diagnostics.report.page import Figure, Folded, Headline, Page, Section, preflight_section, render
-from diagnostics.report.tables import Table, of_buckets, of_groups, of_records, of_statistics, span
+from diagnostics.report.tables import Table, of_buckets, of_groups, of_records, of_statistics, span, with_intervals
 from diagnostics.report.tokens import token_view
 
 _VERDICTS = {
@@ -250,32 +251,40 @@ def _plain(label: str, x: Sequence[float], values: Sequence[Any], colour: str) -
 
 
 def _alignment(alignment: Mapping[str, Any] | None) -> list[Section]:
-    """Whatever tables it has, a list of rows each; and its other figures."""
+    """The summary, and whatever tables it has, a list of rows each; the long ones on demand."""
     if not alignment:
         return []
-    tables = []
-    for name, rows in (alignment.get("tables") or {}).items():
-        table = of_records(str(name).replace("_", " ").capitalize(), rows if isinstance(rows, list) else [])
-        tables += [table] if table else []
-    rest = {name: value for name, value in alignment.items() if name not in ("tables", "cost")}
-    plain = {name: value for name, value in rest.items() if is_interval(value) or isinstance(value, int | float | str)}
-    figures = [of_statistics("", {"": plain})] if plain else []
-    costs = [of_statistics("", {"": alignment["cost"]})] if isinstance(alignment.get("cost"), Mapping) else []
-    folded: list[Folded] = [("What it cost", [], costs)] if costs else []
-    text = (
-        "The cosine between the direction in which the teacher pulls at a token and the one that makes the student "
-        "succeed more often: 1 is perfect, 0 useless, below 0 harmful."
-    )
-    return [
-        Section(
-            "alignment",
-            "Where does the teacher's signal help?",
-            text,
-            tables=[*figures, *tables],
-            folded=folded,
-            short="Alignment",
-        )
+    summary = alignment.get("summary") or {}
+    names = dict.fromkeys(name for found in summary.values() for name in found)
+    rows = [
+        {"cosine": name.replace("_", " "), **{part: found.get(name) for part, found in summary.items()}}
+        for name in names
     ]
+    proxies = [
+        {"proxy": name.replace("_", " "), "rank correlation with the cosine": found}
+        for name, found in (alignment.get("proxies") or {}).items()
+    ]
+    tables = [of_records("By correctness of the answer", rows), of_records("Cheap proxies", proxies)]
+    folded: list[Folded] = []
+    for name, records in (alignment.get("tables") or {}).items():
+        title = str(name).replace("_", " ").capitalize()
+        table = of_records(title, map(with_intervals, records if isinstance(records, list) else []))
+        if table and max(len(table.rows), len(table.columns)) > _LONG:
+            folded.append((title, [], [replace(table, title="")]))
+        else:
+            tables.append(table)
+    if isinstance(alignment.get("cost"), Mapping):
+        folded.append(("What it cost", [], [of_statistics("", {"": alignment["cost"]})]))
+    title = "Where does the teacher's signal help?"
+    found = [table for table in tables if table]
+    return [Section("alignment", title, _ALIGNMENT, tables=found, folded=folded, short="Alignment")]
+
+
+_ALIGNMENT = (
+    "The cosine between the direction in which the teacher pulls at a token and the one that makes the student "
+    "succeed more often: 1 is perfect, 0 useless, below 0 harmful."
+)
+_LONG = 12  # rows or columns of a table that is shown on demand
 
 
 def _tokens(trajectories: Sequence[Mapping[str, Any]]) -> Section:

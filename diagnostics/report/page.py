@@ -125,7 +125,7 @@ def preflight_section(preflight: Mapping[str, Any] | None) -> Section:
     counts = {word: sum(check["status"] == status for check in checks) for status, word in _STATUSES.items()}
     said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     seconds = (preflight or {}).get("seconds")
-    took = f", in {seconds:.0f} s" if seconds is not None else ""
+    took = f", in {seconds:.0f} s" if seconds is not None and seconds >= 1 else ""
     return Section("preflight", "Preflight", f"{said}{took}.", tables=[check_table(checks)])
 
 

@@ -95,7 +95,10 @@ def _headline(record: RunRecord, steps: Sequence[Mapping[str, float]]) -> Headli
     ]
     evaluation = summary.get("evaluation") or {}
     tone, title, text = _outcome(summary, evaluation)
-    if summary["status"] != "completed":
+    if summary["status"] == "stopped":
+        tone, text = "bad" if tone == "bad" else "careful", f"{title}. {text}"
+        title = f"Stopped by an alarm, with the student of {_of(summary['steps'], planned)}"
+    elif summary["status"] != "completed":
         tone = "bad" if summary["status"] == "failed" else "careful"
         title = f"{str(summary['status']).capitalize()} after {_of(summary['steps'], planned)}"
         text = "resume=auto continues it from its last checkpoint." if summary["status"] == "interrupted" else ""
@@ -264,7 +267,8 @@ def _positions(steps: Sequence[Mapping[str, float]]) -> Section:
         ]
         names, known = [_place(*place) for place in places], statistic(name)
         charts.append(Chart(known.label, curves, "token of the response", known.unit, x_names=names).svg())
-    text = f"First and last {count} of {len(steps)} steps." if charts else ""
+    compares = "The first step and the last" if count == 1 else f"The first {count} steps and the last {count}"
+    text = f"{compares}, of {len(steps)}." if charts else ""
     folded: list[Folded] = (
         [("The figures of the last steps", [], [_position_table(compared["last steps"], buckets)])] if buckets else []
     )

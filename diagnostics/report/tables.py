@@ -89,3 +89,16 @@ def of_records(title: str, records: Iterable[Any]) -> Table | None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[of_value(row.get(name)) for name in names] for row in rows]
     return Table(title, [name.replace("_", " ") for name in names], cells)
+
+
+def with_intervals(record: Any) -> Any:
+    """A row whose "x", "x_low" and "x_high" are one interval x."""
+    if not isinstance(record, Mapping):
+        return record
+    ends = {name for name in record if f"{name}_low" in record and f"{name}_high" in record}
+    parts = {f"{name}_{end}" for name in ends for end in ("low", "high")}
+    return {
+        name: {"mean": value, "low": record[f"{name}_low"], "high": record[f"{name}_high"]} if name in ends else value
+        for name, value in record.items()
+        if name not in parts
+    }

@@ -4,7 +4,7 @@
   const signals = JSON.parse(document.getElementById("signals").textContent);
   const popup = document.getElementById("popup");
 
-  const nats = (value) => (value === null ? "–" : value.toFixed(2).replace("-", "−"));
+  const nats = (value) => (value === null ? "–" : value.toFixed(2).replace(/^-(?!0\.00$)/, "−").replace(/^-/, ""));
   const share = (value) => (value === null ? "–" : `${nats(value)} (${Math.round(100 * Math.exp(value))} %)`);
   const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
 

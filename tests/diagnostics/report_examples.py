@@ -85,7 +85,15 @@ def diagnosis() -> dict[str, Any]:
         },
         "alignment": {
             "cost": {"completions": 480},
-            "tables": {"by_correctness": [{"stratum": "incorrect", "cosine": interval(0.41), "nodes": 61}]},
+            "summary": {
+                name: {"reverse_kl": interval(mean)} for name, mean in (("correct", 0.11), ("incorrect", 0.42))
+            },
+            "proxies": {"advantage": interval(0.63), "entropy": None},
+            "candidates": [[{"token": "x"}]],
+            "tables": {
+                "by_correctness": [{"stratum": "incorrect", "cosine": interval(0.41), "nodes": 61}],
+                "by token": [{"token": "x", "jsd": 0.25, "jsd_low": 0.1, "jsd_high": None}] * 40,
+            },
         },
         "trajectories": [
             trajectory(0, 1.0, token("eight", -0.5, -0.125), token("\n", -0.01, -0.02)),

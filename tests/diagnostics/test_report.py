@@ -81,6 +81,9 @@ def test_every_part_of_a_diagnosis_is_there() -> None:
         "solved none of its samples of 9 prompts",
         "linear CKA",
         "incorrect 0.410 [0.390, 0.440] 61",
+        "reverse kl 0.110 [0.090, 0.140] 0.420 [0.400, 0.450]",
+        "advantage 0.630 [0.610, 0.660] entropy –",
+        "By token token jsd x 0.250 x 0.250",
         "teacher.context=null",
     ):
         assert part in text
@@ -226,6 +229,15 @@ def test_runs_that_stopped_early_say_so(status: str, tone: str) -> None:
     )
     page = render_run(replace(examples.run(), summary=stopped))
     assert f"{status.capitalize()} after step 2 of 3" in Text(page).text and f"headline {tone}" in page
+
+
+def test_a_run_that_an_alarm_stopped_says_what_it_ends_with() -> None:
+    page = render_run(
+        replace(examples.run(), summary=examples.summary("stopped", steps=2, alarms=["step 2: too long"]))
+    )
+    text = Text(page).text
+    assert "Stopped by an alarm, with the student of step 2 of 3 Accuracy rose from 0.570 to 0.910." in text
+    assert text.index("step 2: too long") < text.index("Stopped") and "headline careful" in page
 
 
 def test_a_run_that_has_nothing_yet_has_a_page() -> None:

@@ -71,7 +71,7 @@ def test_a_diagnosis_has_a_page(tmp_path: Path) -> None:
 def test_a_recipe_and_its_stages_have_pages(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("experiment: two\n")
     stage = make_run(tmp_path / "1-warm")
-    with pytest.raises(NoReport, match="yet; give the folder of one of its stages"):
+    with pytest.raises(NoReport, match=r"no summary\.json yet; give the folder of one of its stages"):
         write_report(tmp_path)
     row = {"name": "warm", "stage": "distil", "status": "completed", "folder": "1-warm", "summary": examples.summary()}
     recipe = {"status": "completed", "wall_seconds": 9.0, "stages": [row]}
