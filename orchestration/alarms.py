@@ -3,6 +3,7 @@
 The weights in final/ after a remedy: stop ─► as they are; roll_back ─► of the last checkpoint before its windows.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,16 @@ class AlarmDesk:
     Args:
         earlier: the run's metrics so far. An alarm that was raised in them is not raised again, so that a run that it
             stopped can be resumed.
+        remedies: that earlier starts of the run took.
     """
 
     def __init__(
-        self, config: AlarmsConfig, view: ProgressView, tracker: Tracker, earlier: Sequence[Mapping[str, float]]
+        self,
+        config: AlarmsConfig,
+        view: ProgressView,
+        tracker: Tracker,
+        earlier: Sequence[Mapping[str, float]],
+        remedies: Sequence[str] = (),
     ) -> None:
         self._view, self._tracker = view, tracker
         self._watch = Watch(config.rules)
@@ -31,7 +38,7 @@ class AlarmDesk:
             self._watch.observe(int(row[X_AXIS]), row)
         self._checked_for_blind = bool(earlier)
         self.ending: Alarm | None = None  # the alarm whose remedy ends the run
-        self.remedies: list[str] = []  # that were taken
+        self.remedies = list(remedies)  # that were taken
 
     @property
     def raised(self) -> list[str]:
@@ -75,6 +82,12 @@ class AlarmDesk:
         self.remedies.append(remedy)
         self._view.warn(f"remedy: {remedy}")
         self._tracker.alert("remedy", remedy)
+
+
+def remedies_so_far(run_dir: Path) -> list[str]:
+    """Those that the summary of an earlier start lists."""
+    summary = run_dir / "summary.json"
+    return json.loads(summary.read_text(encoding="utf-8"))["remedies"] if summary.is_file() else []
 
 
 def checkpoint_to_end_with(alarm: Alarm | None, directory: RunDirectory) -> Path | None:

@@ -17,7 +17,7 @@ from diagnostics.alarms import Alarm
 from diagnostics.check import Status
 from learner.batch import Example
 from learner.report import StepReport
-from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, set_aside_after
+from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, remedies_so_far, set_aside_after
 from orchestration.clock import StageClock
 from orchestration.cluster import Cluster, Session, WorkerFailure
 from orchestration.config import RunConfig, Stage
@@ -126,7 +126,7 @@ class Run:
         self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
         self.view = ProgressView(config.stage.value, config.pipeline.steps, self.state.step, self.clock)
         earlier = read_metrics(directory.path)
-        self.alarms = AlarmDesk(config.alarms, self.view, self.tracker, earlier)
+        self.alarms = AlarmDesk(config.alarms, self.view, self.tracker, earlier, remedies_so_far(directory.path))
         self._last_metrics = next((row for row in reversed(earlier) if "train/loss" in row), {})
         self.stage: TrainingStage | None = None
         self._started = time.monotonic() - self.state.wall_seconds

@@ -66,6 +66,7 @@ def test_endless_lengths_stop_the_run(lab: Series, tmp_path: Path) -> None:
 
     lab.run(run.run_dir, *stopping, "resume=auto", f"pipeline.steps={step + 1}")
     assert run.steps() == list(range(1, step + 2)) and run.summary()["status"] == "completed"
+    assert run.summary()["remedies"] == summary["remedies"]
 
 
 def test_repetition_rolls_the_run_back_to_the_initial_student(lab: Series, tmp_path: Path) -> None:

@@ -65,6 +65,18 @@ def train(
     return reports
 
 
+def go_back(job: Job, examples: Sequence[Example], ranks: int, directory: Path) -> list[StepReport]:
+    """A step, and the same step again from a checkpoint of the initial weights that the same engine loads."""
+    engine = job.engine()
+    save_checkpoint(engine, directory / "checkpoint")
+    reports = []
+    for _ in range(2):
+        reports.append(engine.step(pack(examples, ranks, BUDGET, engine.version)))
+        load_checkpoint(engine, directory / "checkpoint", directory)
+    export(engine, directory / "initial")
+    return reports
+
+
 def train_with_a_restart(job: Job, examples: Sequence[Example], ranks: int, directory: Path) -> None:
     """Two steps, a checkpoint, two more; then the same two from the checkpoint in a new engine."""
     engine = job.engine()
@@ -296,6 +308,14 @@ def test_resuming_is_bit_equal(stage: int, dtype: DType, two: Ranks, tiny_untied
     two.run(train_with_a_restart, Job(tiny_untied, settings(stage, dtype=dtype)), make_examples(), 2, tmp_path)
     expected, resumed = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_learner_goes_back_to_where_it_began(stage: int, one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    ((first, again),) = one.run(go_back, Job(tiny_tied, settings(stage)), make_examples(), 1, tmp_path)
+    assert (first.loss, first.grad_norm, first.policy_version) == (again.loss, again.grad_norm, again.policy_version)
+    before, after = weights(tiny_tied), weights(tmp_path / "initial")
+    assert all(torch.equal(before[name], after[name]) for name in after)
 
 
 def test_a_doubtful_checkpoint_is_refused(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:

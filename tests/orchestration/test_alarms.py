@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 
 from diagnostics.alarms import Alarm, Watch
 from diagnostics.config import AlarmRule, AlarmsConfig, Remedy
-from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, set_aside_after
+from orchestration.alarms import AlarmDesk, checkpoint_to_end_with, remedies_so_far, set_aside_after
 from orchestration.clock import StageClock
 from orchestration.command import explain
 from orchestration.config import RunConfig, TrackingConfig, WandbMode, build, register_schema
@@ -45,6 +45,12 @@ def test_a_run_that_was_stopped_goes_on_when_it_is_resumed(tmp_path: Path) -> No
     alarms = desk(tmp_path, [{"policy_version": 1, "length": 15.0}])
     alarms.tell(alarms.observe(2, {"length": 15.0}))
     assert alarms.ending is None and len(alarms.raised) == 1
+
+
+def test_remedies_of_earlier_starts_are_still_listed(tmp_path: Path) -> None:
+    assert remedies_so_far(tmp_path) == []
+    (tmp_path / "summary.json").write_text('{"status": "stopped", "remedies": ["stop after step 3"]}')
+    assert remedies_so_far(tmp_path) == ["stop after step 3"]
 
 
 def test_a_rule_that_sees_nothing_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
