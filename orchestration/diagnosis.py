@@ -56,6 +56,7 @@ def probe_record(config: RunConfig, probed: Probed, found: Figures, vocabulary: 
         "vocabulary": vocabulary,
         "accuracy": accuracy,
         **record,
+        "representation": {"layers": [asdict(layer) for layer in probed.layers]} if probed.layers else None,
     }
 
 

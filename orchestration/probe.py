@@ -7,6 +7,7 @@ prompts ─► student's answers ─► the teacher's states ─► learner: eve
 The engines hold the student first and the teacher then; whoever trains afterwards gives them the student again.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diagnostics.probe import Found, Graded, ProbedAnswer
+from diagnostics.representation import Layer, Reading, compare_models
 from learner.batch import Example
 from learner.packing import pack
 from orchestration.config import RunConfig
@@ -46,6 +48,7 @@ class Probed:
     found: Found
     trajectories: Sequence[Trajectory]  # of the student, in the order of `found.answers`
     cost: Cost
+    layers: Sequence[Layer]  # how alike both models' internals are; none unless asked for
     tokens: int  # generated and scored, prompts included
     seconds: float
 
@@ -104,7 +107,17 @@ class Prober:
         found = Found(answers)
         if self._verifier is not None:
             found = await self._with_teacher(answers, trajectories)
-        return Probed(found, trajectories, self._cost, self._tokens, time.monotonic() - started)
+        layers = await self._compare_internals(trajectories)
+        return Probed(found, trajectories, self._cost, layers, self._tokens, time.monotonic() - started)
+
+    async def _compare_internals(self, trajectories: Sequence[Trajectory]) -> list[Layer]:
+        """In this process, on the CPU: there is room for one of both models at a time."""
+        some, teacher_path = trajectories[: self._config.probe.representation], self._prepared.teacher_path
+        if not some or teacher_path is None:
+            return []
+        self._advance("both models' internals are compared", 0)
+        readings = [Reading(t.prompt_ids, self._by_id[t.prompt_id].teacher_ids, t.response_ids) for t in some]
+        return await asyncio.to_thread(compare_models, self._prepared.student_path, teacher_path, readings)
 
     async def _with_teacher(self, answers: Sequence[ProbedAnswer], trajectories: Sequence[Trajectory]) -> Found:
         ours = await self._go_on(self._workers.rollouts, trajectories, by_teacher=False)
