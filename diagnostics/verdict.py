@@ -191,7 +191,7 @@ def _judge_divergence(found: Found, figures: Figures) -> Judgement:
     if divergence.mean < SAME_MODEL:
         verdict = Verdict.nothing_to_learn
     else:
-        verdict = Verdict.go if change.high < -REACHABLE else Verdict.go_with_cold_start
+        verdict = Verdict.go if change.mean < -REACHABLE else Verdict.go_with_cold_start
     evidence = ("there is no verifier: whether the teacher is better is not known, only how it differs",)
     return Judgement(verdict, change, "reverse KL, as a share of it", (*evidence, *_agreement(figures)))
 

@@ -46,21 +46,33 @@ NOT_GO = 3
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def main(composed: DictConfig) -> None:
     started_with = HydraConfig.get()
-    overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))
+    overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))  # interpolations as written
+    preset = started_with.runtime.choices["objective"]
+    with Session() as session:
+        exit_code = diagnose(composed, preset, overrides, session)
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], session: Session) -> int:
+    """Diagnose what was composed; returns the exit code of the process.
+
+    Args:
+        preset: the choice of the group `objective`.
+        overrides: what `composed` was composed with, for the command that the verdict recommends.
+        session: of the diagnoses and runs that may share workers.
+    """
     with refusing_wrong_settings():
-        config = build(composed, started_with.runtime.choices["objective"])
+        config = build(composed, preset)
         _check(config)
         check_local_resources(config)
         prepared = prepare(config)
         print_plan(config, prepared)
         _print_cost(plan_probe(config, prepared))
         if config.dry_run:
-            return
+            return 0
         directory = open_diagnosis_directory(config, composed)
-    with Session() as session:
-        exit_code = asyncio.run(diagnose(config, composed, prepared, directory, session, overrides))
-    if exit_code:
-        sys.exit(exit_code)
+    return asyncio.run(_carry_out(config, composed, prepared, directory, session, overrides))
 
 
 def _check(config: RunConfig) -> None:
@@ -79,7 +91,7 @@ def _print_cost(cost: Cost) -> None:
     )
 
 
-async def diagnose(
+async def _carry_out(
     config: RunConfig,
     composed: DictConfig,
     prepared: Prepared,
@@ -87,12 +99,13 @@ async def diagnose(
     session: Session,
     overrides: Sequence[str],
 ) -> int:
-    """Preflight, probe and verdict; returns the exit code of the process."""
     handler = log_to(directory.path / "run.log")
     cluster, console = session.cluster(config), Console()
     try:
         diagnosis = Diagnosis(config, prepared, console)
-        await diagnosis.carry_out(await Workers.start(config, prepared, cluster))
+        workers = await Workers.start(config, prepared, cluster)
+        await diagnosis.carry_out(workers)
+        await workers.set_idle()
         settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
         diagnosis.write(directory.path, settings, overrides)
         return diagnosis.exit_code

@@ -84,12 +84,18 @@ class Series:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, env=ONE_THREAD,
         )  # fmt: skip
 
-    def run(self, run_dir: Path, *overrides: str, exit_code: int = 0, seconds: float = 400) -> Run:
-        """Run it to its end, which must be this one."""
+    def run(
+        self, run_dir: Path, *overrides: str, exit_code: int = 0, seconds: float = 400, command: str = "launch"
+    ) -> Run:
+        """Run it to its end, which must be this one.
+
+        Args:
+            command: "launch" or "diagnose".
+        """
         run = Run(run_dir)
         job = [f"run_dir={run_dir}", *self._settings, *overrides]
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"output": str(run.output), "overrides": job}) + "\n")
+        self._process.stdin.write(json.dumps({"output": str(run.output), "command": command, "overrides": job}) + "\n")
         self._process.stdin.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)

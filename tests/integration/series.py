@@ -9,13 +9,16 @@ from pathlib import Path
 from hydra import initialize_config_module
 
 from orchestration.cluster import Session
+from orchestration.diagnose import diagnose
 from orchestration.launch import launch
 from orchestration.recipe import compose_run
 
 
-def perform(overrides: list[str], session: Session) -> int:
+def perform(command: str, overrides: list[str], session: Session) -> int:
     composed, preset = compose_run("config", overrides)
     try:
+        if command == "diagnose":
+            return diagnose(composed, preset, overrides, session)
         return launch(composed, preset, "config", overrides, session)
     except SystemExit as refusal:
         return int(refusal.code or 0)
@@ -28,7 +31,7 @@ def main() -> None:
         for line in sys.stdin:
             job = json.loads(line)
             with Path(job["output"]).open("a") as file, redirect_stdout(file), redirect_stderr(file):
-                exit_code = perform(job["overrides"], session)
+                exit_code = perform(job["command"], job["overrides"], session)
             print(exit_code, file=answers)
 
 
