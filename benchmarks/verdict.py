@@ -18,7 +18,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import matplotlib
 from hydra import compose, initialize_config_module
+from matplotlib.figure import Figure
 from rich.progress import Progress
 from scipy.stats import spearmanr
 
@@ -37,6 +39,7 @@ from orchestration.probe import Prober
 from orchestration.workers import Workers
 from rollout.verifiers import make_verifier
 
+matplotlib.use("Agg")
 SINGLE = {
     "overlap_ratio": "overlap ratio",
     "overlap_mass_student": "student's mass on the overlap",
@@ -75,6 +78,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("outputs/lab/table"), help="the runs of the lab")
     parser.add_argument("--probes", type=Path, default=Path("outputs/lab/probes"), help="where the probes are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--plot", type=Path, help="where a picture of the points goes")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     register_schema()
@@ -83,6 +87,8 @@ def main() -> None:
         probe_all(PAIRS, given.seeds, given.probes)
     points = [read_point(pair, given.seeds, given.table, given.probes) for pair in PAIRS]
     _print(points)
+    if given.plot is not None:
+        _plot(points, given.plot)
     finish(skill(points), given.json)
 
 
@@ -192,6 +198,24 @@ def _print(points: Sequence[Point]) -> None:
     ]
     columns = ("pair", "predicted change", "measured change", "its lower bound", "verdict")
     print_table("accuracy of the student, before any training and after 60 steps", columns, rows)
+
+
+def _plot(points: Sequence[Point], path: Path) -> None:
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    axis = figure.subplots()
+    axis.axline((0, 0), slope=1, color="#bbbbbb", linewidth=1)
+    axis.axhline(0, color="#dddddd", linewidth=1)
+    for goes, colour, label in ((True, "#1d7a46", "go"), (False, "#c2571a", "any other verdict")):
+        some = [p for p in points if ({*p.verdicts} == {Verdict.go.value}) is goes]
+        axis.scatter([p.predicted for p in some], [p.measured for p in some], color=colour, label=label)
+    for index, p in enumerate(sorted(points, key=lambda p: p.measured)):
+        side, align = ((7, "left"), (-7, "right"))[index % 2]
+        place = (p.predicted, p.measured)
+        axis.annotate(p.pair, place, (side, -3), textcoords="offset points", fontsize=7, ha=align)
+    axis.margins(x=0.2)
+    axis.set(xlabel="predicted change of accuracy", ylabel="measured change of accuracy")
+    axis.legend(loc="upper left", frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

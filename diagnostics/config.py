@@ -18,6 +18,7 @@ class ProbeConfig:
     depths: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5, 0.75])  # shares of a student's answer
     max_tokens: int = 200_000  # generated and scored, prompts included; the probe is made smaller to fit
     shown: int = 8  # trajectories in the token view
+    earlier_teacher: str | None = None  # the teacher's checkpoint before its reinforcement, to compare it with
     representation: int = 0  # of the student's answers that both models' internals are compared on; 0: none
 
 

@@ -10,7 +10,7 @@ prompts. Shape suffix: T loss tokens of an answer.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,8 @@ from diagnostics.intervals import BOOTSTRAP_DRAWS, Interval, ratio_interval
 from learner.examination import ExampleTokens
 
 CORRECT = 1.0  # a verifier's full score
+
+EARLIER = "earlier_teacher_logprob"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class ProbedAnswer:
     @property
     def _log_ratio(self) -> NDArray[np.float32]:
         return self.tokens.values["teacher_logprob"] - self.tokens.values["student_logprob"]
+
+    def with_earlier_teacher(self, logprobs: NDArray[np.float32]) -> "ProbedAnswer":
+        """Also under the teacher's earlier checkpoint, whose log-probs of all response tokens these are."""
+        values = {**self.tokens.values, EARLIER: logprobs[self.tokens.positions]}
+        return replace(self, tokens=replace(self.tokens, values=values))
 
 
 @dataclass(frozen=True)
@@ -143,10 +150,15 @@ def token_values(answer: ProbedAnswer) -> dict[str, NDArray[np.float32]]:
     """The per-token statistics of an answer, [T] each; NaN where one is not defined."""
     values = dict(answer.tokens.values)
     student, teacher = values.pop("student_logprob"), values.pop("teacher_logprob")
-    return values | {
-        "sampled_log_ratio": teacher - student,
-        "entropy_gap": np.abs(values["teacher_entropy"] - values["student_entropy"]),
-    }
+    earlier = values.pop(EARLIER, None)
+    return (
+        values
+        | ({} if earlier is None else {"earlier_teacher_log_ratio": teacher - earlier})
+        | {
+            "sampled_log_ratio": teacher - student,
+            "entropy_gap": np.abs(values["teacher_entropy"] - values["student_entropy"]),
+        }
+    )
 
 
 def statistics(answers: Sequence[ProbedAnswer]) -> dict[str, Interval]:

@@ -28,8 +28,8 @@ divergence that lies where the student can follow, on ids that both models rank 
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -56,6 +56,7 @@ class Judgement:
     predicted_change: Interval
     unit: str  # of the change
     evidence: tuple[str, ...]  # in plain words, with figures
+    parts: Mapping[str, Interval] = field(default_factory=dict)  # of the formula: "gain" and "acceptance"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def judge(found: Found, figures: Figures) -> Judgement:
         return _judge_divergence(found, figures)
     prediction = predict(found)
     change = prediction.change
-    return Judgement(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)))
+    parts = {"gain": prediction.gain, "acceptance": prediction.acceptance}
+    return Judgement(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)), parts)
 
 
 def _verdict(figures: Figures, change: Interval) -> Verdict:

@@ -19,6 +19,7 @@ from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, Sampli
 from rollout.digit_tasks import DIGIT_TASKS, tasks_in
 from scoring.config import ScoringConfig, TeacherConfig
 
+MAX_PROBED = 200  # prompts: a probe is a matter of minutes
 _TASK_FIXES = {
     SourceKind.reasoning_gym: "name a reasoning-gym task family, for instance basic_arithmetic",
     SourceKind.digit_tasks: f"name one of {', '.join(DIGIT_TASKS)}",
@@ -204,6 +205,7 @@ def check(config: RunConfig) -> None:
     _check_stage(config)
     _check_engines(config)
     _check_data(config)
+    _check_probe(config.probe)
     _check_alignment(config)
     _check_alarms(config.alarms)
 
@@ -444,6 +446,20 @@ def _check_task_splits(train: PromptSourceConfig, heldout: PromptSourceConfig) -
         heldout.split,
         "is that of data.train, so held-out problems may be training problems; use data.train.split=train and "
         "data.heldout.split=heldout",
+    )
+
+
+def _check_probe(probe: ProbeConfig) -> None:
+    _require(1 <= probe.prompts <= MAX_PROBED, "probe.prompts", probe.prompts, f"must lie between 1 and {MAX_PROBED}")
+    for name in ("samples_per_prompt", "max_tokens"):
+        _require(getattr(probe, name) >= 1, f"probe.{name}", getattr(probe, name), "must be at least 1")
+    for name in ("shown", "representation"):
+        _require(getattr(probe, name) >= 0, f"probe.{name}", getattr(probe, name), "must be 0 (none) or more")
+    _require(
+        bool(probe.depths) and all(0 < depth < 1 for depth in probe.depths),
+        "probe.depths",
+        probe.depths,
+        "are shares of a student's answer; give one or more between 0 and 1, for instance [0.125,0.25,0.5,0.75]",
     )
 
 

@@ -83,9 +83,11 @@ def prepare(config: RunConfig) -> Prepared:
         _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
     if reference_path not in (None, student_path, teacher_path):
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
-    further = alignment_teachers(config) if config.alignment.enabled else []
-    for path in further:
-        _check_tokenizer(path, "alignment.teachers", config, tokenizer)
+    further = dict.fromkeys(alignment_teachers(config) if config.alignment.enabled else (), "alignment.teachers")
+    if config.probe.earlier_teacher is not None:
+        further[resolve_model(config.probe.earlier_teacher, "probe.earlier_teacher")] = "probe.earlier_teacher"
+    for path, key in further.items():
+        _check_tokenizer(path, key, config, tokenizer)
     train = _load(config.data.train, "data.train")
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
     if student_path == teacher_path:

@@ -21,9 +21,10 @@ from learner.packing import pack
 from orchestration.config import RunConfig
 from orchestration.evaluation import TEACHER
 from orchestration.grading import Grader
+from orchestration.models import resolve_model
 from orchestration.preparation import Prepared, RenderedPrompt, with_ids
 from orchestration.schedule import derive_seed
-from orchestration.workers import RolloutGroup, Workers
+from orchestration.workers import RolloutGroup, ScoringGroup, Workers
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.verifiers import Verifier
 from scoring.packed_model import shares_prefixes
@@ -208,10 +209,25 @@ class Prober:
         examples = [Example(t, s) for t, s in zip(trajectories, signals, strict=True)]
         batch = pack(examples, learner.ranks, learner.micro_batch_tokens, 0, shares_prefixes(learner.attention))
         tokens = await self._workers.learner.examine(batch, learner.overlap_k or 16, TEACHER)
-        return [
+        answers = [
             ProbedAnswer(t.prompt_id, self._by_id[t.prompt_id].prompt.domain, TEACHER, t.reward, tokens[index])
             for index, t in enumerate(trajectories)
         ]
+        return await self._with_earlier_teacher(scorers, requests, answers)
+
+    async def _with_earlier_teacher(
+        self, scorers: ScoringGroup, requests: Sequence[ScoringRequest], answers: Sequence[ProbedAnswer]
+    ) -> list[ProbedAnswer]:
+        """The same answers under the checkpoint that the teacher was before, if one is given."""
+        earlier = self._config.probe.earlier_teacher
+        if earlier is None:
+            return list(answers)
+        self._advance("the earlier teacher marks", 0)
+        await scorers.load(resolve_model(earlier, "probe.earlier_teacher"), self._config)
+        signals = await scorers.score_all([replace(request, hidden_states=False) for request in requests])
+        assert self._prepared.teacher_path is not None
+        await scorers.load(self._prepared.teacher_path, self._config)
+        return [a.with_earlier_teacher(signal.logprobs) for a, signal in zip(answers, signals, strict=True)]
 
     def _full_request(self, trajectory: Trajectory) -> ScoringRequest:
         item = self._by_id[trajectory.prompt_id]

@@ -31,6 +31,9 @@ STATISTICS = {
     "reverse_kl": Statistic("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
     "forward_kl": Statistic("forward KL", "nats a token", "KL(teacher ‖ student)"),
     "sampled_log_ratio": Statistic("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
+    "earlier_teacher_log_ratio": Statistic(
+        "log-ratio to the earlier teacher", "nats a token", "log q − log q₀ of the student's tokens"
+    ),
     "sampled_reverse_kl": Statistic("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
     "loss": Statistic("loss", "", ""),
     "grad_norm": Statistic("gradient norm", "", ""),

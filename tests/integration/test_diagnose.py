@@ -26,7 +26,15 @@ def _diagnosis(lab: Series, folder: Path, *overrides: str, exit_code: int) -> di
 
 
 def test_a_compatible_and_stronger_teacher_is_a_go(lab: Series, tmp_path: Path) -> None:
-    found = _diagnosis(lab, tmp_path / "d", "experiment=lab/compatible", *SMALL, "probe.representation=4", exit_code=0)
+    found = _diagnosis(
+        lab,
+        tmp_path / "d",
+        "experiment=lab/compatible",
+        *SMALL,
+        "probe.representation=4",
+        "probe.earlier_teacher=lab/student",
+        exit_code=0,
+    )
     verdict, probe = found["verdict"], found["probe"]
     assert verdict["verdict"] == "go"
     assert verdict["predicted_change"]["low"] > 0
@@ -37,6 +45,9 @@ def test_a_compatible_and_stronger_teacher_is_a_go(lab: Series, tmp_path: Path) 
     assert all(point["advantage"]["mean"] > 0 for point in probe["prefix_depth"])
     assert probe["auroc"]["mean"] > 0.8
     assert sum(b["tokens"] for b in probe["by_position"]["reverse_kl"]) > 32 * 4 * 10
+    # the earlier teacher is the student here, so this is the student's own log-ratio once more
+    ratios = probe["statistics"]
+    assert ratios["earlier_teacher_log_ratio"]["mean"] == pytest.approx(ratios["sampled_log_ratio"]["mean"], abs=0.02)
     assert all(0 < layer["cka"] <= 1 for layer in probe["representation"]["layers"])
     assert {trajectory["reward"] for trajectory in found["trajectories"]} == {0.0, 1.0}
     page = (tmp_path / "d" / "report.html").read_text()

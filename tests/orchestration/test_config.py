@@ -78,6 +78,11 @@ def test_a_built_config_is_read_only() -> None:
         ("rollout=gpu", ["learner.weight_transfer", "nccl"]),
         ("data.train.path=''", ["data.train.path"]),
         ("data.verifier=reasoning_gym", ["data.verifier=reasoning_gym"]),
+        ("probe.prompts=201", ["probe.prompts=201", "200"]),
+        ("probe.depths=[]", ["probe.depths=[]", "0.125"]),
+        ("probe.depths=[0.5,1]", ["probe.depths"]),
+        ("probe.max_tokens=0", ["probe.max_tokens=0"]),
+        ("probe.representation=-1", ["probe.representation=-1"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_fix(override: str, parts: list[str]) -> None:
