@@ -12,6 +12,7 @@ margin of the other pairs alone, leaving one pair out. Beside it: the skill of e
 import argparse
 import asyncio
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,9 +210,11 @@ def _plot(points: Sequence[Point], path: Path) -> None:
         some = [p for p in points if ({*p.verdicts} == {Verdict.go.value}) is goes]
         axis.scatter([p.predicted for p in some], [p.measured for p in some], color=colour, label=label)
     for index, p in enumerate(sorted(points, key=lambda p: p.measured)):
-        side, align = ((7, "left"), (-7, "right"))[index % 2]
-        place = (p.predicted, p.measured)
-        axis.annotate(p.pair, place, (side, -3), textcoords="offset points", fontsize=7, ha=align)
+        others = [q for q in points if q is not p]
+        nearest = min(others, key=lambda q: math.hypot(q.predicted - p.predicted, q.measured - p.measured))
+        side, align = (-7, "right") if nearest.predicted > p.predicted else (7, "left")
+        offset = (side, (-9, 3)[index % 2])  # away from the nearest, up and down in turn
+        axis.annotate(p.pair, (p.predicted, p.measured), offset, textcoords="offset points", fontsize=7, ha=align)
     axis.margins(x=0.2)
     axis.set(xlabel="predicted change of accuracy", ylabel="measured change of accuracy")
     axis.legend(loc="upper left", frameon=False)
