@@ -19,8 +19,7 @@ from scipy.stats import rankdata
 
 from diagnostics.intervals import BOOTSTRAP_DRAWS, Interval, ratio_interval
 from learner.examination import ExampleTokens
-
-CORRECT = 1.0  # a verifier's full score
+from rollout.verifiers import CORRECT
 
 EARLIER = "earlier_teacher_logprob"
 

@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagnostics.intervals import Interval, bootstrap_interval, ratio_interval
-from diagnostics.probe import CORRECT, DepthPoint, Figures, Found, Graded, NewKnowledge
+from diagnostics.probe import DepthPoint, Figures, Found, Graded, NewKnowledge
+from rollout.verifiers import CORRECT
 
 MARGIN = 0.1  # of accuracy: more than the rule has promised too much on any pair of the lab (0.08)
 SAME_MODEL = 1e-3  # nats a token: below it two models say the same

@@ -15,6 +15,7 @@ from diagnostics.verdict import Judgement
 from orchestration.config import RunConfig
 from orchestration.probe import Probed
 from rollout.trajectory import Trajectory
+from rollout.verifiers import CORRECT
 
 TOP = 5  # ids of each model in the token view
 
@@ -72,11 +73,15 @@ def _plain(value: Any) -> Any:
 def shown_trajectories(probed: Probed, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
     """A few answers token by token, correct and incorrect ones in turn where there are both."""
     pairs = list(zip(probed.found.answers, probed.trajectories, strict=True))
-    right = [pair for pair in pairs if pair[0].reward == 1]
-    wrong = [pair for pair in pairs if pair[0].reward != 1]
+    right = _one_a_prompt([pair for pair in pairs if pair[0].reward == CORRECT])
+    wrong = _one_a_prompt([pair for pair in pairs if pair[0].reward != CORRECT])
     half = count // 2
     some = right[: max(half, count - len(wrong))] + wrong[: max(count - half, count - len(right))]
     return [_shown(answer, trajectory, tokenizer) for answer, trajectory in some[:count]]
+
+
+def _one_a_prompt(pairs: Sequence[tuple[ProbedAnswer, Trajectory]]) -> list[tuple[ProbedAnswer, Trajectory]]:
+    return list({answer.prompt_id: (answer, trajectory) for answer, trajectory in reversed(pairs)}.values())[::-1]
 
 
 def _shown(answer: ProbedAnswer, trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
