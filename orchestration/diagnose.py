@@ -34,7 +34,7 @@ from orchestration.preflight import Preflight, print_checks, run_preflight
 from orchestration.preparation import Prepared, prepare
 from orchestration.probe import Cost, Probed, Prober, plan_probe
 from orchestration.run import log_to, package_versions
-from orchestration.run_directory import RunDirectory, open_diagnosis_directory
+from orchestration.run_directory import RunDirectory, locate_diagnosis, open_diagnosis_directory
 from orchestration.workers import Workers
 from rollout.verifiers import make_verifier
 
@@ -67,11 +67,12 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
         _check(config)
         check_local_resources(config)
         prepared = prepare(config)
-        print_plan(config, prepared)
+        folder = locate_diagnosis(config)
+        print_plan(config, prepared, folder)
         _print_cost(plan_probe(config, prepared))
         if config.dry_run:
             return 0
-        directory = open_diagnosis_directory(config, composed)
+        directory = open_diagnosis_directory(folder, composed)
     return asyncio.run(_carry_out(config, composed, prepared, directory, session, overrides))
 
 

@@ -52,7 +52,7 @@ def _launch_run(composed: DictConfig, preset: str, session: Session) -> int:
         config = build(composed, preset)
         check_local_resources(config)
         prepared = prepare(config)
-        print_plan(config, prepared)
+        print_plan(config, prepared, locate(config))
         if config.dry_run:
             return 0
         directory = open_run_directory(config, composed)

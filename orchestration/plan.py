@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,7 +13,6 @@ from learner.objectives.describe import describe
 from orchestration.config import ConfigError, RunConfig
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts, uses_teacher
 from orchestration.preparation import Prepared
-from orchestration.run_directory import locate
 
 
 def _rollout_workers(config: RunConfig) -> int:
@@ -79,7 +79,7 @@ def _teacher(config: RunConfig) -> str:
     return config.teacher.model + (f", told: {config.teacher.context!r}" if config.teacher.context else "")
 
 
-def print_plan(config: RunConfig, prepared: Prepared) -> None:
+def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
     table = Table(title=f"{config.experiment}: what this run does", show_header=False, title_justify="left")
     pipeline, sampling = config.pipeline, config.sampling
     staleness = pipeline.max_staleness
@@ -99,7 +99,7 @@ def print_plan(config: RunConfig, prepared: Prepared) -> None:
         "workers": f"{_rollout_workers(config)} rollout, {_scoring_workers(config)} scoring, "
         f"{config.learner.ranks} learner rank(s), ZeRO-{config.learner.zero_stage}, {config.learner.dtype.value}",
         "resources": f"{required_cpus(config):g} CPUs, {required_gpus(config):g} GPUs",
-        "outputs": str(locate(config)),
+        "outputs": str(outputs),
     }
     for name, value in rows.items():
         table.add_row(name, Text(value))  # a formula's brackets are not markup

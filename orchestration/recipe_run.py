@@ -27,7 +27,7 @@ from orchestration.preparation import Prepared, prepare
 from orchestration.recipe import MODEL_KEYS, PlannedStage, naming_stage
 from orchestration.report import write_recipe_report
 from orchestration.run import EXIT_CODES, execute
-from orchestration.run_directory import IDENTITY, RunDirectory, check_identity, is_finished, open_run_directory
+from orchestration.run_directory import IDENTITY, RunDirectory, check_identity, is_finished, locate, open_run_directory
 
 # A stage that is over was trained with these: they may not change afterwards.
 KEPT = tuple(dict.fromkeys((*IDENTITY, "pipeline", "learner", "evaluation")))
@@ -50,7 +50,7 @@ def plan(stages: Sequence[PlannedStage]) -> None:
             with _introducing(stage):
                 check_identity(stage.folder, stage.composed)
                 check_local_resources(stage.config)
-                print_plan(stage.config, _prepare_with(stage, stand_ins))
+                print_plan(stage.config, _prepare_with(stage, stand_ins), locate(stage.config))
 
 
 @contextmanager

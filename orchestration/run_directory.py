@@ -232,14 +232,19 @@ def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
     return directory
 
 
-def open_diagnosis_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
-    """A new folder beside the runs of the experiment, and its lock.
+def locate_diagnosis(config: RunConfig) -> Path:
+    """A folder beside the runs of the experiment; nothing is created.
 
     Raises:
         ConfigError: `run_dir` is set and holds something.
     """
-    root = Path(config.output_root) / config.experiment / "diagnosis"
-    path = locate(config) if config.run_dir is not None else _fresh_path(root)
+    if config.run_dir is not None:
+        return locate(config)
+    return _fresh_path(Path(config.output_root) / config.experiment / "diagnosis")
+
+
+def open_diagnosis_directory(path: Path, composed: DictConfig) -> RunDirectory:
+    """Create the folder of a diagnosis and take its lock."""
     path.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(path, _lock(path))
     directory.logs.mkdir(exist_ok=True)
