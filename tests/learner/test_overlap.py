@@ -54,7 +54,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 999), vocabulary=st.integers(2, 300), k=st.integers(1, 20))
 def test_statistics_are_those_of_the_definitions(seed: int, vocabulary: int, k: int) -> None:
     logits, logq = random_pair(seed, positions=6, vocabulary=vocabulary)
@@ -62,7 +62,7 @@ def test_statistics_are_those_of_the_definitions(seed: int, vocabulary: int, k: 
     assert_close(measured(logp, logq, k), reference(logp, logq, k), 1e-10)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), vocabulary=st.integers(2, 300), k=st.integers(1, 20))
 def test_equal_distributions_share_everything(seed: int, vocabulary: int, k: int) -> None:
     logp, k = random_pair(seed, vocabulary=vocabulary)[1], min(k, vocabulary)
@@ -74,7 +74,7 @@ def test_equal_distributions_share_everything(seed: int, vocabulary: int, k: int
     assert (found[ADVANTAGE].isnan() if k < 2 else found[ADVANTAGE].abs() < 1e-12).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999))
 def test_names_of_ids_and_their_order_do_not_matter(seed: int) -> None:
     logits, logq = random_pair(seed, vocabulary=90)

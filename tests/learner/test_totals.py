@@ -69,7 +69,7 @@ def test_buckets_begin_at_powers_of_two(group: None) -> None:
     }
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 5000), st.floats(-10, 10)), min_size=1, max_size=60), st.integers(0, 60))
 def test_bucket_means_reassemble_to_the_whole(group: None, tokens: list[tuple[int, float]], cut: int) -> None:
     """However the tokens are spread over micro-batches."""

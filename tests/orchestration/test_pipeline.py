@@ -71,7 +71,7 @@ async def train(pipeline: Pipeline, stages: Stages, steps: int, turns: int = 3) 
     return batches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 5),
     st.integers(1, 3),
@@ -109,7 +109,7 @@ def test_no_trajectory_is_older_than_the_bound_and_every_slot_is_trained_once_wi
     assert sorted(e.trajectory.slot for b in batches for e in b) == list(range(batch_size * steps))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 4),
     st.integers(1, 3),

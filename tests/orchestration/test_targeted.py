@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diagnostics.config import AlignmentConfig
@@ -47,7 +47,6 @@ def test_a_bound_below_one_question_is_refused_with_what_it_takes() -> None:
         fit([target(0)], SETTINGS, budget=44)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 40)), min_size=1, max_size=60), st.integers(700, 60_000))
 def test_the_plan_is_never_above_the_bound(shape: list[tuple[int, int]], budget: int) -> None:
     targets = [target(question, room=room) for question, room in sorted(shape)]
