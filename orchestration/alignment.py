@@ -23,9 +23,8 @@ from diagnostics.node_selection import choose
 from diagnostics.node_view import node_view
 from learner.batch import Example
 from learner.examination import ExampleTokens
-from learner.packing import pack
 from orchestration.config import ConfigError, RunConfig
-from orchestration.evaluation import TEACHER
+from orchestration.evaluation import TEACHER, examined_k, pack_to_examine
 from orchestration.preparation import Prepared, RenderedPrompt, alignment_teachers
 from orchestration.schedule import derive_seed
 from orchestration.targeted import Completed, Judge, Plan, Target, complete, fit
@@ -33,11 +32,9 @@ from orchestration.workers import ScoringGroup, Workers
 from rollout.rendering import stop_token_ids
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.verifiers import Verifier
-from scoring.packed_model import shares_prefixes
 from scoring.signal import ScoringRequest
 
 Say = Callable[[str], None]
-_OVERLAP_K = 16  # of the overlap ratio, unless learner.overlap_k says otherwise
 _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own
 
 
@@ -297,9 +294,8 @@ class _Measurement:
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
         signals = await self._scorers.score_all(requests)
         examples = [Example(answer.trajectory, signal) for answer, signal in zip(answers, signals, strict=True)]
-        learner = self._config.learner
-        batch = pack(examples, learner.ranks, learner.micro_batch_tokens, 0, shares_prefixes(learner.attention))
-        k = max(learner.overlap_k or _OVERLAP_K, self._settings.candidates)
+        batch = pack_to_examine(examples, self._config.learner, 0)
+        k = max(examined_k(self._config.learner), self._settings.candidates)
         return await self._workers.learner.examine(batch, k, TEACHER)
 
     # Targeted rollouts

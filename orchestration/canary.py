@@ -24,15 +24,13 @@ from diagnostics.preflight.canary import (
 )
 from diagnostics.preflight.plan import Measured
 from learner.batch import Batch, Example
-from learner.packing import pack
 from orchestration.config import RunConfig, Stage
-from orchestration.evaluation import TEACHER
+from orchestration.evaluation import TEACHER, full_request, pack_to_examine
 from orchestration.preparation import Prepared, RenderedPrompt, with_ids
 from orchestration.schedule import derive_seed
 from orchestration.workers import ScoringGroup, Workers
 from rollout.config import VerifierKind
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
-from scoring.packed_model import shares_prefixes
 from scoring.signal import ScoringRequest, TeacherSignal
 
 PROMPTS = 4
@@ -128,7 +126,7 @@ class Canary:
 
     async def ask(self, first: Sampled, scorers: ScoringGroup) -> Marks:
         """What a scoring service says of the engines' answers, with the states behind it."""
-        requests = [self._request(trajectory) for trajectory in first.trajectories]
+        requests = [full_request(self._by_id[item.prompt_id], item) for item in first.trajectories]
         started = time.perf_counter()
         signals = await scorers.score_all(requests)
         return Marks(requests, signals, time.perf_counter() - started)
@@ -203,14 +201,8 @@ class Canary:
             for slot, item in enumerate(self._prompts)
         ]
 
-    def _request(self, trajectory: Trajectory) -> ScoringRequest:
-        item = self._by_id[trajectory.prompt_id]
-        return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
-
     def _pack(self, examples: Sequence[Example]) -> Batch:
-        learner = self._config.learner
-        share_prefixes = shares_prefixes(learner.attention)
-        return pack(examples, learner.ranks, learner.micro_batch_tokens, self._version, share_prefixes)
+        return pack_to_examine(examples, self._config.learner, self._version)
 
 
 def _choose(prepared: Prepared, count: int) -> list[RenderedPrompt]:

@@ -26,9 +26,10 @@ from orchestration.alignment import Alignment, measure_alignment
 from orchestration.cluster import Session, WorkerFailure
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import ConfigError, RunConfig, Stage, build, register_schema
-from orchestration.diagnosis import machine, probe_record, shown_trajectories, verdict_record
+from orchestration.diagnosis import probe_record, shown_trajectories, verdict_record
 from orchestration.evaluation import TEACHER
 from orchestration.files import write_json, write_text
+from orchestration.machine import machine
 from orchestration.plan import check_local_resources, print_plan
 from orchestration.preflight import Preflight, print_checks, run_preflight
 from orchestration.preparation import Prepared, prepare
@@ -119,13 +120,6 @@ async def _carry_out(
         directory.close()
 
 
-async def connect(workers: Workers) -> None:
-    """Weights can go to the engines, and the learner has the teacher's head, as in a run."""
-    assert workers.scorers is not None  # of a distillation
-    await workers.learner.connect(workers.rollouts)
-    await workers.learner.set_teacher_head(TEACHER, await workers.scorers.lm_head())
-
-
 class Diagnosis:
     """One diagnosis, from the workers to its folder."""
 
@@ -145,7 +139,7 @@ class Diagnosis:
 
     async def carry_out(self, workers: Workers) -> None:
         """The preflight, and the probe unless a check failed."""
-        await connect(workers)
+        await workers.connect(TEACHER)
         self._preflight = await run_preflight(
             self._config, self._prepared, workers, self._verifier, self._console.print
         )

@@ -1,11 +1,8 @@
 """What a diagnosis leaves behind: the record of all that was measured, as JSON and for people."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,23 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.probe import Figures, ProbedAnswer
 from diagnostics.verdict import Judgement
 from orchestration.config import RunConfig
+from orchestration.evaluation import examined_k
 from orchestration.probe import Probed
 from rollout.trajectory import Trajectory
 from rollout.verifiers import CORRECT
 
 TOP = 5  # ids of each model in the token view
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, and memory; never a host name."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-    }
 
 
 def verdict_record(found: Judgement, command: str) -> dict[str, Any]:
@@ -53,7 +39,7 @@ def probe_record(config: RunConfig, probed: Probed, found: Figures, vocabulary: 
         "samples_per_prompt": config.probe.samples_per_prompt,
         "tokens": probed.tokens,
         "seconds": round(probed.seconds, 1),
-        "k": config.learner.overlap_k,
+        "k": examined_k(config.learner),
         "vocabulary": vocabulary,
         "accuracy": accuracy,
         **record,

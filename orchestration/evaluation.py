@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagnostics.intervals import Interval, ratio_interval
-from learner.batch import Example
+from learner.batch import Batch, Example
+from learner.config import LearnerConfig
 from learner.evaluation import ExampleDivergence
 from learner.packing import pack
 from orchestration.config import RunConfig
@@ -52,6 +53,22 @@ def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[Rollo
     ]
 
 
+def full_request(item: RenderedPrompt, trajectory: Trajectory) -> ScoringRequest:
+    """Ask the teacher for its whole distribution at each token of a response to this prompt."""
+    return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
+
+
+def pack_to_examine(examples: Sequence[Example], learner: LearnerConfig, version: int) -> Batch:
+    """A batch that the learner at `version` looks at and does not learn from."""
+    share_prefixes = shares_prefixes(learner.attention)
+    return pack(examples, learner.ranks, learner.micro_batch_tokens, version, share_prefixes)
+
+
+def examined_k(learner: LearnerConfig) -> int:
+    """The k of both models' most likely ids where tokens are examined, also in a run that measures no overlap."""
+    return learner.overlap_k or LearnerConfig().overlap_k
+
+
 class Evaluator:
     def __init__(self, config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> None:
         self._config = config
@@ -64,11 +81,11 @@ class Evaluator:
         answers = await self._answers(workers.rollouts, self._prepared.heldout)
         if workers.scorers is None:
             return self._judge(answers, None)
-        signals = await workers.scorers.score_all([self._full_request(trajectory) for trajectory in answers])
+        signals = await workers.scorers.score_all(
+            [full_request(self._prompts[answer.prompt_id], answer) for answer in answers]
+        )
         examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
-        learner = self._config.learner
-        share_prefixes = shares_prefixes(learner.attention)
-        batch = pack(examples, learner.ranks, learner.micro_batch_tokens, version, share_prefixes)
+        batch = pack_to_examine(examples, self._config.learner, version)
         return self._judge(answers, await workers.learner.evaluate(batch, TEACHER))
 
     async def teacher(self, rollouts: RolloutGroup) -> Answers:
@@ -79,10 +96,6 @@ class Evaluator:
     async def _answers(self, rollouts: RolloutGroup, prompts: Sequence[RenderedPrompt]) -> list[Trajectory]:
         answers = [item async for item in rollouts.roll_out(requests(prompts, self._config))]
         return sorted(answers, key=lambda item: item.slot)
-
-    def _full_request(self, trajectory: Trajectory) -> ScoringRequest:
-        item = self._prompts[trajectory.prompt_id]
-        return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
 
     def _judge(self, answers: Sequence[Trajectory], divergences: Sequence[ExampleDivergence] | None) -> Answers:
         texts = {

@@ -17,9 +17,8 @@ import numpy as np
 from diagnostics.probe import Found, Graded, ProbedAnswer
 from diagnostics.representation import Layer, Reading, compare_models
 from learner.batch import Example
-from learner.packing import pack
 from orchestration.config import RunConfig
-from orchestration.evaluation import TEACHER
+from orchestration.evaluation import TEACHER, examined_k, full_request, pack_to_examine
 from orchestration.grading import Grader
 from orchestration.models import resolve_model
 from orchestration.preparation import Prepared, RenderedPrompt, with_ids
@@ -27,7 +26,6 @@ from orchestration.schedule import derive_seed
 from orchestration.workers import RolloutGroup, ScoringGroup, Workers
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.verifiers import Verifier
-from scoring.packed_model import shares_prefixes
 from scoring.signal import ScoringRequest
 
 PREFIXED_SAMPLES = 2  # of each prompt's answers are continued
@@ -203,12 +201,12 @@ class Prober:
         self._advance("the teacher marks", 0)
         scorers, learner = self._workers.scorers, self._config.learner
         assert scorers is not None
-        requests = [self._full_request(trajectory) for trajectory in trajectories]
+        requests = [full_request(self._by_id[item.prompt_id], item) for item in trajectories]
         signals = await scorers.score_all(requests)
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
         examples = [Example(t, s) for t, s in zip(trajectories, signals, strict=True)]
-        batch = pack(examples, learner.ranks, learner.micro_batch_tokens, 0, shares_prefixes(learner.attention))
-        tokens = await self._workers.learner.examine(batch, learner.overlap_k or 16, TEACHER)
+        batch = pack_to_examine(examples, learner, 0)
+        tokens = await self._workers.learner.examine(batch, examined_k(learner), TEACHER)
         answers = [
             ProbedAnswer(t.prompt_id, self._by_id[t.prompt_id].prompt.domain, TEACHER, t.reward, tokens[index])
             for index, t in enumerate(trajectories)
@@ -228,10 +226,6 @@ class Prober:
         assert self._prepared.teacher_path is not None
         await scorers.load(self._prepared.teacher_path, self._config)
         return [a.with_earlier_teacher(signal.logprobs) for a, signal in zip(answers, signals, strict=True)]
-
-    def _full_request(self, trajectory: Trajectory) -> ScoringRequest:
-        item = self._by_id[trajectory.prompt_id]
-        return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
 
 
 def _reward(trajectory: Trajectory) -> float:

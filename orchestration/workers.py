@@ -314,6 +314,12 @@ class Workers:
             reference_scorers = scorers
         return cls(cluster, rollouts, scorers, learner, teacher_rollouts, reference_scorers)
 
+    async def connect(self, teacher: str) -> None:
+        """Let the learner send weights to the engines, and give it the head of the teacher under this key, if any."""
+        await self.learner.connect(self.rollouts)
+        if self.scorers is not None:
+            await self.learner.set_teacher_head(teacher, await self.scorers.lm_head())
+
     async def set_idle(self) -> None:
         """Keep whom a next run might use."""
         await self.rollouts.set_idle(self.cluster)

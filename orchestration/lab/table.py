@@ -4,14 +4,12 @@ phenomena ─► variants × seeds ─ finished ones are skipped ─► outcomes
 """
 
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +22,7 @@ from orchestration.lab.outcome import Outcome
 from orchestration.lab.page import render
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Outcomes, Phenomenon, Variant
 from orchestration.lab.series import Job, perform
+from orchestration.machine import machine
 from orchestration.run_directory import is_finished
 
 # Student's t at 97.5 % for 1 to 9 degrees of freedom; the normal distribution's beyond.
@@ -98,7 +97,7 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     runs = {name: _figures([outcomes[seed][name] for seed in seeds]) for name in variants}
     content = {
         "command": _command(phenomena, seeds),
-        "machine": _machine(),
+        "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
         "seeds": list(seeds),
         "runs": {name: {key: asdict(value) for key, value in figures.items()} for name, figures in runs.items()},
@@ -160,11 +159,6 @@ _MEASURED = {
     "gradient norm": "train/grad_norm",
     "sampled reverse KL": "train/sampled_reverse_kl",
 }
-
-
-def _machine() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cores": os.cpu_count(), "memory_gib": round(memory)}
 
 
 def _print(findings: Sequence[Finding], runs: Mapping[str, Mapping[str, Interval]]) -> None:

@@ -151,12 +151,9 @@ class TrainingStage(ABC):
 
     async def restore(self, checkpoint: Path | None) -> None:
         """Give learner and engines the weights that the run starts from, and the learner the teacher's head."""
-        learner, scorers = self.workers.learner, self.workers.scorers
-        await learner.connect(self.workers.rollouts)
+        await self.workers.connect(TEACHER)
         if checkpoint is not None:
-            await learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
-        if scorers is not None:
-            await learner.set_teacher_head(TEACHER, await scorers.lm_head())
+            await self.workers.learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
 
     async def go_back(self, checkpoint: Path, version: int) -> None:
         """Give the learner the weights of an earlier version of this run; the engines keep the later ones."""
