@@ -139,7 +139,7 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         sampling_logprobs=_cat([t.sampling_logprobs for t in trajectories], np.float32),
         temperatures=_repeat([t.temperature for t in trajectories], responses, np.float32),
         teacher_logprobs=_cat([s.logprobs for s in signals], np.float32),
-        teacher_entropy=_cat([s.entropy for s in signals], np.float32),
+        teacher_entropy=_cat([_entropy(s) for s in signals], np.float32),
         support_ids=_cat_optional("support_ids", [s.support_ids for s in signals], np.int64),
         support_teacher_logprobs=_cat_optional("support_logprobs", [s.support_logprobs for s in signals], np.float32),
         teacher_top_ids=_cat_optional("top_ids", [s.top_ids for s in signals], np.int64),
@@ -154,6 +154,11 @@ def _unmarked(trajectory: Trajectory) -> TeacherSignal:
     """What no teacher says about a trajectory."""
     unknown = np.full(len(trajectory.response_ids), np.nan, dtype=np.float32)
     return TeacherSignal(teacher="", logprobs=unknown, entropy=unknown)
+
+
+def _entropy(signal: TeacherSignal) -> NDArray[np.float32]:
+    """[T], NaN where the teacher was not asked for it or cannot tell."""
+    return np.full(len(signal.logprobs), np.nan, dtype=np.float32) if signal.entropy is None else signal.entropy
 
 
 def _advantages(examples: Sequence[Example], responses: Sequence[int]) -> NDArray[np.float32] | None:

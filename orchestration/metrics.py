@@ -39,7 +39,11 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
     signals = [e.signal for e in batch if e.signal is not None]
     if signals:
         metrics["teacher/mean_logprob"] = _token_mean([signal.logprobs for signal in signals])
-        metrics["teacher/mean_entropy"] = _token_mean([signal.entropy for signal in signals])
+        entropies = [signal.entropy for signal in signals if signal.entropy is not None]
+        if len(entropies) == len(signals):
+            metrics["teacher/mean_entropy"] = _token_mean(entropies)
+        else:
+            metrics.pop("train/entropy_gap", None)  # NaN: not every teacher tells its entropy
     if len(own) < len(batch):
         metrics["rollout/student_share"] = len(own) / len(batch)
     shut = sum(e.weight == 0 for e in batch)

@@ -22,6 +22,10 @@ class SignalNeeds(Protocol):
         """How many of the teacher's own most likely ids to return."""
 
     @property
+    def teacher_entropy(self) -> bool:
+        """Whether the teacher's entropy decides what is learned from."""
+
+    @property
     def hidden_states(self) -> bool:
         """Whether the full vocabulary is wanted."""
 
@@ -45,16 +49,19 @@ def build_request(
         response_ids=trajectory.response_ids,
         support_ids=_student_support(trajectory, needs.candidates) if needs.candidates else None,
         top_k=needs.teacher_top_k,
+        entropy=needs.teacher_entropy,
         hidden_states=needs.hidden_states,
     )
 
 
-def with_top(request: ScoringRequest, k: int) -> ScoringRequest:
-    """The request, also for the teacher's `k` most likely ids; hidden states tell them, and more, without being asked.
+def with_monitored(request: ScoringRequest, k: int, entropy: bool) -> ScoringRequest:
+    """The request, also for what is watched: the teacher's `k` most likely ids, and its entropy if it can tell.
 
-    The k that the objective asked for, if fewer, are the first of them.
+    Hidden states tell the ids, and more, without being asked. The k that the objective asked for, if fewer, are the
+    first of them.
     """
-    return request if request.hidden_states else replace(request, top_k=max(request.top_k, k))
+    top_k = request.top_k if request.hidden_states else max(request.top_k, k)
+    return replace(request, top_k=top_k, entropy=request.entropy or entropy)
 
 
 def _student_support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:

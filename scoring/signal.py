@@ -1,6 +1,7 @@
 """The records of a teacher's marks.
 
-Shape suffixes: P teacher prompt tokens, T response tokens, K support ids a position, d hidden size.
+Shape suffixes: P teacher prompt tokens, L tokens that follow them, T of these that are marked, K support ids a
+position, d hidden size.
 """
 
 from dataclasses import dataclass
@@ -11,37 +12,53 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """Ask one teacher about one response.
+    """Ask one teacher about one response; the log-prob of each marked token always comes.
 
-    `prompt_ids` is the *teacher's* rendering of the prompt (its privileged context included); the response ids
-    are the student's own, so position t of every answer is about `response_ids[t]` given what precedes it.
+    `prompt_ids` and `response_ids` are the *teacher's* rendering: its privileged context included, and of a response of
+    several turns also what tools, users and templates wrote between the student's. Row t of every answer is about the
+    t-th marked token, given all that precedes it.
     """
 
     teacher: str
     prompt_ids: NDArray[np.int32]  # [P]
-    response_ids: NDArray[np.int32]  # [T]
+    response_ids: NDArray[np.int32]  # [L]
+    marked: NDArray[np.bool_] | None = None  # [L], True for T of them; None: all, T = L
     support_ids: NDArray[np.int32] | None = None  # [T, K], ids whose log-probs are wanted
     top_k: int = 0  # the teacher's own most likely ids
+    entropy: bool = False  # of the teacher's whole distribution
     hidden_states: bool = False  # for full-vocabulary divergences
+
+    @property
+    def marked_ids(self) -> NDArray[np.int32]:
+        """[T], the tokens that are marked."""
+        return self.response_ids if self.marked is None else self.response_ids[self.marked]
+
+    @property
+    def marked_tokens(self) -> int:
+        """T."""
+        return len(self.response_ids) if self.marked is None else int(self.marked.sum())
 
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """What a teacher says about the T response tokens. Log-probs and entropies in nats, float32, temperature 1."""
+    """What a teacher says about T tokens. Log-probs and entropies in nats, float32, temperature 1."""
 
     teacher: str
-    logprobs: NDArray[np.float32]  # [T], of the sampled tokens
-    entropy: NDArray[np.float32]  # [T], exact
+    logprobs: NDArray[np.float32]  # [T], of the marked tokens
+    entropy: NDArray[np.float32] | None = None  # [T], exact
     support_ids: NDArray[np.int32] | None = None  # [T, K], as asked for
     support_logprobs: NDArray[np.float32] | None = None  # [T, K]
     top_ids: NDArray[np.int32] | None = None  # [T, top_k], most likely first
     top_logprobs: NDArray[np.float32] | None = None  # [T, top_k]
     hidden_states: NDArray[np.float32] | None = None  # [T, d], input of the teacher's LM head; float16-free
-    reference_logprobs: NDArray[np.float32] | None = None  # [T], of the sampled tokens, by a reference model
+    reference_logprobs: NDArray[np.float32] | None = None  # [T], of the marked tokens, by a reference model
 
     @property
     def support_mass(self) -> NDArray[np.float32] | None:
-        """[T], the teacher's probability of the support."""
-        if self.support_logprobs is None:
-            return None
-        return np.exp(self.support_logprobs).sum(axis=-1)
+        """[T], the teacher's probability of the support; what it leaves to one is the tail mass."""
+        return None if self.support_logprobs is None else np.exp(self.support_logprobs).sum(axis=-1)
+
+    @property
+    def top_mass(self) -> NDArray[np.float32] | None:
+        """[T], the teacher's probability of its own most likely ids."""
+        return None if self.top_logprobs is None else np.exp(self.top_logprobs).sum(axis=-1)

@@ -22,8 +22,38 @@ from scoring.signal import ScoringRequest, TeacherSignal
 
 
 def forward_tokens(request: ScoringRequest) -> int:
-    """Tokens of a request that go through the backbone: nothing is asked of the state after the last one."""
-    return len(request.prompt_ids) + len(request.response_ids) - 1 if len(request.response_ids) else 0
+    """Tokens of a request that go through the backbone: nothing is asked of the state after the last marked one."""
+    return len(request.prompt_ids) + _last_marked(request) if request.marked_tokens else 0
+
+
+def _last_marked(request: ScoringRequest) -> int:
+    """Where in the response its last marked token is."""
+    return len(request.response_ids) - 1 if request.marked is None else int(np.flatnonzero(request.marked)[-1])
+
+
+def _marked_places(request: ScoringRequest) -> NDArray[np.int64]:
+    """[T]: where in the response the marked tokens are."""
+    return np.arange(len(request.response_ids)) if request.marked is None else np.flatnonzero(request.marked)
+
+
+def check_shapes(request: ScoringRequest) -> None:
+    """Refuse a request that does not fit together, whoever is asked.
+
+    Raises:
+        ValueError: an empty prompt, or a mask or support of another length.
+    """
+    if len(request.prompt_ids) == 0:
+        raise ValueError("ScoringRequest.prompt_ids is empty: no state predicts the first response token")
+    if request.marked is not None and len(request.marked) != len(request.response_ids):
+        raise ValueError(
+            f"ScoringRequest.marked has {len(request.marked)} places for {len(request.response_ids)} response tokens"
+        )
+    support, tokens = request.support_ids, request.marked_tokens
+    if support is not None and len(support) != tokens:
+        raise ValueError(
+            f"ScoringRequest.support_ids has {len(support)} positions for {tokens} marked tokens; give one row of "
+            "ids for each"
+        )
 
 
 class TeacherModel:
@@ -68,14 +98,7 @@ class TeacherModel:
         Raises:
             ValueError: an empty prompt, ids that the model does not have, or a support of another length.
         """
-        if len(request.prompt_ids) == 0:
-            raise ValueError("ScoringRequest.prompt_ids is empty: no state predicts the first response token")
-        support = request.support_ids
-        if support is not None and len(support) != len(request.response_ids):
-            raise ValueError(
-                f"ScoringRequest.support_ids has {len(support)} positions for {len(request.response_ids)} "
-                "response tokens; give one row of ids for each"
-            )
+        check_shapes(request)
         if request.top_k > self.vocabulary_size:
             raise ValueError(f"ScoringRequest.top_k={request.top_k} exceeds the vocabulary of {self.vocabulary_size}")
         for name in ("prompt_ids", "response_ids", "support_ids"):
@@ -98,18 +121,18 @@ class TeacherModel:
         """
         for request in requests:
             self.check(request)
-        pending = [request for request in requests if len(request.response_ids)]
+        pending = [request for request in requests if request.marked_tokens]
         signals: list[TeacherSignal] = []
         while len(signals) < len(pending):
             rest = pending[len(signals) :]
             count = first_group([forward_tokens(request) for request in rest], self._max_tokens)
             signals += self._score_together(rest[:count])
         answers = iter(signals)
-        return [next(answers) if len(request.response_ids) else self._silence(request) for request in requests]
+        return [next(answers) if request.marked_tokens else self._silence(request) for request in requests]
 
     @torch.inference_mode()
     def plain_logprobs(self, request: ScoringRequest) -> NDArray[np.float32]:
-        """[T]: what `score` should say of the response tokens, by transformers' own attention.
+        """[T]: what `score` should say of the marked tokens, by transformers' own attention.
 
         The sequence runs alone, whole and unpacked, and one softmax goes over all of its logits. For checks of a few
         short sequences; nothing else may run meanwhile.
@@ -124,23 +147,25 @@ class TeacherModel:
             self._backbone.set_attn_implementation(packed_attention)
         logits_NV = torch.nn.functional.linear(states_Nd, self._weight_Vd, self._bias_V)
         logprobs_NV = self._transform.apply_(logits_NV).log_softmax(-1)
-        first = len(request.prompt_ids)
-        return logprobs_NV[first - 1 : -1].gather(1, ids_N[first:, None])[:, 0].cpu().numpy()
+        places_T = self._tensor(len(request.prompt_ids) + _marked_places(request))
+        return logprobs_NV[places_T - 1].gather(1, ids_N[places_T, None])[:, 0].cpu().numpy()
 
     def _score_together(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         states_Td = self._response_states(requests)
         states_Rd = torch.cat(states_Td).float()
         marks: list[list[_Marks]] = [[] for _ in requests]
-        for first_row, logprobs_CV, entropy_C in self._distributions(states_Rd):
-            for index, rows, positions in _overlaps(requests, first_row, len(entropy_C)):
-                marks[index].append(_mark(requests[index], positions, logprobs_CV[rows], entropy_C[rows]))
+        entropy = any(request.entropy for request in requests)
+        for first_row, logprobs_CV, entropy_C in self._distributions(states_Rd, entropy):
+            for index, rows, positions in _overlaps(requests, first_row, len(logprobs_CV)):
+                some = None if entropy_C is None else entropy_C[rows]
+                marks[index].append(_mark(requests[index], positions, logprobs_CV[rows], some))
         return [
             _signal(request, pieces, states) for request, pieces, states in zip(requests, marks, states_Td, strict=True)
         ]
 
     def _response_states(self, requests: Sequence[ScoringRequest]) -> list[Tensor]:
-        """For each request [T, d]: the states that predict its response tokens."""
-        sequences = [np.concatenate([request.prompt_ids, request.response_ids[:-1]]) for request in requests]
+        """For each request [T, d]: the states that predict its marked tokens."""
+        sequences = [np.concatenate([r.prompt_ids, r.response_ids])[: forward_tokens(r)] for r in requests]
         tree = lay_out(sequences, self._share_prefixes)
         states_Nd = final_hidden_states(
             self._backbone,
@@ -149,10 +174,10 @@ class TeacherModel:
             torch.from_numpy(tree.segment_starts).to(self.device),
             torch.from_numpy(tree.segment_parents).to(self.device),
         )
-        lengths = [len(request.response_ids) for request in requests]
-        return [states_Nd[self._tensor(rows[-n:])] for rows, n in zip(tree.rows, lengths, strict=True)]
+        before = [len(request.prompt_ids) - 1 + _marked_places(request) for request in requests]
+        return [states_Nd[self._tensor(rows[places])] for rows, places in zip(tree.rows, before, strict=True)]
 
-    def _distributions(self, states_Rd: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _distributions(self, states_Rd: Tensor, entropy: bool) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Yield first row, log-probs [C, V] and entropy [C] of each chunk; the next chunk overwrites them."""
         logits_CV, logprobs_CV = self._chunks_CV
         for start in range(0, len(states_Rd), len(logits_CV)):
@@ -163,10 +188,9 @@ class TeacherModel:
                 logits += self._bias_V
             self._transform.apply_(logits)
             torch.log_softmax(logits, dim=-1, out=logprobs)
-            probs = torch.exp(logprobs, out=logits)
-            # A log-prob of -inf would make 0 * -inf here; the lowest finite number makes it 0.
-            finite = logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
-            yield start, logprobs, -torch.bmm(probs[:, None], finite[:, :, None])[:, 0, 0]
+            # A log-prob of -inf would make 0 * -inf in an entropy; the lowest finite number makes it 0.
+            logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
+            yield start, logprobs, -_row_dots(torch.exp(logprobs, out=logits), logprobs) if entropy else None
 
     def _silence(self, request: ScoringRequest) -> TeacherSignal:
         """The signal of a response without tokens."""
@@ -179,24 +203,29 @@ class TeacherModel:
 
 
 # Log-probs [T], entropy [T], support log-probs [T, K], top ids and top log-probs [T, top_k] of a few positions.
-_Marks = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+_Marks = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _row_dots(a_CV: Tensor, b_CV: Tensor) -> Tensor:
+    """[C], the product of each row with its fellow, without a third matrix."""
+    return torch.bmm(a_CV[:, None], b_CV[:, :, None])[:, 0, 0]
 
 
 def _overlaps(requests: Sequence[ScoringRequest], first_row: int, rows: int) -> Iterator[tuple[int, slice, slice]]:
     """Which requests the rows `first_row`, … belong to: index, rows of the chunk, positions of the response."""
     begin = 0
     for index, request in enumerate(requests):
-        end = begin + len(request.response_ids)
+        end = begin + request.marked_tokens
         low, high = max(begin, first_row), min(end, first_row + rows)
         if low < high:
             yield index, slice(low - first_row, high - first_row), slice(low - begin, high - begin)
         begin = end
 
 
-def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entropy_C: Tensor) -> _Marks:
-    """Pick what was asked about `positions` of a response from their full distributions."""
+def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entropy_C: Tensor | None) -> _Marks:
+    """Pick what was asked about `positions` of the marked tokens from their full distributions."""
     device = logprobs_CV.device
-    targets_C = torch.from_numpy(request.response_ids[positions].astype(np.int64)).to(device)
+    targets_C = torch.from_numpy(request.marked_ids[positions].astype(np.int64)).to(device)
     support = top_ids = top_logprobs = None
     if request.support_ids is not None:
         ids_CK = torch.from_numpy(request.support_ids[positions].astype(np.int64)).to(device)
@@ -211,11 +240,11 @@ def _signal(request: ScoringRequest, pieces: Sequence[_Marks], states_Td: Tensor
     logprobs, entropy, support, top_ids, top_logprobs = (
         None if column[0] is None else torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True)
     )
-    assert logprobs is not None and entropy is not None  # every piece has them
+    assert logprobs is not None  # every piece has them
     return TeacherSignal(
         teacher=request.teacher,
         logprobs=logprobs,
-        entropy=entropy,
+        entropy=entropy if request.entropy else None,
         support_ids=request.support_ids,
         support_logprobs=support,
         top_ids=None if top_ids is None else top_ids.astype(np.int32),

@@ -26,6 +26,7 @@ class Requirements:
     teacher: bool = True  # something is compared with another model's probabilities
     candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher marks
     teacher_top_k: int = 0  # of the teacher's own most likely ids
+    teacher_entropy: bool = False  # which tokens are learned from depends on it
     hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
     reference_logprobs: bool = False
     task_advantages: bool = False
@@ -91,7 +92,7 @@ _SOURCES = {
     "support_teacher_logprobs": "ScoringRequest.support_ids",
     "teacher_top_ids": "ScoringRequest.top_k",
     "teacher_top_logprobs": "ScoringRequest.top_k",
-    "teacher_entropy": "TeacherSignal.entropy",
+    "teacher_entropy": "ScoringRequest.entropy",
     "positions": "MicroBatch.positions",
     "is_special": "MicroBatch.is_special",
     "task_advantages": "data.verifier and sampling.samples_per_prompt",

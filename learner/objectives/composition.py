@@ -179,8 +179,11 @@ def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> boo
 
 
 def _teacher_chooses(tokens: TokenMaskConfig) -> bool:
-    bounds = (tokens.teacher_entropy_above, tokens.teacher_entropy_below)
-    return tokens.trust is not Trust.none or any(bound is not None for bound in bounds)
+    return tokens.trust is not Trust.none or _needs_entropy(tokens)
+
+
+def _needs_entropy(tokens: TokenMaskConfig) -> bool:
+    return tokens.teacher_entropy_above is not None or tokens.teacher_entropy_below is not None
 
 
 def requirements(config: ObjectiveConfig) -> Requirements:
@@ -194,6 +197,7 @@ def requirements(config: ObjectiveConfig) -> Requirements:
         teacher=_needs_teacher(config, terms),
         candidates=largest(_NEEDS_STUDENT_TOP),
         teacher_top_k=largest(_NEEDS_TEACHER_TOP),
+        teacher_entropy=any(_needs_entropy(term.tokens) for term in terms.values()),
         hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),
         reference_logprobs=config.reference.model is not None,
         task_advantages=config.task_reward.mix is not TaskRewardMix.none,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
 from rollout.trajectory import Trajectory
-from scoring.request import build_request, with_top
+from scoring.request import build_request, with_monitored
 from scoring.signal import ScoringRequest, TeacherSignal
 
 
@@ -21,7 +21,7 @@ class Distillation(OnPolicyStage):
         assert scorers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
         request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self.requirements)
-        request = with_top(request, self.config.learner.overlap_k)
+        request = with_monitored(request, self.config.learner.overlap_k, entropy=True)
         signal, reference = await asyncio.gather(scorers.score(request), self._reference_logprobs(trajectory))
         self.tokens["scored"] += len(trajectory.response_ids)
         return replace(signal, reference_logprobs=reference)

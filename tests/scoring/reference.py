@@ -34,7 +34,13 @@ def load_teacher(path: Path, **scoring: object) -> TeacherModel:
 
 
 def random_request(
-    prompt: int, response: int, seed: int = 0, vocabulary: int = 576, support: int = 0, **asked: object
+    prompt: int,
+    response: int,
+    seed: int = 0,
+    vocabulary: int = 576,
+    support: int = 0,
+    entropy: bool = True,
+    **asked: object,
 ) -> ScoringRequest:
     generator = np.random.default_rng(seed)
     support_ids = generator.integers(0, vocabulary, (response, support), dtype=np.int32) if support else None
@@ -43,6 +49,7 @@ def random_request(
         prompt_ids=random_ids(generator, prompt, vocabulary),
         response_ids=random_ids(generator, response, vocabulary),
         support_ids=support_ids,
+        entropy=entropy,
         **asked,  # type: ignore[arg-type]
     )
 

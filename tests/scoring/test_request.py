@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rollout.trajectory import FinishReason, PolicySpan, Trajectory
-from scoring.request import build_request, with_top
+from scoring.request import build_request, with_monitored
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class Needs:
     candidates: int = 0
     teacher_top_k: int = 0
     hidden_states: bool = False
+    teacher_entropy: bool = False
 
 
 TRAJECTORY = Trajectory(
@@ -53,8 +54,16 @@ def test_missing_candidates_are_explained() -> None:
 
 def test_the_teachers_top_is_asked_for_once_and_not_beside_hidden_states() -> None:
     def asked(needs: Needs, k: int) -> int:
-        return with_top(build_request("judge", TEACHER_IDS, TRAJECTORY, needs), k).top_k
+        return with_monitored(build_request("judge", TEACHER_IDS, TRAJECTORY, needs), k, entropy=False).top_k
 
     assert asked(Needs(), 16) == 16 and asked(Needs(), 0) == 0
     assert asked(Needs(teacher_top_k=5), 16) == 16 and asked(Needs(teacher_top_k=64), 16) == 64
     assert asked(Needs(hidden_states=True), 16) == 0 and asked(Needs(teacher_top_k=5, hidden_states=True), 16) == 5
+
+
+def test_the_entropy_is_asked_for_where_it_is_needed_or_watched() -> None:
+    def asked(needed: bool, watched: bool) -> bool:
+        request = build_request("judge", TEACHER_IDS, TRAJECTORY, Needs(teacher_entropy=needed))
+        return with_monitored(request, 0, watched).entropy
+
+    assert [asked(*flags) for flags in ((False, False), (True, False), (False, True))] == [False, True, True]

@@ -138,4 +138,27 @@ def test_no_row_of_logits_beyond_a_chunk(tiny_tied: Path) -> None:
     requests = [random_request(40, 10, seed=1), random_request(30, 9, seed=2)]
     states = torch.cat(teacher._response_states(requests))
     assert len(states) == 19
-    assert [len(entropy) for _, _, entropy in teacher._distributions(states.float())] == [8, 8, 3]
+    assert [len(rows) for _, rows, _ in teacher._distributions(states.float(), entropy=False)] == [8, 8, 3]
+
+
+def test_only_the_marked_tokens_are_marked(tiny_untied: Path) -> None:
+    """As in a response of several turns: what others wrote is read, and nothing is said about it."""
+    whole = random_request(7, 30, seed=3, support=4, top_k=3, hidden_states=True)
+    marked = np.zeros(30, np.bool_)
+    marked[[0, 1, 5, 6, 7, 20]] = True
+    assert whole.support_ids is not None
+    some = replace(whole, marked=marked, support_ids=whole.support_ids[marked])
+    teacher = load_teacher(tiny_untied, head_chunk_tokens=4)
+    all_marks, marks, beside = teacher.score([whole, some, random_request(4, 9, seed=8)])
+    for name in ("logprobs", "entropy", "support_logprobs", "top_logprobs", "hidden_states"):
+        np.testing.assert_allclose(getattr(marks, name), getattr(all_marks, name)[marked], atol=1e-5)
+    np.testing.assert_allclose(teacher.plain_logprobs(some), all_marks.logprobs[marked], atol=1e-4)
+    assert len(beside.logprobs) == 9
+    (nothing,) = teacher.score([replace(whole, marked=np.zeros(30, np.bool_), support_ids=whole.support_ids[:0])])
+    assert nothing.logprobs.shape == (0,)
+
+
+def test_a_mask_of_another_length_is_refused(tiny_tied: Path) -> None:
+    request = replace(random_request(4, 5), marked=np.ones(4, np.bool_))
+    with pytest.raises(ValueError, match="marked has 4 places for 5 response tokens"):
+        load_teacher(tiny_tied).score([request])

@@ -1,4 +1,4 @@
-"""The worker's queue, without Ray: what shares a forward, and what an abandoned call leaves behind."""
+"""The queue before a teacher's forwards: what shares a forward, and what an abandoned call leaves behind."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,53 +8,53 @@ import numpy as np
 import pytest
 
 from rollout.config import DType
+from scoring.batching import BatchingTeacher
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.signal import ScoringRequest, TeacherSignal
-from scoring.worker import ScoringWorker
 from tests.scoring.reference import load_teacher, random_request
 
 
-class RecordingWorker(ScoringWorker):
+class RecordingTeacher(BatchingTeacher):
     """Remembers how many requests each forward had."""
 
     def __init__(self, path: Path, budget: int) -> None:
         super().__init__(str(path), TeacherConfig(), ScoringConfig(dtype=DType.float32, max_tokens_per_forward=budget))
         self.groups: list[int] = []
-        score = self._model.score
+        score = self.model.score
 
         def recorded(requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
             self.groups.append(len(requests))
             return score(requests)
 
-        self._model.score = recorded  # type: ignore[method-assign]
+        self.model.score = recorded  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
     ("budget", "groups"),
     [
         (1, [1, 1, 1, 1, 1, 1]),  # smaller than any trajectory: one each
-        (40, [1, 3, 2]),  # 13 tokens each; the first finds an idle worker
+        (40, [1, 3, 2]),  # 13 tokens each; the first finds an idle teacher
         (512, [1, 5]),
     ],
 )
 def test_requests_that_wait_share_the_next_forward(tiny_tied: Path, budget: int, groups: list[int]) -> None:
-    worker = RecordingWorker(tiny_tied, budget)
+    teacher = RecordingTeacher(tiny_tied, budget)
     requests = [random_request(6, 8, seed=i) for i in range(6)]
 
     async def score_all() -> list[TeacherSignal]:
-        return await asyncio.gather(*(worker.score(request) for request in requests))
+        return await asyncio.gather(*(teacher.score(request) for request in requests))
 
     signals = asyncio.run(score_all())
-    assert worker.groups == groups
+    assert teacher.groups == groups
     for signal, expected in zip(signals, load_teacher(tiny_tied).score(requests), strict=True):
         np.testing.assert_allclose(signal.logprobs, expected.logprobs, atol=1e-5)
 
 
 def test_abandoned_calls_do_not_stop_the_others(tiny_tied: Path) -> None:
-    worker = RecordingWorker(tiny_tied, budget=1)
+    teacher = RecordingTeacher(tiny_tied, budget=1)
 
     async def give_up_on_the_first_ones() -> list[TeacherSignal]:
-        tasks = [asyncio.create_task(worker.score(random_request(6, 8, seed=i))) for i in range(6)]
+        tasks = [asyncio.create_task(teacher.score(random_request(6, 8, seed=i))) for i in range(6)]
         await asyncio.sleep(0)
         for task in tasks[:4]:
             task.cancel()
@@ -65,11 +65,13 @@ def test_abandoned_calls_do_not_stop_the_others(tiny_tied: Path) -> None:
 
 
 def test_a_request_that_cannot_be_scored_fails_alone(tiny_tied: Path) -> None:
-    worker = RecordingWorker(tiny_tied, budget=512)
+    teacher = RecordingTeacher(tiny_tied, budget=512)
     good, bad = random_request(6, 8), random_request(6, 8, vocabulary=100_000)
 
     async def score_both() -> list[TeacherSignal | BaseException]:
-        return await asyncio.gather(worker.score(good), worker.score(bad), worker.score(good), return_exceptions=True)
+        return await asyncio.gather(
+            teacher.score(good), teacher.score(bad), teacher.score(good), return_exceptions=True
+        )
 
     first, second, third = asyncio.run(score_both())
     assert isinstance(second, ValueError)
@@ -77,7 +79,7 @@ def test_a_request_that_cannot_be_scored_fails_alone(tiny_tied: Path) -> None:
 
 
 def test_head_and_readiness(tiny_tied: Path) -> None:
-    worker = RecordingWorker(tiny_tied, budget=512)
-    assert asyncio.run(worker.ready()) == 576
-    head = asyncio.run(worker.lm_head())
+    teacher = RecordingTeacher(tiny_tied, budget=512)
+    assert asyncio.run(teacher.start()) == 576
+    head = asyncio.run(teacher.lm_head())
     assert head.weight.shape == (576, 128) and head.weight.dtype == np.float32 and head.bias is None

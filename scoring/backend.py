@@ -1,0 +1,53 @@
+"""What every backend of a teacher does, and which one a teacher has.
+
+transformers   packed forwards in the worker's own process      scoring/batching.py, scoring/teacher.py
+vllm           a vLLM engine of the worker's own                scoring/vllm_engine.py
+server         a completions endpoint over HTTP                 scoring/server.py
+cache          what is stored on disk, and nothing else         scoring/cache.py
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.config import ScoringConfig, TeacherBackend, TeacherConfig
+from scoring.lm_head import LMHead
+from scoring.signal import ScoringRequest, TeacherSignal
+
+
+class Backend(Protocol):
+    async def start(self) -> int:
+        """Make ready, or refuse; returns the vocabulary size.
+
+        Raises:
+            ValueError: the teacher cannot do what the config says; naming the key, the value and the fix.
+        """
+
+    async def score(self, request: ScoringRequest) -> TeacherSignal:
+        """Exactly what is asked for.
+
+        Raises:
+            ValueError: the request cannot be scored.
+        """
+
+    async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
+        """What `score` should say of the marked tokens, by other means; None: there are no other means."""
+
+    async def lm_head(self) -> LMHead | None:
+        """With a signal's hidden states the whole distribution; None where there are none."""
+
+    async def close(self) -> None: ...
+
+
+def make_backend(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Backend:
+    """The backend of a teacher whose checkpoint, if it has one, is in directory `path`.
+
+    Engines are imported here: the driver knows this module too, and needs none of them.
+    """
+    if teacher.backend is TeacherBackend.transformers:
+        from scoring.batching import BatchingTeacher
+
+        return BatchingTeacher(path, teacher, scoring)
+    raise NotImplementedError(f"teacher.backend={teacher.backend.value}")
