@@ -25,6 +25,9 @@ _SIGNAL_ARRAYS = (
     "top_logprobs",
     "hidden_states",
     "reference_logprobs",
+    "known",
+    "spans",
+    "merged",
 )
 _Indexed = tuple[int, Example]  # its place among the examples, and the example
 
@@ -62,7 +65,7 @@ def pack(
     ]
     longest = max(len(micro_batches) for micro_batches in per_rank)
     padded = tuple(tuple(m) + (None,) * (longest - len(m)) for m in per_rank)
-    loss_tokens = sum(example.trajectory.loss_tokens for example in examples)
+    loss_tokens = sum(example.loss_tokens for example in examples)
     return Batch(policy_version, padded, loss_tokens, len(examples), min(map(_teacher_top_k, examples)))
 
 
@@ -130,7 +133,7 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         segment_parents=tree.segment_parents,
         logit_positions=_cat([rows[-n:] for rows, n in zip(tree.rows, responses, strict=True)], np.int64),
         target_ids=target_ids,
-        loss_mask=_cat([t.loss_mask for t in trajectories], np.bool_),
+        loss_mask=_cat([example.loss_mask for example in examples], np.bool_),
         example_index=_repeat([index for index, _ in group], responses, np.int64),
         slots=_repeat([t.slot for t in trajectories], responses, np.int64),
         positions=_cat([np.arange(n) for n in responses], np.int64),
@@ -147,6 +150,8 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         teacher_hidden_states=_cat_optional("hidden_states", [s.hidden_states for s in signals], np.float32),
         task_advantages=_advantages(examples, responses),
         reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
+        spans=_cat_optional("spans", [s.spans for s in signals], np.int64),
+        merged=_cat_optional("merged", [s.merged for s in signals], np.bool_),
     )
 
 

@@ -296,6 +296,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         samples_per_prompt=sampling.samples_per_prompt,
         batch_size=pipeline.batch_size,
         has_verifier=config.data.verifier is not VerifierKind.none,
+        cross_tokenizer=config.teacher.cross_tokenizer and config.stage is not Stage.reinforce,
     )
 
 
