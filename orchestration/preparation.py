@@ -13,10 +13,19 @@ from learner.objectives.rule import TOPK_SUPPORTS
 from orchestration.config import ConfigError, RunConfig, Stage
 from orchestration.models import resolve_model
 from orchestration.needs import INITIAL_STUDENT, learns_from_data, uses_teacher
+from orchestration.views import reading_tokenizer, student_follow_ups
 from rollout.config import OverLength, PromptSourceConfig, VerifierKind
 from rollout.prompts import Prompt
-from rollout.rendering import render_completion, render_prompt, render_teacher_prompt
+from rollout.rendering import (
+    render_completion,
+    render_follow_ups,
+    render_prompt,
+    render_teacher_prompt,
+    student_messages,
+    teacher_messages,
+)
 from rollout.sources import load_prompts
+from rollout.trajectory import FollowUp
 from scoring.packed_model import refuse_unpackable_layers
 
 ANSWER = "{answer}"  # in teacher.context
@@ -32,11 +41,14 @@ class RenderedPrompt:
     student_ids: NDArray[np.int32]  # [P]
     teacher_ids: NDArray[np.int32]  # [P'], privileged context included
     completion_ids: NDArray[np.int32] | None = None  # [T], the data's own response, where it is learned from
+    follow_ups: tuple[FollowUp, ...] = ()  # what is put to the student after each answer but the last
+    teacher_follow_ups: tuple[NDArray[np.int32], ...] = ()  # the same as the teacher reads them
+    told: bool | None = None  # the teacher sees more; None: as the ids say, which are of one tokenizer
 
     @property
     def has_context(self) -> bool:
         """Whether the teacher sees more than the student."""
-        return not np.array_equal(self.student_ids, self.teacher_ids)
+        return not np.array_equal(self.student_ids, self.teacher_ids) if self.told is None else self.told
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Prepared:
     train: tuple[RenderedPrompt, ...]
     heldout: tuple[RenderedPrompt, ...]
     over_length: int  # prompts dropped because they do not fit the model's length
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # by which the teacher reads; None: the student's
 
     @property
     def teacher_is_initial_student(self) -> bool:
@@ -79,7 +92,8 @@ def prepare(config: RunConfig) -> Prepared:
     teacher_path = resolve_model(config.teacher.model, "teacher.model") if uses_teacher(config) else None
     tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
     reference_path = _resolve_reference(config, student_path)
-    if teacher_path not in (None, student_path):
+    readers = tokenizer if teacher_path is None else reading_tokenizer(config.teacher, teacher_path, tokenizer)
+    if teacher_path not in (None, student_path) and not config.teacher.cross_tokenizer:
         _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
     if reference_path not in (None, student_path, teacher_path):
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
@@ -93,7 +107,7 @@ def prepare(config: RunConfig) -> Prepared:
     if student_path == teacher_path:
         _check_teacher_differs(config, [*train, *heldout])
     limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path)), *further})
-    rendered = [_render(prompt, config, tokenizer) for prompt in (*train, *heldout)]
+    rendered = [_render(prompt, config, tokenizer, readers) for prompt in (*train, *heldout)]
     rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]
     kept_train = tuple(item for item, ok in zip(rendered[: len(train)], fits[: len(train)], strict=True) if ok)
@@ -105,7 +119,7 @@ def prepare(config: RunConfig) -> Prepared:
             )
     _check_gate(config, kept_train)
     paths = student_path, teacher_path, reference_path
-    return Prepared(*paths, tokenizer, kept_train, kept_heldout, fits.count(False))
+    return Prepared(*paths, tokenizer, kept_train, kept_heldout, fits.count(False), readers)
 
 
 def _resolve_reference(config: RunConfig, student_path: str) -> str | None:
@@ -124,12 +138,24 @@ def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
     return load_prompts(source, key)
 
 
-def _render(prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
-    student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
+def _render(
+    prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase, readers: PreTrainedTokenizerBase
+) -> RenderedPrompt:
+    system_prompt = config.data.system_prompt
+    student_ids, messages = render_prompt(tokenizer, prompt, system_prompt), student_messages(prompt, system_prompt)
+    follow_ups = student_follow_ups(tokenizer, prompt, messages)
     if not uses_teacher(config):
-        return RenderedPrompt(prompt, student_ids, student_ids)
-    teacher_ids = render_teacher_prompt(tokenizer, prompt, _context(prompt, config), config.data.system_prompt)
-    return RenderedPrompt(prompt, student_ids, teacher_ids)
+        return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
+    context = _context(prompt, config)
+    theirs = teacher_messages(prompt, context, system_prompt)
+    return RenderedPrompt(
+        prompt,
+        student_ids,
+        render_teacher_prompt(readers, prompt, context, system_prompt),
+        follow_ups=follow_ups,
+        teacher_follow_ups=render_follow_ups(readers, prompt, theirs, prompt.follow_ups),
+        told=theirs != messages if config.teacher.cross_tokenizer else None,
+    )
 
 
 def _with_completions(
@@ -210,14 +236,21 @@ def _check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
 
 
 def _fits(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:
-    response = max(config.sampling.max_tokens, config.evaluation.max_tokens)
-    longest = max(len(item.student_ids), len(item.teacher_ids)) + response
+    longest = max(_tokens(item, config, of_teacher) for of_teacher in (False, True))
     if longest > limit and config.data.over_length is OverLength.refuse:
         raise ConfigError(
             f"prompt {item.prompt.id!r} needs {longest} tokens with its response and rollout.max_model_len={limit}; "
             "raise it, or set data.over_length=drop to leave such prompts out"
         )
     return longest <= limit
+
+
+def _tokens(item: RenderedPrompt, config: RunConfig, of_teacher: bool) -> int:
+    """Most that a prompt and all that may follow it take; a first answer is also evaluated."""
+    prompt = len(item.teacher_ids if of_teacher else item.student_ids)
+    others = item.teacher_follow_ups if of_teacher else [follow_up.ids for follow_up in item.follow_ups]
+    conversation = (1 + len(others)) * config.sampling.max_tokens + sum(len(ids) for ids in others)
+    return prompt + max(conversation, config.evaluation.max_tokens)
 
 
 def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrainedTokenizerBase) -> None:
@@ -229,7 +262,8 @@ def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrained
         raise ConfigError(
             f"{key}={path}: its tokenizer differs from the student's in {len(different)} tokens "
             f"(first: {different[0]!r}, {ours.get(different[0])} here and {theirs.get(different[0])} there); "
-            "token log-probs are comparable only with one vocabulary: choose a model of the same family"
+            "token log-probs are comparable only with one vocabulary: choose a model of the same family, or, for a "
+            "teacher, set teacher.cross_tokenizer=true to align the two byte by byte"
         )
     if student.eos_token_id != other.eos_token_id:
         raise ConfigError(

@@ -9,22 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
+from orchestration.stages.training import StageContext
+from orchestration.views import make_views
 from rollout.trajectory import Trajectory
-from scoring.request import build_request, with_monitored
 from scoring.signal import ScoringRequest, TeacherSignal
 
 
 class Distillation(OnPolicyStage):
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        tokenizer = self.prepared.tokenizer
+        readers = self.prepared.teacher_tokenizer or tokenizer
+        self._views = make_views(self.config, self.requirements, tokenizer, readers)
+
     async def score(self, trajectory: Trajectory) -> TeacherSignal:
         """The teacher's marks, and a reference's log-probs where the objective extrapolates from one."""
         scorers = self.workers.scorers
         assert scorers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
-        request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self.requirements)
-        request = with_monitored(request, self.config.learner.overlap_k, entropy=True)
-        signal, reference = await asyncio.gather(scorers.score(request), self._reference_logprobs(trajectory))
-        self.tokens["scored"] += len(trajectory.response_ids)
-        return replace(signal, reference_logprobs=reference)
+        view = self._views.of(item.prompt.teacher, item.teacher_ids, trajectory, item.teacher_follow_ups)
+        signal, reference = await asyncio.gather(scorers.score(view.request), self._reference_logprobs(trajectory))
+        self.tokens["scored"] += view.request.marked_tokens
+        return replace(view.translate(signal), reference_logprobs=reference)
 
     async def _reference_logprobs(self, trajectory: Trajectory) -> NDArray[np.float32] | None:
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""

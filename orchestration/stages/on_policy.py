@@ -14,6 +14,7 @@ from orchestration.grading import Grader
 from orchestration.pipeline import Keep, Pipeline
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.states import StateSource
+from orchestration.views import sampled_candidates
 from rollout.trajectory import Origin, Trajectory
 from scoring.signal import TeacherSignal
 
@@ -30,9 +31,8 @@ class OnPolicyStage(TrainingStage):
         super().__init__(context)
         config, prepared, workers = context.config, context.prepared, context.workers
         self.requirements = requirements(config.objective)
-        self._states = StateSource(
-            config, prepared.train, self.requirements.candidates, workers.rollouts, workers.teacher_rollouts
-        )
+        candidates = sampled_candidates(config, self.requirements)
+        self._states = StateSource(config, prepared.train, candidates, workers.rollouts, workers.teacher_rollouts)
         self._grader = Grader(context.verifier, prepared.train, prepared.tokenizer)
         self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
         self._pipeline = Pipeline(
