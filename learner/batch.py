@@ -53,6 +53,7 @@ class MicroBatch:
     task_advantages: NDArray[np.float32] | None  # [R], of the example
     reference_logprobs: NDArray[np.float32] | None  # [R], of the targets
     teacher_hidden_states: NDArray[np.float32] | None  # [R, d]
+    teacher: str | None = None  # whose hidden states they are
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,10 @@ def pack(
 
     Sequences go to ranks longest first, each to the rank with the fewest tokens so far; within a rank they
     stand in order of slot, and a micro-batch closes when the next sequence would exceed the budget. A
-    sequence longer than the budget runs alone. What the sequences of a micro-batch begin with in common is
-    computed once, unless `share_prefixes` is off (kernels that need whole sequences). The order of `examples`
-    changes nothing but `example_index`, which refers to it.
+    sequence longer than the budget runs alone, and hidden states of two teachers never stand in one
+    micro-batch. What the sequences of a micro-batch begin with in common is computed once, unless
+    `share_prefixes` is off (kernels that need whole sequences). The order of `examples` changes nothing but
+    `example_index`, which refers to it.
 
     Args:
         special_ids: the tokenizer's special tokens, to be marked as such.
@@ -57,7 +58,11 @@ def pack(
     for example in examples:
         _check(example)
     per_rank = [
-        [_join(group, share_prefixes, special_ids) for group in _groups(share, token_budget)]
+        [
+            _join(group, share_prefixes, special_ids)
+            for part in _by_states(share)
+            for group in _groups(part, token_budget)
+        ]
         for share in _balance(examples, ranks)
     ]
     longest = max(len(micro_batches) for micro_batches in per_rank)
@@ -100,6 +105,19 @@ def _balance(examples: Sequence[Example], ranks: int) -> list[list[_Indexed]]:
         shares[rank].append((index, example))
         loads[rank] += _input_length(example)
     return [sorted(share, key=lambda e: e[1].trajectory.slot) for share in shares]
+
+
+def _by_states(share: Sequence[_Indexed]) -> list[list[_Indexed]]:
+    """A rank's examples by the teacher whose states they carry; together if they carry none."""
+    parts: dict[str | None, list[_Indexed]] = {}
+    for item in share:
+        parts.setdefault(_states_of(item[1]), []).append(item)
+    return list(parts.values())
+
+
+def _states_of(example: Example) -> str | None:
+    signal = example.signal
+    return None if signal is None or signal.hidden_states is None else signal.teacher
 
 
 def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]]:
@@ -145,6 +163,7 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         teacher_top_ids=_cat_optional("top_ids", [s.top_ids for s in signals], np.int64),
         teacher_top_logprobs=_cat_optional("top_logprobs", [s.top_logprobs for s in signals], np.float32),
         teacher_hidden_states=_cat_optional("hidden_states", [s.hidden_states for s in signals], np.float32),
+        teacher=_states_of(examples[0]),
         task_advantages=_advantages(examples, responses),
         reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
     )
