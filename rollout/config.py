@@ -40,6 +40,7 @@ class PromptSourceConfig:
     answer_column: str = "answer"
     context_column: str = "privileged_context"  # a teacher-only system prompt of this row
     domain_column: str = "domain"
+    teacher_column: str = "teacher"  # key of the teacher that marks this row, where several take part
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
     limit: int | None = None  # the first n rows
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits

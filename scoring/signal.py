@@ -52,6 +52,7 @@ class TeacherSignal:
     top_logprobs: NDArray[np.float32] | None = None  # [T, top_k]
     hidden_states: NDArray[np.float32] | None = None  # [T, d], input of the teacher's LM head; float16-free
     reference_logprobs: NDArray[np.float32] | None = None  # [T], of the marked tokens, by a reference model
+    privileged: bool = False  # the teacher saw more of the prompt than the student
 
     @property
     def support_mass(self) -> NDArray[np.float32] | None:
