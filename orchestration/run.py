@@ -327,7 +327,7 @@ class Run:
         if self.stage is None:
             return
         partial = self.directory.begin_checkpoint(self.stage.version)
-        await self.stage.workers.learner.save_checkpoint(str(partial / "learner"))
+        await self.stage.save(partial)
         self.directory.commit_checkpoint(partial, self._current_state(self.stage), self.config.checkpoint.keep)
 
     def _current_state(self, stage: TrainingStage) -> RunState:

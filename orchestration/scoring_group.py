@@ -102,6 +102,11 @@ class ScoringGroup:
         """Whether the weights follow the student's."""
         return self._teacher.weights is not TeacherWeights.fixed
 
+    @property
+    def averages(self) -> bool:
+        """Whether the weights are an average over the student's versions."""
+        return self._teacher.weights is TeacherWeights.ema
+
     def set_idle(self) -> None:
         self._stop_watching()
         self._cluster.set_idle(self.name, self._fitness(len(self.workers)), self.workers)

@@ -8,6 +8,7 @@ request, "blend" ─┬► the replicas of math ─┬─► probabilities weigh
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,18 @@ class TeacherPool:
         heads = [await self.groups[member].lm_head() for member in weights]
         parts = [head for head in heads if head is not None]
         return MixedHead(tuple(parts), tuple(weights.values())) if len(parts) == len(heads) else None
+
+    async def save(self, folder: Path, deadline: float) -> None:
+        """What a resumed run could not know: the averages of those that keep one."""
+        for key, group in self.groups.items():
+            if group.averages:
+                folder.mkdir(exist_ok=True)
+                await group.workers[0].call("save_weights", str(folder / f"{key}.safetensors"), deadline=deadline)
+
+    async def restore(self, folder: Path, deadline: float) -> None:
+        for key, group in self.groups.items():
+            if group.averages:
+                await group.call("restore_weights", str(folder / f"{key}.safetensors"), deadline=deadline)
 
     def step_metrics(self) -> dict[str, float]:
         """What the teachers were asked since the last call; of each one where there are several."""

@@ -28,6 +28,8 @@ from orchestration.workers import Workers
 from rollout.verifiers import Verifier
 from scoring.packed_model import shares_prefixes
 
+TEACHERS = "teachers"  # in a checkpoint: the averages of teachers that keep one
+
 
 class Observer(Protocol):
     """Who is told what happens, and keeps it."""
@@ -160,6 +162,14 @@ class TrainingStage(ABC):
         await self.workers.connect()
         if checkpoint is not None:
             await self.workers.learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
+            if self.workers.teachers is not None:
+                await self.workers.teachers.restore(checkpoint / TEACHERS, self.config.timeouts.checkpoint)
+
+    async def save(self, folder: Path) -> None:
+        """All that the workers know, into the folder of a checkpoint."""
+        await self.workers.learner.save_checkpoint(str(folder / "learner"))
+        if self.workers.teachers is not None:
+            await self.workers.teachers.save(folder / TEACHERS, self.config.timeouts.checkpoint)
 
     async def go_back(self, checkpoint: Path, version: int) -> None:
         """Give the learner the weights of an earlier version of this run; the engines keep the later ones."""
