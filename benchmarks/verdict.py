@@ -30,7 +30,6 @@ from diagnostics.probe import figures
 from diagnostics.verdict import Verdict, judge
 from orchestration.cluster import Session
 from orchestration.config import build, register_schema
-from orchestration.evaluation import TEACHER
 from orchestration.files import write_json
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.phenomena import PAIRS, Variant
@@ -111,7 +110,7 @@ async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
     config = build(compose("config", overrides=overrides))
     prepared = prepare(config)
     workers = await Workers.start(config, prepared, session.cluster(config))
-    await workers.connect(TEACHER)
+    await workers.connect()
     verifier = make_verifier(config.data.verifier)
     probed = await Prober(config, prepared, workers, verifier, lambda _what, _responses: None).probe()
     await workers.set_idle()

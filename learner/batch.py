@@ -63,6 +63,7 @@ class MicroBatch:
     task_advantages: NDArray[np.float32] | None  # [R], of the example
     reference_logprobs: NDArray[np.float32] | None  # [R], of the targets
     teacher_hidden_states: NDArray[np.float32] | None  # [R, d]
+    teacher: str | None = None  # whose hidden states they are
     spans: NDArray[np.int64] | None = None  # [R], within the example; rows of one number were marked together
     merged: NDArray[np.bool_] | None = (
         None  # [R], spans that are not one token of the student's and one of the teacher's

@@ -25,7 +25,7 @@ from learner.evaluation import ExampleDivergence, ExampleSums, divergences
 from learner.examination import ExampleTokens, by_example, examine_rows
 from learner.finite import GradientWatch, NonFiniteError
 from learner.head import FullTeacher, fused_head_loss
-from learner.lm_head import Head
+from learner.lm_head import Head, TeacherHead, received
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.perturbation import Perturbation
 from learner.report import StepReport
@@ -33,7 +33,7 @@ from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.token_logprobs import ExampleLogprobs, split_by_example, token_logprobs
 from learner.totals import StepTotals
-from scoring.lm_head import LMHead, LogitTransform
+from scoring.lm_head import LMHead, LogitTransform, MixedHead
 
 
 class LearnerEngine:
@@ -67,7 +67,7 @@ class LearnerEngine:
         self._transform = LogitTransform.of(student.causal_lm.config)
         self._watch = GradientWatch(student)
         self.deepspeed = initialise(student, config, total_steps)
-        self._teacher_heads: dict[str, Head] = {}
+        self._teacher_heads: dict[str, TeacherHead] = {}
         self._version = 0
         self._last_report: StepReport | None = None
         self._perturbation: Perturbation | None = None
@@ -130,9 +130,9 @@ class LearnerEngine:
         )
         return self._last_report
 
-    def set_teacher_head(self, teacher: str, head: LMHead) -> None:
+    def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
         """Keep a teacher's LM head for `evaluate` and for objectives over the whole vocabulary."""
-        self._teacher_heads[teacher] = Head.received(head, self.device)
+        self._teacher_heads[teacher] = received(head, self.device)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
         """Exact divergences from one teacher (None: the only one) for every example of `batch`, in order.
@@ -173,7 +173,7 @@ class LearnerEngine:
         self.deepspeed.train()
         return found
 
-    def _examine(self, packed: PackedTensors, head: Head, k: int) -> dict[str, Tensor]:
+    def _examine(self, packed: PackedTensors, head: TeacherHead, k: int) -> dict[str, Tensor]:
         teacher = _full_teacher(packed, head)
 
         def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ class LearnerEngine:
             self._perturbation.restore()
             self._perturbation = None
 
-    def _teacher_head(self, teacher: str | None) -> Head:
+    def _teacher_head(self, teacher: str | None) -> TeacherHead:
         known = self._teacher_heads
         if teacher is None and len(known) == 1:
             return next(iter(known.values()))
@@ -225,7 +225,7 @@ class LearnerEngine:
             raise ValueError(f"set_teacher_head: no LM head for teacher {teacher!r}; set are {sorted(known)}")
         return known[teacher]
 
-    def _divergences(self, packed: PackedTensors, head: Head) -> dict[str, Tensor]:
+    def _divergences(self, packed: PackedTensors, head: TeacherHead) -> dict[str, Tensor]:
         teacher = _full_teacher(packed, head)
 
         def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
@@ -254,7 +254,6 @@ class LearnerEngine:
     def _accumulate(self, batch: Batch) -> StepTotals:
         """Forward and backward of every micro-batch."""
         totals = StepTotals(self.device)
-        head = self._teacher_head(None) if self._objective.requirements.hidden_states else None
         overlap_k = self._overlap_k(batch)
         # DeepSpeed averages over ranks; the loss is a sum over all of them, divided by their tokens.
         scale = self.ranks / max(batch.loss_tokens, 1)
@@ -268,13 +267,20 @@ class LearnerEngine:
                 objective=self._objective,
                 chunk_tokens=self.config.head_chunk_tokens,
                 transform=self._transform,
-                teacher=None if head is None else _full_teacher(packed, head),
+                teacher=self._whole_teacher(micro_batch, packed),
                 overlap_k=overlap_k,
             )
             loss, per_token = self.deepspeed(packed, job)
             totals.add(per_token, packed.rows.require("positions"))
             self.deepspeed.backward(loss * scale)
         return totals
+
+    def _whole_teacher(self, micro_batch: MicroBatch | None, packed: PackedTensors) -> FullTeacher | None:
+        """Of a micro-batch's one teacher, for objectives over the whole vocabulary; of any if it has no row."""
+        if not self._objective.requirements.hidden_states:
+            return None
+        named = None if micro_batch is None else micro_batch.teacher
+        return _full_teacher(packed, self._teacher_head(named or next(iter(self._teacher_heads), None)))
 
     def _overlap_k(self, batch: Batch) -> int:
         """0 where no teacher has told its most likely ids; of the whole batch, so that all ranks measure the same."""
@@ -311,7 +317,7 @@ class LearnerEngine:
         return float(total)
 
 
-def _full_teacher(packed: PackedTensors, head: Head) -> FullTeacher:
+def _full_teacher(packed: PackedTensors, head: TeacherHead) -> FullTeacher:
     """The teacher's distributions at the micro-batch's rows.
 
     Raises:
@@ -320,4 +326,6 @@ def _full_teacher(packed: PackedTensors, head: Head) -> FullTeacher:
     states_Rd = packed.teacher_hidden_states
     if states_Rd is None and len(packed.rows):
         raise ValueError("the batch lacks the teacher's states; set ScoringRequest.hidden_states")
-    return FullTeacher(head.weight.new_empty(0, head.weight.shape[1]) if states_Rd is None else states_Rd, head)
+    if states_Rd is None:
+        states_Rd = packed.rows.teacher_logprobs.new_empty(0, head.width)
+    return FullTeacher(states_Rd, head)

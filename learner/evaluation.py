@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.lm_head import Head
+from learner.lm_head import Head, TeacherHead
 from learner.overlap import Top, overlap
 from learner.rowwise import log_softmax_, row_blocks, write_rows
 
@@ -30,7 +30,7 @@ class ExampleDivergence:
 
 
 def divergences(
-    student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor, chunk_tokens: int, overlap_k: int = 0
+    student: Head, hidden: Tensor, teacher: TeacherHead, teacher_hidden: Tensor, chunk_tokens: int, overlap_k: int = 0
 ) -> dict[str, Tensor]:
     """What `compare` says of each token, and with `overlap_k` what `overlap` says of the two top k, [R] each.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.evaluation import compare
-from learner.lm_head import Head
+from learner.lm_head import Head, TeacherHead
 from learner.overlap import Top, overlap
 from learner.rowwise import log_softmax_, row_dots
 
@@ -51,7 +51,7 @@ class ExampleTokens:
 def examine_rows(
     student: Head,
     hidden_Rd: Tensor,
-    teacher: Head,
+    teacher: TeacherHead,
     teacher_hidden_Rd: Tensor,
     targets_R: Tensor,
     k: int,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from learner.evaluation import compare
-from learner.lm_head import Head
+from learner.lm_head import Head, TeacherHead
 from learner.objectives.base import LOG_ZERO, Objective, Requirements, Rows, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
 from learner.objectives.spans import span_groups, sums_of_others
@@ -45,7 +45,7 @@ class FullTeacher:
     """What gives a teacher's whole distribution at R positions."""
 
     hidden: Tensor  # [R, d of the teacher]
-    head: Head
+    head: TeacherHead
 
 
 @dataclass

@@ -7,6 +7,7 @@ response token t is predicted by the state at position P + t - 1.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,10 @@ def pack(
 
     Sequences go to ranks longest first, each to the rank with the fewest tokens so far; within a rank they
     stand in order of slot, and a micro-batch closes when the next sequence would exceed the budget. A
-    sequence longer than the budget runs alone. What the sequences of a micro-batch begin with in common is
-    computed once, unless `share_prefixes` is off (kernels that need whole sequences). The order of `examples`
-    changes nothing but `example_index`, which refers to it.
+    sequence longer than the budget runs alone, and hidden states of two teachers never stand in one
+    micro-batch. What the sequences of a micro-batch begin with in common is computed once, unless
+    `share_prefixes` is off (kernels that need whole sequences). The order of `examples` changes nothing but
+    `example_index`, which refers to it.
 
     Args:
         special_ids: the tokenizer's special tokens, to be marked as such.
@@ -60,7 +62,11 @@ def pack(
     for example in examples:
         _check(example)
     per_rank = [
-        [_join(group, share_prefixes, special_ids) for group in _groups(share, token_budget)]
+        [
+            _join(group, share_prefixes, special_ids)
+            for part in _by_states(share)
+            for group in _groups(part, token_budget)
+        ]
         for share in _balance(examples, ranks)
     ]
     longest = max(len(micro_batches) for micro_batches in per_rank)
@@ -105,6 +111,19 @@ def _balance(examples: Sequence[Example], ranks: int) -> list[list[_Indexed]]:
     return [sorted(share, key=lambda e: e[1].trajectory.slot) for share in shares]
 
 
+def _by_states(share: Sequence[_Indexed]) -> list[list[_Indexed]]:
+    """A rank's examples by the teacher whose states they carry; together if they carry none."""
+    parts: dict[str | None, list[_Indexed]] = {}
+    for item in share:
+        parts.setdefault(_states_of(item[1]), []).append(item)
+    return list(parts.values())
+
+
+def _states_of(example: Example) -> str | None:
+    signal = example.signal
+    return None if signal is None or signal.hidden_states is None else signal.teacher
+
+
 def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]]:
     """Cut a rank's examples into micro-batches."""
     groups: list[list[_Indexed]] = []
@@ -122,7 +141,7 @@ def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]
 def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collection[int]) -> MicroBatch:
     examples = [example for _, example in group]
     trajectories = [example.trajectory for example in examples]
-    signals = [example.signal or _unmarked(example.trajectory) for example in examples]
+    signals = _with_spans([example.signal or _unmarked(example.trajectory) for example in examples])
     tree = lay_out([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], share_prefixes)
     responses = [len(t.response_ids) for t in trajectories]
     target_ids = _cat([t.response_ids for t in trajectories], np.int64)
@@ -148,6 +167,7 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         teacher_top_ids=_cat_optional("top_ids", [s.top_ids for s in signals], np.int64),
         teacher_top_logprobs=_cat_optional("top_logprobs", [s.top_logprobs for s in signals], np.float32),
         teacher_hidden_states=_cat_optional("hidden_states", [s.hidden_states for s in signals], np.float32),
+        teacher=_states_of(examples[0]),
         task_advantages=_advantages(examples, responses),
         reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
         spans=_cat_optional("spans", [s.spans for s in signals], np.int64),
@@ -159,6 +179,18 @@ def _unmarked(trajectory: Trajectory) -> TeacherSignal:
     """What no teacher says about a trajectory."""
     unknown = np.full(len(trajectory.response_ids), np.nan, dtype=np.float32)
     return TeacherSignal(teacher="", logprobs=unknown, entropy=unknown)
+
+
+def _with_spans(signals: Sequence[TeacherSignal]) -> Sequence[TeacherSignal]:
+    """Where a teacher marked several tokens together, the others marked each by itself."""
+    if all(signal.spans is None for signal in signals):
+        return signals
+    return [
+        signal
+        if signal.spans is not None
+        else replace(signal, spans=np.arange(len(signal.logprobs)), merged=np.zeros(len(signal.logprobs), np.bool_))
+        for signal in signals
+    ]
 
 
 def _entropy(signal: TeacherSignal) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from learner.examination import ExampleTokens
 from learner.objectives import ObjectiveConfig
 from learner.report import StepReport
 from learner.token_logprobs import ExampleLogprobs
-from scoring.lm_head import LMHead
+from scoring.lm_head import LMHead, MixedHead
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
@@ -86,7 +86,7 @@ class LearnerWorker:
     def step(self, batch: Batch) -> StepReport:
         return self._engine.step(batch)
 
-    def set_teacher_head(self, teacher: str, head: LMHead) -> None:
+    def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
         self._engine.set_teacher_head(teacher, head)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:

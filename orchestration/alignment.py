@@ -24,11 +24,13 @@ from diagnostics.node_view import node_view
 from learner.batch import Example
 from learner.examination import ExampleTokens
 from orchestration.config import ConfigError, RunConfig
-from orchestration.evaluation import TEACHER, examined_k, pack_to_examine
+from orchestration.evaluation import examined_k, pack_to_examine
 from orchestration.preparation import Prepared, RenderedPrompt, alignment_teachers
 from orchestration.schedule import derive_seed
+from orchestration.scoring_group import ScoringGroup
 from orchestration.targeted import Completed, Judge, Plan, Target, complete, fit
-from orchestration.workers import ScoringGroup, Workers
+from orchestration.teacher_rules import TEACHER
+from orchestration.workers import Workers
 from rollout.rendering import stop_token_ids
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.verifiers import Verifier
@@ -279,8 +281,10 @@ class _Measurement:
         return node_view(tokens, sampled, node, self._settings.candidates, teacher.name, has_context)
 
     async def _load(self, teacher: Teacher) -> None:
-        await self._scorers.load(teacher.path, self._config)
-        await self._workers.learner.set_teacher_head(TEACHER, await self._scorers.lm_head())
+        await self._scorers.load(teacher.path, self._config.teacher)
+        head = await self._scorers.lm_head()
+        assert head is not None  # a diagnosis refuses teachers that do not show theirs
+        await self._workers.learner.set_teacher_head(TEACHER, head)
 
     async def _examine(self, answers: Sequence[Answer], teacher: Teacher) -> list[ExampleTokens]:
         if teacher is not self._teachers[0]:

@@ -8,12 +8,12 @@ perturbed weights ─► engine samples ─► learner's log-probs ─► the ol
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diagnostics.check import Check
+from diagnostics.check import Check, Status
 from diagnostics.preflight.canary import (
     Tolerance,
     check_agreement,
@@ -24,13 +24,18 @@ from diagnostics.preflight.canary import (
 )
 from diagnostics.preflight.plan import Measured
 from learner.batch import Batch, Example
+from orchestration.capability import shows_whole
 from orchestration.config import RunConfig, Stage
-from orchestration.evaluation import TEACHER, full_request, pack_to_examine
+from orchestration.contexts import ContextTemplate
+from orchestration.evaluation import pack_to_examine
 from orchestration.preparation import Prepared, RenderedPrompt, with_ids
+from orchestration.routing import teachers_of
 from orchestration.schedule import derive_seed
-from orchestration.workers import ScoringGroup, Workers
+from orchestration.scoring_group import ScoringGroup
+from orchestration.workers import REFERENCE, Workers
 from rollout.config import VerifierKind
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
+from scoring.config import TeacherWeights
 from scoring.signal import ScoringRequest, TeacherSignal
 
 PROMPTS = 4
@@ -58,6 +63,7 @@ class Sampled:
 class Marks:
     """What a scoring service was asked, what it answered, and in how many seconds."""
 
+    trajectories: list[Trajectory]
     requests: list[ScoringRequest]
     signals: list[TeacherSignal]
     seconds: float
@@ -67,7 +73,7 @@ class Canary:
     """Checks on real workers, which must be connected with each other and hold the initial student."""
 
     def __init__(self, config: RunConfig, prepared: Prepared, workers: Workers, version: int) -> None:
-        self._config, self._workers, self._version = config, workers, version
+        self._config, self._prepared, self._workers, self._version = config, prepared, workers, version
         self._prompts = _choose(prepared, max(PROMPTS, 2 * config.rollout.workers, config.scoring.workers))
         self._by_id = with_ids(self._prompts)
         self._eos: int | None = prepared.tokenizer.eos_token_id
@@ -124,30 +130,62 @@ class Canary:
         sides = "engine, told the tokens", "learner"
         return check_agreement("canary: ended answer", sides, engines, [learner] * len(engines), self._tolerance)
 
-    async def ask(self, first: Sampled, scorers: ScoringGroup) -> Marks:
-        """What a scoring service says of the engines' answers, with the states behind it."""
-        requests = [full_request(self._by_id[item.prompt_id], item) for item in first.trajectories]
+    async def ask(self, first: Sampled, scorers: ScoringGroup, key: str | None = None) -> Marks:
+        """What a scoring service says of the engines' answers, with the states behind it where it shows them.
+
+        Args:
+            key: of the teacher that it is; None: of no teacher, which sees what the student sees.
+        """
+        asked = [item for item in first.trajectories if key is None or self._is_marked_by(key, item)]
+        requests = [self._scoring_request(item, key) for item in asked]
         started = time.perf_counter()
         signals = await scorers.score_all(requests)
-        return Marks(requests, signals, time.perf_counter() - started)
+        return Marks(asked, requests, signals, time.perf_counter() - started)
+
+    def _is_marked_by(self, key: str, trajectory: Trajectory) -> bool:
+        item = self._by_id[trajectory.prompt_id]
+        return key == item.prompt.teacher or key in item.views
+
+    def _scoring_request(self, trajectory: Trajectory, key: str | None) -> ScoringRequest:
+        item = self._by_id[trajectory.prompt_id]
+        if key is None:
+            return ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
+        teacher, prompt_ids = self._prepared.teachers[key].tokenizer, item.views.get(key, item.teacher_ids)
+        response = trajectory.response_ids
+        if teacher is not self._prepared.tokenizer:  # ids of its own: the same text
+            text = self._prepared.tokenizer.decode(response, skip_special_tokens=True)
+            response = np.array(teacher(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        return ScoringRequest(key, prompt_ids, response, hidden_states=shows_whole(self._config, key))
 
     async def check_marks(self, marks: Marks, scorers: ScoringGroup, who: str) -> Check:
         """The service against a plain forward."""
+        name, plain = f"canary: {who}'s marks", await scorers.plain_logprobs(marks.requests)
+        if plain is None:
+            tokens = sum(len(signal.logprobs) for signal in marks.signals)
+            seen = f"{tokens} tokens were marked, and there is no other forward of this model here to compare with"
+            return Check(name, Status.passed, seen)
         return check_agreement(
-            f"canary: {who}'s marks",
+            name,
             (f"the {who}'s service", "a plain forward of it"),
             [signal.logprobs for signal in marks.signals],
-            await scorers.plain_logprobs(marks.requests),
+            plain,
             Tolerance.of([self._config.scoring.dtype.value]),
         )
 
-    async def check_teacher_differs(self, first: Sampled, marks: Marks) -> Check:
-        batch = self._pack([Example(t, s) for t, s in zip(first.trajectories, marks.signals, strict=True)])
-        found = await self._workers.learner.examine(batch, 1, TEACHER)
+    def compares(self, key: str) -> bool:
+        """Whether this teacher can be compared with the student over the whole vocabulary."""
+        return shows_whole(self._config, key)
+
+    async def check_teacher_differs(self, marks: Marks, key: str) -> Check:
+        batch = self._pack([Example(t, s) for t, s in zip(marks.trajectories, marks.signals, strict=True)])
+        found = await self._workers.learner.examine(batch, 1, key)
         divergence = float(np.concatenate([record.values["reverse_kl"] for record in found]).mean())
         config = self._config
         own_answers = config.stage is Stage.cold_start and config.data.verifier is not VerifierKind.none
-        has_context = any(item.has_context for item in self._prompts)
+        teacher = teachers_of(config)[key]
+        waits = teacher.context is not None and bool(ContextTemplate(teacher.context).waits_for)
+        averages = teacher.weights is TeacherWeights.ema  # it differs once the student has moved
+        has_context = waits or averages or any(item.has_context for item in self._prompts)
         dtypes = [config.learner.dtype.value, config.scoring.dtype.value]
         return check_teacher_differs(divergence, dtypes, has_context, own_answers)
 
@@ -206,9 +244,13 @@ class Canary:
 
 
 def _choose(prepared: Prepared, count: int) -> list[RenderedPrompt]:
-    """The longest prompt of moderate length and the first ones, over and over where there are too few."""
+    """The longest prompt of moderate length and the first ones of each teacher, over and over where there are few."""
     short = [item for item in prepared.train if len(item.teacher_ids) <= LONGEST_PROMPT]
     short = short or [min(prepared.train, key=lambda item: len(item.teacher_ids))]
     longest = max(short, key=lambda item: len(item.student_ids))
-    pool = [longest, *(item for item in short[:count] if item is not longest)]
+    by_teacher: dict[str, list[RenderedPrompt]] = {}
+    for item in short:
+        by_teacher.setdefault(item.prompt.teacher, []).append(item)
+    turns = [item for turn in zip_longest(*by_teacher.values()) for item in turn if item is not None]
+    pool = [longest, *(item for item in turns[:count] if item is not longest)]
     return list(islice(cycle(pool), count))

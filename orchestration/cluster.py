@@ -26,6 +26,10 @@ class WorkerFailure(RuntimeError):
     """A worker died, raised, or missed a deadline; the message names it and shows the end of its log."""
 
 
+class WorkerLost(WorkerFailure):
+    """A worker died or missed a deadline: another one could do what it was asked."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     session_dir: Path
@@ -184,7 +188,7 @@ class Worker:
         try:
             return await _within(waitable, deadline, f"{self.name}.{method}")
         except RayActorError as error:
-            raise WorkerFailure(f"{self.name} died during {method}: {_reason(error)}\n{self._last_words()}") from None
+            raise WorkerLost(f"{self.name} died during {method}: {_reason(error)}\n{self._last_words()}") from None
         except RayTaskError as error:
             raise WorkerFailure(f"{self.name} failed in {method}: {error.cause!r}\n{self._last_words()}") from error
 
@@ -212,7 +216,7 @@ async def _within(waitable: Awaitable[T], deadline: float, what: str) -> T:
     try:
         return await asyncio.wait_for(waitable, deadline)
     except TimeoutError:
-        raise WorkerFailure(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
+        raise WorkerLost(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
 
 
 def _reason(error: RayActorError) -> str:

@@ -15,6 +15,7 @@ from learner.objectives import requirements
 from learner.objectives.config import ObjectiveConfig
 from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
+from orchestration.teacher_rules import teacher_faults
 from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from rollout.digit_tasks import DIGIT_TASKS, tasks_in
 from scoring.config import ScoringConfig, TeacherConfig
@@ -66,6 +67,14 @@ class ColdStartConfig:
     max_repetition: float = 0.5  # share of a response's n-grams that stand in it before; 1: anything goes
 
 
+class BaseDivergence(Enum):
+    """Whether evaluations say how far the student has gone from its initial weights, which is what it may forget."""
+
+    auto = "auto"  # where some workers hold the initial weights anyway
+    always = "always"  # a worker of its own if need be
+    never = "never"
+
+
 @dataclass
 class EvaluationConfig:
     every: int = 0  # steps; 0: only before and after
@@ -73,6 +82,7 @@ class EvaluationConfig:
     temperature: float = 1.0
     max_tokens: int = 48
     seed: int = 1234
+    base_kl: BaseDivergence = BaseDivergence.auto
 
 
 @dataclass
@@ -127,6 +137,7 @@ class RunConfig:
     dry_run: bool = False  # resolve, validate, print the plan, start nothing
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    further_teachers: dict[str, TeacherConfig] = field(default_factory=dict)  # by key
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -203,6 +214,7 @@ def check(config: RunConfig) -> None:
     _check_objective(config)
     _check_rewards(config)
     _check_stage(config)
+    _check_teachers(config)
     _check_engines(config)
     _check_data(config)
     _check_probe(config.probe)
@@ -231,6 +243,10 @@ def _check_ranges(config: RunConfig) -> None:
         "pipeline.max_staleness",
         config.pipeline.max_staleness,
         "must be 0 (strictly on-policy) or more",
+    )
+    restarts = config.scoring.max_restarts
+    _require(
+        restarts >= 0, "scoring.max_restarts", restarts, "must be 0 (a teacher's lost worker ends the run) or more"
     )
     for key, temperature in (
         ("sampling", config.sampling.temperature),
@@ -296,7 +312,8 @@ def run_facts(config: RunConfig) -> RunFacts:
         samples_per_prompt=sampling.samples_per_prompt,
         batch_size=pipeline.batch_size,
         has_verifier=config.data.verifier is not VerifierKind.none,
-        cross_tokenizer=config.teacher.cross_tokenizer and config.stage is not Stage.reinforce,
+        cross_tokenizer=config.stage is not Stage.reinforce
+        and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
     )
 
 
@@ -372,6 +389,15 @@ def _check_stage(config: RunConfig) -> None:
             "nothing of it is learned from a teacher's marks; set stage=cold_start for a supervised objective, "
             "stage=reinforce for one of rewards alone, or choose another objective",
         )
+
+
+def _check_teachers(config: RunConfig) -> None:
+    if config.stage is Stage.reinforce:
+        named = ", ".join(config.further_teachers)
+        _require(not named, "further_teachers", named, "no teacher takes part in stage=reinforce; leave it empty")
+        return
+    for fault in teacher_faults(config):
+        _require(False, fault.key, fault.value, fault.fix)
 
 
 def _check_engines(config: RunConfig) -> None:

@@ -27,7 +27,6 @@ from orchestration.cluster import Session, WorkerFailure
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import ConfigError, RunConfig, Stage, build, register_schema
 from orchestration.diagnosis import probe_record, shown_trajectories, verdict_record
-from orchestration.evaluation import TEACHER
 from orchestration.files import write_json, write_text
 from orchestration.machine import machine
 from orchestration.plan import check_local_resources, print_plan
@@ -139,7 +138,7 @@ class Diagnosis:
 
     async def carry_out(self, workers: Workers) -> None:
         """The preflight, and the probe unless a check failed."""
-        await workers.connect(TEACHER)
+        await workers.connect()
         self._preflight = await run_preflight(
             self._config, self._prepared, workers, self._verifier, self._console.print
         )

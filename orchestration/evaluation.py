@@ -4,7 +4,8 @@ held-out prompts ─► rollout workers ─► the teacher's hidden states ─�
                                    └─► verifier: accuracy
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,17 +16,17 @@ from learner.batch import Batch, Example
 from learner.config import LearnerConfig
 from learner.evaluation import ExampleDivergence
 from learner.packing import pack
+from orchestration.capability import shows_whole
 from orchestration.config import RunConfig
 from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
+from orchestration.routing import teachers_of
 from orchestration.schedule import derive_seed
 from orchestration.summary import Evaluation
-from orchestration.workers import RolloutGroup, Workers
+from orchestration.workers import BASE, RolloutGroup, Workers, can_answer
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
 from rollout.verifiers import Verifier
 from scoring.packed_model import shares_prefixes
 from scoring.signal import ScoringRequest
-
-TEACHER = "teacher"  # key of the one teacher
 
 
 @dataclass(frozen=True)
@@ -76,28 +77,83 @@ class Evaluator:
         self._prompts = with_ids(prepared.heldout)
         self._verifier = verifier
 
+    @property
+    def answering_teachers(self) -> list[str]:
+        """The keys of those that answer the held-out prompts; none unless each prompt has one that can."""
+        teachers = teachers_of(self._config)
+        asked = {item.prompt.teacher for item in self._prepared.heldout} if teachers else set()
+        return sorted(asked) if all(can_answer(teachers[key]) for key in asked) else []
+
     async def student(self, workers: Workers, version: int) -> Answers:
-        """The current student on its own answers, with exact KLs to the teacher if there is one."""
+        """The current student on its own answers, with exact KLs to its teachers and its initial weights if it can."""
         answers = await self._answers(workers.rollouts, self._prepared.heldout)
-        if workers.scorers is None:
-            return self._judge(answers, None)
-        signals = await workers.scorers.score_all(
-            [full_request(self._prompts[answer.prompt_id], answer) for answer in answers]
+        return self._judge(
+            answers,
+            await self._from_teachers(answers, workers, version),
+            await self._from_base(answers, workers, version),
         )
-        examples = [Example(t, s) for t, s in zip(answers, signals, strict=True)]
-        batch = pack_to_examine(examples, self._config.learner, version)
-        return self._judge(answers, await workers.learner.evaluate(batch, TEACHER))
 
-    async def teacher(self, rollouts: RolloutGroup) -> Answers:
-        """The teacher's own answers, from workers that hold its weights."""
+    async def answers_of(self, key: str, rollouts: RolloutGroup) -> list[Trajectory]:
+        """One teacher's answers to the held-out prompts that it marks."""
         prompts = [teacher_view(item) for item in self._prepared.heldout]
-        return self._judge(await self._answers(rollouts, prompts), None)
+        return await self._answers(rollouts, prompts, lambda item: item.prompt.teacher == key)
 
-    async def _answers(self, rollouts: RolloutGroup, prompts: Sequence[RenderedPrompt]) -> list[Trajectory]:
-        answers = [item async for item in rollouts.roll_out(requests(prompts, self._config))]
+    def judge_teachers(self, answers: Sequence[Trajectory]) -> Answers:
+        """What the teachers' own answers, each to its prompts, are worth."""
+        return self._judge(sorted(answers, key=lambda item: item.slot), None, None)
+
+    async def _answers(
+        self,
+        rollouts: RolloutGroup,
+        prompts: Sequence[RenderedPrompt],
+        wanted: Callable[[RenderedPrompt], bool] = lambda _item: True,
+    ) -> list[Trajectory]:
+        asked = [
+            request for item, request in zip(prompts, requests(prompts, self._config), strict=True) if wanted(item)
+        ]
+        answers = [item async for item in rollouts.roll_out(asked)]
         return sorted(answers, key=lambda item: item.slot)
 
-    def _judge(self, answers: Sequence[Trajectory], divergences: Sequence[ExampleDivergence] | None) -> Answers:
+    async def _from_teachers(
+        self, answers: Sequence[Trajectory], workers: Workers, version: int
+    ) -> list[ExampleDivergence] | None:
+        """One record an answer, in order; None if not all of their teachers show their whole distributions."""
+        keys = [self._prompts[answer.prompt_id].prompt.teacher for answer in answers]
+        if workers.teachers is None or not all(shows_whole(self._config, key) for key in set(keys)):
+            return None
+        if workers.teachers.moves:
+            await workers.send_heads()
+        items = [self._prompts[answer.prompt_id] for answer in answers]
+        marking = [
+            workers.teachers.score(full_request(item, answer), item.views)
+            for item, answer in zip(items, answers, strict=True)
+        ]
+        examples = [Example(a, s) for a, s in zip(answers, await asyncio.gather(*marking), strict=True)]
+        found: dict[int, ExampleDivergence] = {}
+        for key in sorted(set(keys)):
+            places = [place for place, its_key in enumerate(keys) if its_key == key]
+            batch = pack_to_examine([examples[place] for place in places], self._config.learner, version)
+            found |= zip(places, await workers.learner.evaluate(batch, key), strict=True)
+        return [found[place] for place in range(len(answers))]
+
+    async def _from_base(
+        self, answers: Sequence[Trajectory], workers: Workers, version: int
+    ) -> list[ExampleDivergence] | None:
+        """How far the student has gone from its initial weights on these answers; the prompts are its own."""
+        base = workers.base_scorers
+        if base is None:
+            return None
+        asked = [ScoringRequest(BASE, a.prompt_ids, a.response_ids, hidden_states=True) for a in answers]
+        signals = await base.score_all(asked)
+        examples = [Example(answer, signal) for answer, signal in zip(answers, signals, strict=True)]
+        return await workers.learner.evaluate(pack_to_examine(examples, self._config.learner, version), BASE)
+
+    def _judge(
+        self,
+        answers: Sequence[Trajectory],
+        divergences: Sequence[ExampleDivergence] | None,
+        from_base: Sequence[ExampleDivergence] | None,
+    ) -> Answers:
         texts = {
             a.prompt_id: self._prepared.tokenizer.decode(a.response_ids, skip_special_tokens=True) for a in answers
         }
@@ -118,6 +174,9 @@ class Evaluator:
             measured = ("overlap_ratio",) if self._config.learner.overlap_k else ()
             for name in ("reverse_kl", "forward_kl", *measured):
                 columns[name] = (np.array([getattr(d, name) for d in divergences]), tokens)
+        if from_base is not None:
+            tokens = np.array([d.tokens for d in from_base], dtype=float)
+            columns["base_reverse_kl"] = (np.array([d.reverse_kl for d in from_base]), tokens)
         intervals = {name: ratio_interval(total, weight) for name, (total, weight) in columns.items()}
         means = {name: interval.mean for name, interval in intervals.items()}
         if "accuracy" in columns:

@@ -150,6 +150,18 @@ def resolve_model(name_or_path: str, key: str = "model") -> str:
     return str(directory)
 
 
+def resolve_tokenizer(name_or_path: str, key: str) -> str:
+    """The local directory of a tokenizer: a model's, or one that has nothing but a tokenizer.
+
+    Raises:
+        ValueError: naming the key, its value and the fix.
+    """
+    directory = Path(name_or_path).expanduser()
+    if directory.is_dir() and any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return str(directory)
+    return resolve_model(name_or_path, key)
+
+
 def _lab_model(name: str, key: str) -> Path:
     directory = LAB_MODELS / name
     if not directory.is_dir():

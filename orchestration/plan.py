@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -11,8 +12,11 @@ from rich.text import Text
 
 from learner.objectives.describe import describe
 from orchestration.config import ConfigError, RunConfig
-from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts, uses_teacher
+from orchestration.contexts import ContextTemplate
+from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
+from orchestration.routing import teachers_of
+from scoring.config import TeacherBackend, TeacherConfig, TeacherWeights
 
 
 def _rollout_workers(config: RunConfig) -> int:
@@ -20,7 +24,8 @@ def _rollout_workers(config: RunConfig) -> int:
 
 
 def _scoring_workers(config: RunConfig) -> int:
-    return config.scoring.workers * (uses_teacher(config) + needs_reference_scorers(config))
+    teachers = sum(not teacher.mixture for teacher in teachers_of(config).values())
+    return config.scoring.workers * (teachers + needs_reference_scorers(config))
 
 
 def required_cpus(config: RunConfig) -> float:
@@ -73,10 +78,28 @@ def _named(name: str, paper: str) -> str:
     return f"{name} ({paper})" if paper else name
 
 
-def _teacher(config: RunConfig) -> str:
-    if not uses_teacher(config):
-        return "none"
-    return config.teacher.model + (f", told: {config.teacher.context!r}" if config.teacher.context else "")
+def _teachers(config: RunConfig, prepared: Prepared) -> str:
+    """One line for each, with the training prompts that it marks where there are several."""
+    teachers = teachers_of(config)
+    shares = Counter(item.prompt.teacher for item in prepared.train)
+    lines = []
+    for key, teacher in teachers.items():
+        line = _teacher(teacher)
+        lines.append(line if len(teachers) == 1 else f"{key}: {line}; {shares[key]} training prompts")
+    return "\n".join(lines) or "none"
+
+
+def _teacher(teacher: TeacherConfig) -> str:
+    if teacher.mixture:
+        return "the mixture " + " + ".join(f"{weight:g} {member}" for member, weight in teacher.mixture.items())
+    words = [teacher.model]
+    if teacher.backend is not TeacherBackend.transformers:
+        words.append(f"by {teacher.backend.value}")
+    if teacher.weights is not TeacherWeights.fixed:
+        words.append(f"weights: the student's {teacher.weights.value}")
+    if teacher.context:
+        words.append(f"told ({ContextTemplate(teacher.context).kind}): {teacher.context!r}")
+    return ", ".join(words)
 
 
 def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
@@ -87,7 +110,7 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
     rows = {
         "stage": config.stage.value,
         "student": config.student.model,
-        "teacher": _teacher(config),
+        "teacher": _teachers(config, prepared),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and left out",
         "objective": _named(config.objective.name, config.objective.paper),

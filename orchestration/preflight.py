@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from diagnostics.check import Check, Status, worst
 from diagnostics.preflight.plan import (
@@ -35,8 +35,11 @@ from orchestration.canary import Canary, Marks, Sampled
 from orchestration.config import RunConfig, Stage, run_facts
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared, with_ids
+from orchestration.routing import teachers_of
 from orchestration.sizes import host_memory_gib, model_size
-from orchestration.workers import Workers
+from orchestration.teacher_rules import TEACHER
+from orchestration.teachers import needed_groups
+from orchestration.workers import Workers, can_answer
 from rollout.config import DType
 from rollout.trajectory import FinishReason
 from rollout.verifiers import Verifier
@@ -99,17 +102,20 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
         check_bos(student, [ids for item in items for ids in (item.student_ids, item.teacher_ids)]),
         check_ends(student, _generation_ends(prepared.student_path)),
     ]
-    if prepared.teacher_path is None:
+    if not prepared.teachers:
         return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
-    teacher = AutoTokenizer.from_pretrained(prepared.teacher_path, trust_remote_code=config.teacher.trust_remote_code)
     prompts = [item.prompt for item in prepared.train[:SHOWN_PROMPTS]]
-    templates = check_templates(student, teacher, prompts, config.data.system_prompt)
-    return [
-        *check_tokenizers(student, teacher),
-        *templates,
-        *checks,
-        _check_teacher_ends(teacher, prepared.teacher_path),
-    ]
+    about_teachers: list[Check] = []
+    for key, teacher in prepared.teachers.items():
+        if teachers_of(config)[key].cross_tokenizer:
+            continue  # its ids, template and ends are its own, and aligned
+        found = [
+            *check_tokenizers(student, teacher.tokenizer),
+            *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
+            _check_teacher_ends(teacher.tokenizer, teacher.path),
+        ]
+        about_teachers += found if key == TEACHER else [replace(one, name=f"{key}: {one.name}") for one in found]
+    return [*about_teachers, *checks]
 
 
 def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
@@ -168,15 +174,22 @@ async def _check_workers(
 
 async def _check_marks(canary: Canary, first: Sampled, workers: Workers) -> tuple[list[Check], Marks | None]:
     """What the teacher's service says, and the reference's where it is another; with the teacher's marks."""
-    checks, marks = [], None
-    if workers.scorers is None:
+    checks: list[Check] = []
+    marks: Marks | None = None
+    groups = {} if workers.teachers is None else workers.teachers.groups
+    if not groups:
         checks.append(_not_applicable("canary: teacher's marks", "no teacher takes part"))
-    else:
-        marks = await canary.ask(first, workers.scorers)
-        checks.append(await canary.check_marks(marks, workers.scorers, "teacher"))
-        checks.append(await canary.check_teacher_differs(first, marks))
+    for key, group in groups.items():
+        found = await canary.ask(first, group, key)
+        if not found.requests:
+            checks.append(_not_applicable(f"canary: {key}'s marks", "none of the training prompts is this teacher's"))
+            continue
+        marks = marks or found
+        checks.append(await canary.check_marks(found, group, key))
+        if canary.compares(key):
+            checks.append(await canary.check_teacher_differs(found, key))
     reference = workers.reference_scorers
-    if reference is not None and reference is not workers.scorers:
+    if reference is not None and reference not in groups.values():
         checks.append(await canary.check_marks(await canary.ask(first, reference), reference, "reference"))
     return checks, marks
 
@@ -205,7 +218,11 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
         WorkerMemory("engine(s)", rollout.workers, engine, rollout.gpus_per_worker > 0),
         WorkerMemory("learner rank(s)", learner.ranks, rank, learner.gpus_per_rank > 0),
     ]
-    marking = {"teacher(s)": prepared.teacher_path}
+    marking: dict[str, str | None] = {
+        f"scoring of {key}": prepared.teachers[key].path
+        for key in needed_groups(config, prepared)
+        if can_answer(teachers_of(config)[key])
+    }
     if needs_reference_scorers(config):
         marking["reference(s)"] = prepared.reference_path
     for name, path in marking.items():
@@ -232,7 +249,7 @@ def _plan(config: RunConfig, prepared: Prepared) -> StepPlan:
         engines=rollout.workers,
         max_num_seqs=rollout.max_num_seqs,
         cache_tokens=None if rollout.gpus_per_worker else int(rollout.kv_cache_gib * 2**30 / numbers),
-        scorers=config.scoring.workers if prepared.teacher_path is not None else 0,
+        scorers=config.scoring.workers * len(needed_groups(config, prepared)),
         ranks=learner.ranks,
         micro_batch_tokens=learner.micro_batch_tokens,
         is_on_policy=config.stage is not Stage.cold_start,

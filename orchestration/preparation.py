@@ -1,8 +1,8 @@
 """Everything that can be wrong with files, models and prompts, found before anything is started."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from learner.objectives.rule import TOPK_SUPPORTS
 from orchestration.config import ConfigError, RunConfig, Stage
-from orchestration.models import resolve_model
-from orchestration.needs import INITIAL_STUDENT, learns_from_data, uses_teacher
-from orchestration.views import reading_tokenizer, student_follow_ups
+from orchestration.contexts import ContextTemplate, static_values
+from orchestration.models import resolve_model, resolve_tokenizer
+from orchestration.needs import INITIAL_STUDENT, learns_from_data
+from orchestration.routing import route, teachers_of
+from orchestration.teacher_rules import TEACHER, setting
 from rollout.config import OverLength, PromptSourceConfig, VerifierKind
-from rollout.prompts import Prompt
+from rollout.prompts import Message, Prompt
 from rollout.rendering import (
     render_completion,
     render_follow_ups,
@@ -26,9 +28,10 @@ from rollout.rendering import (
 )
 from rollout.sources import load_prompts
 from rollout.trajectory import FollowUp
+from scoring.config import TeacherBackend, TeacherConfig, TeacherWeights
 from scoring.packed_model import refuse_unpackable_layers
+from scoring.views import make_aligner
 
-ANSWER = "{answer}"  # in teacher.context
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
 
@@ -39,8 +42,9 @@ class RenderedPrompt:
 
     prompt: Prompt
     student_ids: NDArray[np.int32]  # [P]
-    teacher_ids: NDArray[np.int32]  # [P'], privileged context included
+    teacher_ids: NDArray[np.int32]  # [P'], privileged context included; of a mixture's longest view
     completion_ids: NDArray[np.int32] | None = None  # [T], the data's own response, where it is learned from
+    views: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)  # of a mixture's teachers, by key, [P'] each
     follow_ups: tuple[FollowUp, ...] = ()  # what is put to the student after each answer but the last
     teacher_follow_ups: tuple[NDArray[np.int32], ...] = ()  # the same as the teacher reads them
     told: bool | None = None  # the teacher sees more; None: as the ids say, which are of one tokenizer
@@ -48,19 +52,34 @@ class RenderedPrompt:
     @property
     def has_context(self) -> bool:
         """Whether the teacher sees more than the student."""
-        return not np.array_equal(self.student_ids, self.teacher_ids) if self.told is None else self.told
+        if self.told is not None:
+            return self.told
+        seen = self.views.values() if self.views else (self.teacher_ids,)
+        return any(not np.array_equal(self.student_ids, ids) for ids in seen)
+
+
+@dataclass(frozen=True)
+class PreparedTeacher:
+    """A teacher that answers for itself; a mixture has none of this."""
+
+    path: str  # its checkpoint's directory; of a server's model, that of its tokenizer
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Prepared:
     student_path: str
-    teacher_path: str | None  # None: no teacher takes part
+    teachers: Mapping[str, PreparedTeacher]  # by key; none: no teacher takes part
     reference_path: str | None  # of the model that rewards are extrapolated from
     tokenizer: PreTrainedTokenizerBase
     train: tuple[RenderedPrompt, ...]
     heldout: tuple[RenderedPrompt, ...]
     over_length: int  # prompts dropped because they do not fit the model's length
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # by which the teacher reads; None: the student's
+
+    @property
+    def teacher_path(self) -> str | None:
+        """Of the teacher that every run has; None where no teacher takes part."""
+        return self.teachers[TEACHER].path if TEACHER in self.teachers else None
 
     @property
     def teacher_is_initial_student(self) -> bool:
@@ -71,7 +90,7 @@ class Prepared:
         """SHA-256 of all prompts as student and teacher see them, in order."""
         digest = hashlib.sha256()
         for item in (*self.train, *self.heldout):
-            for ids in (item.student_ids, item.teacher_ids):
+            for ids in (item.student_ids, item.teacher_ids, *item.views.values()):
                 digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
         return digest.hexdigest()
 
@@ -89,25 +108,23 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError or ValueError: naming the key, the value and the fix.
     """
     student_path = resolve_model(config.student.model, "student.model")
-    teacher_path = resolve_model(config.teacher.model, "teacher.model") if uses_teacher(config) else None
     tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
+    teachers = _prepare_teachers(config, student_path, tokenizer)
     reference_path = _resolve_reference(config, student_path)
-    readers = tokenizer if teacher_path is None else reading_tokenizer(config.teacher, teacher_path, tokenizer)
-    if teacher_path not in (None, student_path) and not config.teacher.cross_tokenizer:
-        _check_tokenizer(teacher_path, "teacher.model", config, tokenizer)
-    if reference_path not in (None, student_path, teacher_path):
+    known = {student_path, *(teacher.path for teacher in teachers.values())}
+    if reference_path is not None and reference_path not in known:
         _check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
     further = dict.fromkeys(alignment_teachers(config) if config.alignment.enabled else (), "alignment.teachers")
     if config.probe.earlier_teacher is not None:
         further[resolve_model(config.probe.earlier_teacher, "probe.earlier_teacher")] = "probe.earlier_teacher"
     for path, key in further.items():
         _check_tokenizer(path, key, config, tokenizer)
-    train = _load(config.data.train, "data.train")
+    train = route(_load(config.data.train, "data.train"), config, "data.train")
     heldout = _load(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
-    if student_path == teacher_path:
-        _check_teacher_differs(config, [*train, *heldout])
-    limit = _length_limit(config, *{student_path, *filter(None, (teacher_path, reference_path)), *further})
-    rendered = [_render(prompt, config, tokenizer, readers) for prompt in (*train, *heldout)]
+    heldout = route(heldout, config, "data.heldout")
+    _check_teachers_differ(config, teachers, student_path, [*train, *heldout])
+    limit = _length_limit(config, *_model_paths(config, student_path, teachers, reference_path), *further)
+    rendered = [_render(prompt, config, tokenizer, teachers) for prompt in (*train, *heldout)]
     rendered[: len(train)] = _with_completions(rendered[: len(train)], config, tokenizer)
     fits = [_fits(item, config, limit) for item in rendered]
     kept_train = tuple(item for item, ok in zip(rendered[: len(train)], fits[: len(train)], strict=True) if ok)
@@ -118,8 +135,49 @@ def prepare(config: RunConfig) -> Prepared:
                 f"data.{name}: no prompt fits in {limit} tokens with its response; raise rollout.max_model_len"
             )
     _check_gate(config, kept_train)
-    paths = student_path, teacher_path, reference_path
-    return Prepared(*paths, tokenizer, kept_train, kept_heldout, fits.count(False), readers)
+    return Prepared(student_path, teachers, reference_path, tokenizer, kept_train, kept_heldout, fits.count(False))
+
+
+def _prepare_teachers(
+    config: RunConfig, student_path: str, student: PreTrainedTokenizerBase
+) -> dict[str, PreparedTeacher]:
+    """Checkpoint and tokenizer of every teacher that is no mixture."""
+    found: dict[str, PreparedTeacher] = {}
+    for key, teacher in teachers_of(config).items():
+        if teacher.mixture:
+            continue
+        path, key_of_path = _teacher_path(teacher, setting(key), student_path)
+        tokenizer_path = path
+        if teacher.tokenizer is not None:
+            tokenizer_path = resolve_tokenizer(teacher.tokenizer, f"{setting(key)}.tokenizer")
+        if tokenizer_path == student_path:
+            found[key] = PreparedTeacher(path, student)
+            continue
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=teacher.trust_remote_code)
+        if teacher.cross_tokenizer:
+            make_aligner(student, tokenizer, key_of_path)  # refuses what it cannot align
+        else:
+            _compare_tokenizers(tokenizer, tokenizer_path, key_of_path, student)
+        found[key] = PreparedTeacher(path, tokenizer)
+    return found
+
+
+def _teacher_path(teacher: TeacherConfig, key: str, student_path: str) -> tuple[str, str]:
+    """The directory of a teacher's checkpoint, or of a server's tokenizer, and the setting that names it."""
+    if teacher.backend is not TeacherBackend.server:
+        return resolve_model(teacher.model, f"{key}.model"), f"{key}.model"
+    if teacher.tokenizer is None:
+        return student_path, "student.model"
+    return resolve_tokenizer(teacher.tokenizer, f"{key}.tokenizer"), f"{key}.tokenizer"
+
+
+def _model_paths(
+    config: RunConfig, student_path: str, teachers: Mapping[str, PreparedTeacher], reference_path: str | None
+) -> set[str]:
+    """Of all models that are run here."""
+    settings = teachers_of(config)
+    local = [teacher.path for key, teacher in teachers.items() if settings[key].backend is not TeacherBackend.server]
+    return {student_path, *local, *filter(None, [reference_path])}
 
 
 def _resolve_reference(config: RunConfig, student_path: str) -> str | None:
@@ -139,23 +197,41 @@ def _load(source: PromptSourceConfig, key: str) -> list[Prompt]:
 
 
 def _render(
-    prompt: Prompt, config: RunConfig, tokenizer: PreTrainedTokenizerBase, readers: PreTrainedTokenizerBase
+    prompt: Prompt,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    teachers: Mapping[str, PreparedTeacher],
 ) -> RenderedPrompt:
     system_prompt = config.data.system_prompt
     student_ids, messages = render_prompt(tokenizer, prompt, system_prompt), student_messages(prompt, system_prompt)
-    follow_ups = student_follow_ups(tokenizer, prompt, messages)
-    if not uses_teacher(config):
+    between = render_follow_ups(tokenizer, prompt, messages, prompt.follow_ups)
+    follow_ups = tuple(FollowUp(m.role, m.content, ids) for m, ids in zip(prompt.follow_ups, between, strict=True))
+    if not teachers:
         return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
-    context = _context(prompt, config)
-    theirs = teacher_messages(prompt, context, system_prompt)
-    return RenderedPrompt(
-        prompt,
-        student_ids,
-        render_teacher_prompt(readers, prompt, context, system_prompt),
-        follow_ups=follow_ups,
-        teacher_follow_ups=render_follow_ups(readers, prompt, theirs, prompt.follow_ups),
-        told=theirs != messages if config.teacher.cross_tokenizer else None,
-    )
+    members = teachers_of(config)[prompt.teacher].mixture or {prompt.teacher: 1.0}
+    views = {key: _teacher_view(prompt, key, config, teachers[key].tokenizer) for key in members}
+    longest = max(views.values(), key=len)
+    item = RenderedPrompt(prompt, student_ids, longest, follow_ups=follow_ups, teacher_follow_ups=between)
+    if len(views) > 1:
+        return replace(item, views=views)
+    return _with_reading(item, config, messages, teachers[next(iter(members))].tokenizer)
+
+
+def _with_reading(
+    item: RenderedPrompt, config: RunConfig, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> RenderedPrompt:
+    """The further turns by the teacher's own template, and whether it is told more where ids cannot tell."""
+    prompt, teacher = item.prompt, teachers_of(config)[item.prompt.teacher]
+    context = _context(prompt, prompt.teacher, teacher)
+    theirs = teacher_messages(prompt, context, config.data.system_prompt)
+    between = render_follow_ups(tokenizer, prompt, theirs, prompt.follow_ups)
+    return replace(item, teacher_follow_ups=between, told=theirs != messages if teacher.cross_tokenizer else None)
+
+
+def _teacher_view(prompt: Prompt, key: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+    """[P']: what a teacher sees of a prompt before there is any response to it."""
+    context = _context(prompt, key, teachers_of(config)[key])
+    return render_teacher_prompt(tokenizer, prompt, context, config.data.system_prompt)
 
 
 def _with_completions(
@@ -177,16 +253,18 @@ def _completion(item: RenderedPrompt, config: RunConfig) -> str:
     return item.prompt.completion
 
 
-def _context(prompt: Prompt, config: RunConfig) -> str | None:
-    """The teacher's context for this prompt; `{answer}` in it stands for the prompt's own answer."""
-    context = config.teacher.context
-    if context is None or ANSWER not in context:
-        return context
-    if prompt.answer is None:
+def _context(prompt: Prompt, key: str, teacher: TeacherConfig) -> str | None:
+    """The teacher's context for this prompt; None where it waits for a response."""
+    if teacher.context is None:
+        return None
+    template = ContextTemplate(teacher.context)
+    missing = template.missing(prompt)
+    if missing is not None:
         raise ConfigError(
-            f"teacher.context: it has {ANSWER} and prompt {prompt.id!r} has no answer; add an answer column"
+            f"{setting(key)}.context: it has {{{missing}}} and prompt {prompt.id!r} has no {missing}; add a column "
+            f"{missing!r}, or leave the field out"
         )
-    return context.replace(ANSWER, prompt.answer)
+    return None if template.waits_for else template.filled(static_values(prompt))
 
 
 def _length_limit(config: RunConfig, *model_paths: str) -> int:
@@ -256,6 +334,10 @@ def _tokens(item: RenderedPrompt, config: RunConfig, of_teacher: bool) -> int:
 def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrainedTokenizerBase) -> None:
     """Refuse a model that scores the student's tokens with another tokenizer."""
     other = AutoTokenizer.from_pretrained(path, trust_remote_code=config.teacher.trust_remote_code)
+    _compare_tokenizers(other, path, key, student)
+
+
+def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, student: PreTrainedTokenizerBase) -> None:
     ours, theirs = student.get_vocab(), other.get_vocab()
     if ours != theirs:
         different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
@@ -272,16 +354,27 @@ def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrained
         )
 
 
-def _check_teacher_differs(config: RunConfig, prompts: Sequence[Prompt]) -> None:
-    if config.teacher.context or any(prompt.privileged_context for prompt in prompts):
+def _check_teachers_differ(
+    config: RunConfig, teachers: Mapping[str, PreparedTeacher], student_path: str, prompts: Sequence[Prompt]
+) -> None:
+    """Refuse a teacher that has the student's own weights and sees no more than it."""
+    for key, teacher in teachers.items():
+        settings = teachers_of(config)[key]
+        alone = settings.backend is not TeacherBackend.server and teacher.path == student_path
+        if alone and settings.weights is not TeacherWeights.ema:
+            _check_sees_more(config, key, settings, [prompt for prompt in prompts if prompt.teacher == key])
+
+
+def _check_sees_more(config: RunConfig, key: str, teacher: TeacherConfig, prompts: Sequence[Prompt]) -> None:
+    if not prompts or teacher.context or any(prompt.privileged_context for prompt in prompts):
         return
     selects = config.cold_start.only_correct and config.data.verifier is not VerifierKind.none
     if config.stage is Stage.cold_start and selects:
         return  # its own correct answers are something to learn from
     raise ConfigError(
-        f"teacher.model={config.teacher.model}: the same weights as student.model and no teacher-only context, so "
-        "there is nothing to learn; set teacher.context, give the prompts a privileged_context column, or choose "
-        "another teacher"
+        f"{setting(key)}.model={teacher.model}: the same weights as student.model and no teacher-only context, so "
+        f"there is nothing to learn; set {setting(key)}.context, give the prompts a privileged_context column, or "
+        "choose another teacher"
     )
 
 

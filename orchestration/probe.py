@@ -18,12 +18,14 @@ from diagnostics.probe import Found, Graded, ProbedAnswer
 from diagnostics.representation import Layer, Reading, compare_models
 from learner.batch import Example
 from orchestration.config import RunConfig
-from orchestration.evaluation import TEACHER, examined_k, full_request, pack_to_examine
+from orchestration.evaluation import examined_k, full_request, pack_to_examine
 from orchestration.grading import Grader
 from orchestration.models import resolve_model
 from orchestration.preparation import Prepared, RenderedPrompt, with_ids
 from orchestration.schedule import derive_seed
-from orchestration.workers import RolloutGroup, ScoringGroup, Workers
+from orchestration.scoring_group import ScoringGroup
+from orchestration.teacher_rules import TEACHER
+from orchestration.workers import RolloutGroup, Workers
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.verifiers import Verifier
 from scoring.signal import ScoringRequest
@@ -221,10 +223,10 @@ class Prober:
         if earlier is None:
             return list(answers)
         self._advance("the earlier teacher marks", 0)
-        await scorers.load(resolve_model(earlier, "probe.earlier_teacher"), self._config)
+        await scorers.load(resolve_model(earlier, "probe.earlier_teacher"), self._config.teacher)
         signals = await scorers.score_all([replace(request, hidden_states=False) for request in requests])
         assert self._prepared.teacher_path is not None
-        await scorers.load(self._prepared.teacher_path, self._config)
+        await scorers.load(self._prepared.teacher_path, self._config.teacher)
         return [a.with_earlier_teacher(signal.logprobs) for a, signal in zip(answers, signals, strict=True)]
 
 

@@ -40,8 +40,10 @@ from orchestration.stages.distil import Distillation
 from orchestration.stages.reinforce import Reinforcement
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.summary import STAGES, Summary, gap_recovery
+from orchestration.teacher_rules import TEACHER
 from orchestration.tracking import Tracker, read_metrics
 from orchestration.workers import LearnerFailure, TeacherEngines, Workers
+from rollout.trajectory import Trajectory
 from rollout.verifiers import make_verifier
 
 log = logging.getLogger("tutelage")
@@ -186,16 +188,21 @@ class Run:
         await teacher.release()
 
     async def _teacher_answers(self, teacher: TeacherEngines) -> None:
-        """Let a teacher with weights of its own answer the held-out prompts.
+        """Let teachers with weights of their own answer the held-out prompts.
 
         A teacher with the student's initial weights answers on the student's engine, before it is trained; one whose
         sequences are learned from all through the run has an engine throughout.
         """
-        has_engine_later = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
-        if self.prepared.teacher_path is None or has_engine_later or self.evaluations.has("teacher"):
+        keys = self.evaluator.answering_teachers
+        has_engine = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
+        has_engine_later = keys == [TEACHER] and has_engine
+        if not keys or has_engine_later or self.evaluations.has("teacher"):
             return
-        self.say("the teacher answers the held-out prompts, on an engine of its own …")
-        self.evaluations.keep("teacher", await self.evaluator.teacher(await teacher.get()))
+        answers: list[Trajectory] = []
+        for key in keys:
+            self.say(f"{'the teacher' if key == TEACHER else key} answers the held-out prompts, on its own engine …")
+            answers += await self.evaluator.answers_of(key, await teacher.get(key))
+        self.evaluations.keep("teacher", self.evaluator.judge_teachers(answers))
 
     async def _sequences(self, teacher: TeacherEngines) -> None:
         """Collect what a cold start learns from, unless an earlier start has, and count what is left out."""
@@ -284,6 +291,7 @@ class Run:
     def record(self, batch: Sequence[Example], report: StepReport, ready: int) -> None:
         metrics = step_metrics(batch, report, self._seconds_since_last_step())
         metrics |= {f"rollout/{name}": float(count) for name, count in self.counts.items()}
+        metrics |= self.stage.step_metrics(batch) if self.stage is not None else {}
         started = time.thread_time()
         metrics |= health_metrics(batch, self.prepared.tokenizer, metrics, self._last_metrics)
         raised = self.alarms.observe(report.policy_version, metrics)
@@ -319,7 +327,7 @@ class Run:
         if self.stage is None:
             return
         partial = self.directory.begin_checkpoint(self.stage.version)
-        await self.stage.workers.learner.save_checkpoint(str(partial / "learner"))
+        await self.stage.save(partial)
         self.directory.commit_checkpoint(partial, self._current_state(self.stage), self.config.checkpoint.keep)
 
     def _current_state(self, stage: TrainingStage) -> RunState:

@@ -23,6 +23,7 @@ class Evaluation:
     reverse_kl: float | None = None
     forward_kl: float | None = None
     overlap_ratio: float | None = None
+    base_reverse_kl: float | None = None  # from the student's initial weights: what it may have forgotten
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 

@@ -1,13 +1,13 @@
-"""The three groups of workers behind one asynchronous face each: starting, calling, deadlines.
+"""The groups of workers behind one asynchronous face each: starting, calling, deadlines.
 
 RolloutGroup   produces trajectories, waits for prompts and for new weights
-ScoringGroup   produces teacher signals, waits for trajectories
+TeacherPool    produces teacher signals, waits for trajectories (orchestration/teachers.py)
 LearnerGroup   produces policy versions, waits for batches; its ranks act in lockstep
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,38 +20,23 @@ from learner.evaluation import ExampleDivergence
 from learner.examination import ExampleTokens
 from learner.report import PublishReport, StepReport
 from learner.worker import LearnerWorker
+from orchestration.actors import adopt, call_all, numbered, thread_environment, values_of
 from orchestration.cluster import Cluster, Fitness, Worker, WorkerFailure
-from orchestration.config import RunConfig, Stage
+from orchestration.config import BaseDivergence, RunConfig, Stage
 from orchestration.models import engine_fingerprint
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared
+from orchestration.routing import teachers_of
+from orchestration.scoring_group import ScoringGroup
 from orchestration.streams import merged
+from orchestration.teacher_rules import TEACHER
+from orchestration.teachers import TeacherPool, group_name, needed_groups
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.worker import RolloutWorker
-from scoring.lm_head import LMHead
-from scoring.signal import ScoringRequest, TeacherSignal
-from scoring.worker import ScoringWorker
+from scoring.config import Quantization, TeacherBackend, TeacherConfig, TeacherWeights
+from scoring.lm_head import LMHead, MixedHead
 
-SCORING, REFERENCE = "scoring", "reference"  # whom scoring workers speak for: the teacher, or another model
-
-
-def _thread_environment(threads: int) -> dict[str, Any]:
-    """One place that bounds the threads of a worker's process, before any library reads the environment."""
-    count = str(threads)
-    return {"env_vars": {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}}
-
-
-def _values(settings: Any) -> Fitness:
-    return tuple(asdict(settings).items())
-
-
-async def _adopt(kind: str, handles: Sequence[Any], cluster: Cluster, deadline: float) -> list[Worker]:
-    adopting = (Worker.adopt(f"{kind}-{i}", handle, cluster, deadline) for i, handle in enumerate(handles))
-    return list(await asyncio.gather(*adopting))
-
-
-async def _call_all(workers: Sequence[Worker], method: str, *args: Any, deadline: float) -> list[Any]:
-    return list(await asyncio.gather(*(worker.call(method, *args, deadline=deadline) for worker in workers)))
+REFERENCE, BASE = "reference", "base"  # whom scoring workers speak for, if not for a teacher
 
 
 class RolloutGroup:
@@ -72,19 +57,19 @@ class RolloutGroup:
     ) -> "RolloutGroup":
         settings, transfer, deadline = config.rollout, config.learner.weight_transfer.value, config.timeouts.start
         count = count or settings.workers
-        fitness = (count, transfer, engine_fingerprint(model_path), *_values(settings))
+        fitness = (count, transfer, engine_fingerprint(model_path), *values_of(settings))
         workers = cluster.take(cls.KIND, name, fitness)
         if workers:
-            await _call_all(workers, "load", model_path, deadline=deadline)
+            await call_all(workers, "load", model_path, deadline=deadline)
         else:
             actor = ray.remote(RolloutWorker).options(
                 num_cpus=settings.cpus_per_worker,
                 num_gpus=settings.gpus_per_worker,
-                runtime_env=_thread_environment(settings.threads),
+                runtime_env=thread_environment(settings.threads),
             )
             handles = [actor.remote(model_path, settings, transfer, config.seed) for _ in range(count)]
-            workers = await _adopt(name, handles, cluster, deadline)
-        await _call_all(workers, "ready", deadline=deadline)
+            workers = await adopt(numbered(name, count), handles, cluster, deadline)
+        await call_all(workers, "ready", deadline=deadline)
         return cls(workers, fitness, config.timeouts.rollout)
 
     async def set_idle(self, cluster: Cluster) -> None:
@@ -108,86 +93,36 @@ class RolloutGroup:
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[NDArray[np.float32]]:
         """What each worker's engine says of given tokens: log-probs at temperature 1 of all but the first, [N - 1]."""
-        return await _call_all(self.workers, "prompt_logprobs", list(token_ids), deadline=self._deadline)
+        return await call_all(self.workers, "prompt_logprobs", list(token_ids), deadline=self._deadline)
 
     async def stop(self) -> None:
-        await _call_all(self.workers, "shutdown", deadline=self._deadline)
+        await call_all(self.workers, "shutdown", deadline=self._deadline)
         for worker in self.workers:
             worker.stop()
 
 
 class TeacherEngines:
-    """The teacher's own engines before the workers start: they are there once somebody has asked for them."""
+    """The teachers' own engines before the workers start, one at a time: they are there once somebody has asked."""
 
     def __init__(self, config: RunConfig, prepared: Prepared, cluster: Cluster) -> None:
         self._config, self._prepared, self._cluster = config, prepared, cluster
         self._group: RolloutGroup | None = None
+        self._path: str | None = None
 
-    async def get(self) -> RolloutGroup:
-        assert self._prepared.teacher_path is not None  # nobody asks where no teacher takes part
-        if self._group is None:
+    async def get(self, key: str = TEACHER) -> RolloutGroup:
+        path = self._prepared.teachers[key].path
+        if self._group is None or self._path != path:
+            await self.release()
             count = self._config.rollout.workers if self._config.stage is Stage.cold_start else 1
-            path = self._prepared.teacher_path
             self._group = await RolloutGroup.start(self._config, path, self._cluster, "teacher-rollout", count)
+            self._path = path
         return self._group
 
     async def release(self) -> None:
-        """Leave the engines to the workers that start now, as far as those can use them."""
+        """Leave the engines to whoever starts now, as far as they can be used."""
         if self._group is not None:
             await self._group.set_idle(self._cluster)
-
-
-class ScoringGroup:
-    def __init__(self, workers: list[Worker], kind: str, fitness: Fitness, deadline: float) -> None:
-        self.workers, self.kind, self.fitness = workers, kind, fitness
-        self._deadline = deadline
-        self._outstanding = [0] * len(workers)  # tokens
-
-    @classmethod
-    async def start(cls, config: RunConfig, model_path: str, cluster: Cluster, name: str) -> "ScoringGroup":
-        settings, deadline = config.scoring, config.timeouts.start
-        fitness = _values(settings)
-        workers = cluster.take(name, name, fitness)
-        if workers:
-            await _call_all(workers, "load", model_path, config.teacher, deadline=deadline)
-        else:
-            actor = ray.remote(ScoringWorker).options(
-                num_cpus=settings.cpus_per_worker,
-                num_gpus=settings.gpus_per_worker,
-                runtime_env=_thread_environment(settings.threads),
-                max_concurrency=1000,
-            )
-            handles = [actor.remote(model_path, config.teacher, settings) for _ in range(settings.workers)]
-            workers = await _adopt(name, handles, cluster, deadline)
-        await _call_all(workers, "ready", deadline=deadline)
-        return cls(workers, name, fitness, config.timeouts.scoring)
-
-    def set_idle(self, cluster: Cluster) -> None:
-        cluster.set_idle(self.kind, self.fitness, self.workers)
-
-    async def load(self, model_path: str, config: RunConfig) -> None:
-        """Go on with another teacher; nothing may be under way."""
-        await _call_all(self.workers, "load", model_path, config.teacher, deadline=config.timeouts.start)
-
-    async def score(self, request: ScoringRequest) -> TeacherSignal:
-        """Send the request to the worker with the fewest tokens waiting."""
-        index = self._outstanding.index(min(self._outstanding))
-        tokens = len(request.prompt_ids) + len(request.response_ids)
-        self._outstanding[index] += tokens
-        try:
-            return await self.workers[index].call("score", request, deadline=self._deadline)
-        finally:
-            self._outstanding[index] -= tokens
-
-    async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
-        return list(await asyncio.gather(*(self.score(request) for request in requests)))
-
-    async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]]:
-        """What `score` should say of the tokens, [T] each: one sequence after the other, by plain means."""
-        return await self.workers[0].call("plain_logprobs", list(requests), deadline=self._deadline)
-
-    async def lm_head(self) -> LMHead:
-        return await self.workers[0].call("lm_head", deadline=self._deadline)
+            self._group = None
 
 
 class LearnerFailure(WorkerFailure):
@@ -218,10 +153,10 @@ class LearnerGroup:
             actor = ray.remote(LearnerWorker).options(
                 num_cpus=settings.cpus_per_rank,
                 num_gpus=settings.gpus_per_rank,
-                runtime_env=_thread_environment(settings.threads),
+                runtime_env=thread_environment(settings.threads),
             )
             handles = [actor.remote() for _ in range(settings.ranks)]
-            workers = await _adopt("learner", handles, cluster, deadline)
+            workers = await adopt(numbered("learner", settings.ranks), handles, cluster, deadline)
         address = await workers[0].call("address", deadline=deadline)
         shared = (prepared.student_path, config.student, settings, config.objective, config.pipeline.steps)
         setups = (
@@ -231,8 +166,9 @@ class LearnerGroup:
         await asyncio.gather(*setups)
         return cls(workers, config)
 
-    async def connect(self, rollouts: RolloutGroup) -> None:
-        handles = [worker.handle for worker in rollouts.workers]
+    async def connect(self, readers: Sequence[Worker]) -> None:
+        """Let rank 0 send weights to engines and to whoever else follows the student."""
+        handles = [worker.handle for worker in readers]
         await self._all("connect", handles, self._timeouts.weight_sync, deadline=self._timeouts.start)
 
     async def step(self, batch: Batch) -> StepReport:
@@ -268,7 +204,7 @@ class LearnerGroup:
         everywhere = await self._all("examine", ray.put(batch), k, teacher, deadline=self._timeouts.learning)
         return sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
 
-    async def set_teacher_head(self, teacher: str, head: LMHead) -> None:
+    async def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
         await self._all("set_teacher_head", teacher, ray.put(head), deadline=self._timeouts.learning)
 
     async def save_checkpoint(self, directory: str) -> None:
@@ -281,7 +217,7 @@ class LearnerGroup:
         await self._all("export", directory, deadline=self._timeouts.checkpoint)
 
     async def _all(self, method: str, *args: Any, deadline: float) -> list[Any]:
-        return await _call_all(self.workers, method, *args, deadline=deadline)
+        return await call_all(self.workers, method, *args, deadline=deadline)
 
 
 @dataclass(frozen=True)
@@ -290,10 +226,11 @@ class Workers:
 
     cluster: Cluster
     rollouts: RolloutGroup
-    scorers: ScoringGroup | None  # the teacher's marks
+    teachers: TeacherPool | None
     learner: LearnerGroup
     teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences
-    reference_scorers: ScoringGroup | None = None  # `scorers` themselves where the teacher is the reference
+    reference_scorers: ScoringGroup | None = None  # a teacher's own group where it is the reference
+    base_scorers: ScoringGroup | None = None  # the initial student; perhaps one of the other groups
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Workers":
@@ -303,31 +240,50 @@ class Workers:
             WorkerFailure: one of them could not start; the message has its last words.
         """
         cluster.dismiss_idle(but=_kinds(config, prepared))
-        rollouts, scorers, learner, teacher_rollouts, reference_scorers = await asyncio.gather(
+        rollouts, teachers, learner, teacher_rollouts, reference, base = await asyncio.gather(
             RolloutGroup.start(config, prepared.student_path, cluster),
-            _start_scorers(config, prepared, cluster),
+            _start_teachers(config, prepared, cluster),
             LearnerGroup.start(config, prepared, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
-            _start_reference_scorers(config, prepared, cluster),
+            _start_reference(config, prepared, cluster),
+            _start_base(config, prepared, cluster),
         )
-        if prepared.reference_path is not None and reference_scorers is None:
-            reference_scorers = scorers
-        return cls(cluster, rollouts, scorers, learner, teacher_rollouts, reference_scorers)
+        groups = teachers.groups if teachers is not None else {}
+        if prepared.reference_path is not None and reference is None:
+            reference = groups[TEACHER]
+        serving = base_group(config, prepared)
+        base = base or (reference if serving == REFERENCE else groups.get(serving or ""))
+        return cls(cluster, rollouts, teachers, learner, teacher_rollouts, reference, base)
 
-    async def connect(self, teacher: str) -> None:
-        """Let the learner send weights to the engines, and give it the head of the teacher under this key, if any."""
-        await self.learner.connect(self.rollouts)
-        if self.scorers is not None:
-            await self.learner.set_teacher_head(teacher, await self.scorers.lm_head())
+    @property
+    def scorers(self) -> ScoringGroup | None:
+        """Of the teacher that every run has; None where none of its prompts are this teacher's."""
+        return None if self.teachers is None else self.teachers.groups.get(TEACHER)
+
+    async def connect(self) -> None:
+        """Let the learner send weights to those that follow it, and give it the heads of all who show theirs."""
+        followers = [] if self.teachers is None else self.teachers.followers
+        await self.learner.connect([*self.rollouts.workers, *followers])
+        await self.send_heads()
+        if self.base_scorers is not None:
+            await self._send_head(BASE, await self.base_scorers.lm_head())
+
+    async def send_heads(self) -> None:
+        """The teachers' heads as they are now; of one whose weights move, again before each evaluation."""
+        if self.teachers is not None:
+            for key in self.teachers.keys:
+                await self._send_head(key, await self.teachers.lm_head(key))
+
+    async def _send_head(self, key: str, head: LMHead | MixedHead | None) -> None:
+        if head is not None:
+            await self.learner.set_teacher_head(key, head)
 
     async def set_idle(self) -> None:
         """Keep whom a next run might use."""
         await self.rollouts.set_idle(self.cluster)
         self.learner.set_idle(self.cluster)
-        if self.scorers is not None:
-            self.scorers.set_idle(self.cluster)
-        if self.reference_scorers is not None and self.reference_scorers is not self.scorers:
-            self.reference_scorers.set_idle(self.cluster)
+        for group in self._scoring_groups:
+            group.set_idle()
         if self.teacher_rollouts is not None:
             await self.teacher_rollouts.stop()  # one group of engines is kept
 
@@ -339,29 +295,32 @@ class Workers:
     @property
     def all(self) -> list[Worker]:
         found = [*self.rollouts.workers, *self.learner.workers]
-        if self.scorers is not None:
-            found += self.scorers.workers
+        for group in self._scoring_groups:
+            found += group.workers
         if self.teacher_rollouts is not None:
             found += self.teacher_rollouts.workers
-        if self.reference_scorers is not None and self.reference_scorers is not self.scorers:
-            found += self.reference_scorers.workers
         return found
+
+    @property
+    def _scoring_groups(self) -> list[ScoringGroup]:
+        """Each once."""
+        groups = [] if self.teachers is None else list(self.teachers.groups.values())
+        others = [group for group in (self.reference_scorers, self.base_scorers) if group is not None]
+        return list({id(group): group for group in (*groups, *others)}.values())
 
 
 def _kinds(config: RunConfig, prepared: Prepared) -> set[str]:
     """Of the workers that a run has and an earlier one may have left."""
-    found = {RolloutGroup.KIND, LearnerGroup.KIND}
-    if prepared.teacher_path is not None:
-        found.add(SCORING)
+    found = {RolloutGroup.KIND, LearnerGroup.KIND, *map(group_name, needed_groups(config, prepared))}
     if needs_reference_scorers(config) and prepared.reference_path is not None:
         found.add(REFERENCE)
+    if base_group(config, prepared) == BASE:
+        found.add(BASE)
     return found
 
 
-async def _start_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
-    if prepared.teacher_path is None:
-        return None
-    return await ScoringGroup.start(config, prepared.teacher_path, cluster, SCORING)
+async def _start_teachers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> TeacherPool | None:
+    return await TeacherPool.start(config, prepared, cluster) if prepared.teachers else None
 
 
 async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
@@ -370,7 +329,46 @@ async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster
     return await RolloutGroup.start(config, prepared.teacher_path, cluster, name="teacher-rollout")
 
 
-async def _start_reference_scorers(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
+async def _start_reference(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
     if not needs_reference_scorers(config) or prepared.reference_path is None:
         return None
-    return await ScoringGroup.start(config, prepared.reference_path, cluster, REFERENCE)
+    return await ScoringGroup.start(config, prepared.reference_path, cluster, REFERENCE, _plain(config))
+
+
+async def _start_base(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
+    if base_group(config, prepared) != BASE:
+        return None
+    return await ScoringGroup.start(config, prepared.student_path, cluster, BASE, _plain(config), occasional=True)
+
+
+def _plain(config: RunConfig) -> TeacherConfig:
+    """Of a model that is no teacher and only scores."""
+    return TeacherConfig(trust_remote_code=config.teacher.trust_remote_code)
+
+
+def base_group(config: RunConfig, prepared: Prepared) -> str | None:
+    """Whose workers hold the initial student for evaluations: a teacher's key, REFERENCE, or BASE for some of its own.
+
+    None where the divergence from it is not measured.
+    """
+    wanted = config.evaluation.base_kl
+    if wanted is BaseDivergence.never:
+        return None
+    settings = teachers_of(config)
+    for key in needed_groups(config, prepared):
+        if prepared.teachers[key].path == prepared.student_path and holds_checkpoint(settings[key]):
+            return key
+    if needs_reference_scorers(config) and prepared.reference_path == prepared.student_path:
+        return REFERENCE
+    return BASE if wanted is BaseDivergence.always else None
+
+
+def can_answer(teacher: TeacherConfig) -> bool:
+    """Whether a teacher's own answers can be had from an engine that is started for it."""
+    return not teacher.mixture and teacher.backend is not TeacherBackend.server
+
+
+def holds_checkpoint(teacher: TeacherConfig) -> bool:
+    """Whether a teacher's workers have the checkpoint's own weights throughout, whole."""
+    own = teacher.backend is TeacherBackend.transformers and teacher.quantization is Quantization.none
+    return own and teacher.weights is TeacherWeights.fixed

@@ -40,6 +40,7 @@ class PromptSourceConfig:
     answer_column: str = "answer"
     context_column: str = "privileged_context"  # a teacher-only system prompt of this row
     domain_column: str = "domain"
+    teacher_column: str = "teacher"  # key of the teacher that marks this row, where several take part
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
     follow_ups_column: str = "follow_ups"  # a list of user texts, or messages: one after each answer but the last
     limit: int | None = None  # the first n rows

@@ -20,7 +20,7 @@ class Prompt:
     answer: str | None = None  # for the verifier
     metadata: Mapping[str, Any] = field(default_factory=dict)  # for the verifier
     domain: str = ""
-    teacher: str = "teacher"  # key of the teacher that marks it
+    teacher: str = ""  # key of the teacher that marks it; empty until somebody decides
     privileged_context: str | None = None  # a system prompt that only the teacher sees
     completion: str | None = None  # the data's own response
     follow_ups: tuple[Message, ...] = ()  # what is said after each answer but the last

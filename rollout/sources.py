@@ -156,6 +156,7 @@ def _to_prompt(index: int, row: Mapping[str, Any], source: PromptSourceConfig, k
         messages=messages,
         answer=None if answer is None else str(answer),
         domain=_text(row.get(source.domain_column), f"{where}, column {source.domain_column!r}") or "",
+        teacher=_text(row.get(source.teacher_column), f"{where}, column {source.teacher_column!r}") or "",
         privileged_context=_text(row.get(source.context_column), f"{where}, column {source.context_column!r}"),
         completion=final_answer if completion is None else completion,
         follow_ups=_to_follow_ups(row.get(source.follow_ups_column), f"{where}, column {source.follow_ups_column!r}"),

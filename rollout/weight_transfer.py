@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import safe_open
 from torch import Tensor
 from vllm.config import VllmConfig
@@ -31,6 +30,7 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rollout.shared_buffer import SharedBuffer
+from rollout.weight_buckets import read_bucket
 
 BACKEND = "shared_memory"
 
@@ -57,10 +57,6 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
     dtype_names: list[str]
     shapes: list[list[int]]
     offsets: list[int]
-
-
-class ChecksumMismatch(RuntimeError):
-    """The bytes that arrived are not the bytes that were sent."""
 
 
 class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
@@ -105,12 +101,14 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
             return
         if update_info.index > self._next_bucket:
             raise ValueError(f"weight bucket {update_info.index} came before bucket {self._next_bucket}")
-        bucket = self._verified(update_info)
+        if self._buffer is None:
+            raise RuntimeError("the shared-memory weight transfer has not been initialised")
+        weights = read_bucket(self._buffer.data, update_info)
         started = time.perf_counter()
         if not self._reloading:
             initialize_layerwise_reload(self.model)
             self._reloading = True
-        self.model.load_weights(_views(bucket, update_info))
+        self.model.load_weights(weights)
         if not update_info.last:
             self._keep_unprocessed_weights()
         self.reload_seconds += time.perf_counter() - started
@@ -128,17 +126,6 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         """Put away what an interrupted update left half-loaded; the new one loads every layer anew."""
         self._finalize()
         self._update, self._next_bucket, self.reload_seconds = update, 0, 0.0
-
-    def _verified(self, info: SharedMemoryUpdateInfo) -> Tensor:
-        if self._buffer is None:
-            raise RuntimeError("the shared-memory weight transfer has not been initialised")
-        data = self._buffer.data[info.start : info.start + info.nbytes]
-        found = xxhash.xxh3_64_hexdigest(data.numpy())
-        if found != info.checksum:
-            raise ChecksumMismatch(
-                f"weight bucket {info.index} has checksum {found}, not {info.checksum} as sent: not loaded"
-            )
-        return data
 
     def _keep_unprocessed_weights(self) -> None:
         """Copy weights that wait for the rest of their layer: the next bucket overwrites what they view."""
@@ -183,15 +170,6 @@ def _checkpoint_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, weight
     if embedding is not None and not has_head:
         yield _HEAD, embedding
-
-
-def _views(bucket: Tensor, info: SharedMemoryUpdateInfo) -> list[tuple[str, Tensor]]:
-    weights = []
-    for name, dtype_name, shape, offset in zip(info.names, info.dtype_names, info.shapes, info.offsets, strict=True):
-        dtype = getattr(torch, dtype_name)
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
-        weights.append((name, bucket[offset : offset + nbytes].view(dtype).view(shape)))
-    return weights
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ cache          what is stored on disk, and nothing else         scoring/cache.py
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from scoring.config import ScoringConfig, TeacherBackend, TeacherConfig
 from scoring.lm_head import LMHead
 from scoring.signal import ScoringRequest, TeacherSignal
+
+if TYPE_CHECKING:
+    from scoring.follower import Follower
 
 
 class Backend(Protocol):
@@ -51,3 +54,17 @@ def make_backend(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> B
 
         return BatchingTeacher(path, teacher, scoring)
     raise NotImplementedError(f"teacher.backend={teacher.backend.value}")
+
+
+def follow(backend: Backend, teacher: TeacherConfig) -> "Follower":
+    """What lets a backend's weights follow the student's.
+
+    Raises:
+        ValueError: its weights are not in this process.
+    """
+    from scoring.batching import BatchingTeacher
+    from scoring.follower import Follower
+
+    if not isinstance(backend, BatchingTeacher):
+        raise ValueError(f"teacher.weights={teacher.weights.value}: only transformers teachers follow the student")
+    return Follower(backend, teacher)

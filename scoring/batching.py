@@ -5,8 +5,9 @@ One thread runs the forwards, so that whoever owns the queue always answers.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -63,6 +64,13 @@ class BatchingTeacher:
 
     async def close(self) -> None:
         self._thread.shutdown()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """No forward runs meanwhile; requests wait."""
+        async with self._forward_slot:
+            await self.in_turn(lambda: None)  # one whose caller gave up may still run
+            yield
 
     async def in_turn(self, work: Callable[[], T]) -> T:
         """Run between two forwards: what it changes, no forward sees half of."""

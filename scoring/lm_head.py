@@ -57,3 +57,14 @@ class LMHead:
     weight: NDArray[np.float32]  # [V, d]
     bias: NDArray[np.float32] | None  # [V]
     transform: LogitTransform = LogitTransform()
+
+
+@dataclass(frozen=True)
+class MixedHead:
+    """Of a mixture of teachers: its states are those of its parts, end to end, in their order.
+
+    q(v) = sum_i weights[i] softmax(parts[i](states_i))(v)
+    """
+
+    parts: tuple[LMHead, ...]
+    weights: tuple[float, ...]  # summing to 1

@@ -72,6 +72,7 @@ class TeacherModel:
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(f"teacher.model={path}: its LM head is {type(head).__name__}, not a linear layer")
+        self._model, self._head = model, head
         self._backbone = model.base_model
         # The head runs in float32 whatever the model's dtype: logits rounded to bfloat16 are off by up to 0.06.
         self._weight_Vd = head.weight.detach().float()
@@ -86,6 +87,16 @@ class TeacherModel:
     def vocabulary_size(self) -> int:
         """V: rows of the LM head, which may be more than the tokenizer has ids."""
         return len(self._weight_Vd)
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """By their names in the checkpoint; a tied LM head under both of its names."""
+        return dict(self._model.named_parameters(remove_duplicate=False))
+
+    def refresh_head(self) -> None:
+        """Take over an LM head whose weights have changed in place."""
+        self._weight_Vd.copy_(self._head.weight.detach())
+        if self._bias_V is not None:
+            self._bias_V.copy_(self._head.bias.detach())
 
     def lm_head(self) -> LMHead:
         """With a signal's hidden states, the teacher's full distribution."""

@@ -11,7 +11,7 @@ Shape suffixes: T response tokens of the student, L of the teacher, M of those t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,9 @@ class SameTokens:
     def translate(self, signal: TeacherSignal) -> TeacherSignal:
         if self.loss_mask.all():
             return signal
-        spread = {name: self._spread(value) for name, value in vars(signal).items() if isinstance(value, np.ndarray)}
-        return TeacherSignal(signal.teacher, **spread)
+        rows = {name: value for name, value in vars(signal).items() if isinstance(value, np.ndarray)}
+        spread: dict[str, Any] = {name: self._spread(value) for name, value in rows.items()}
+        return replace(signal, **spread)
 
     def _spread(self, rows: NDArray) -> NDArray:
         """[T, …] from [M, …]; NaN, and 0 where there is no NaN, at what is not learned from."""
@@ -108,14 +109,17 @@ class OtherTokens:
 class Views:
     """How one teacher sees the trajectories of a run."""
 
-    def __init__(self, needs: SignalNeeds, overlap_k: int, aligner: Aligner | None = None) -> None:
+    def __init__(
+        self, needs: SignalNeeds, overlap_k: int, aligner: Aligner | None = None, entropy: bool = True
+    ) -> None:
         """
         Args:
             needs: of the objective.
             overlap_k: most likely ids of the teacher that are watched; with another tokenizer none are.
             aligner: of a teacher with another tokenizer; None: it has the student's.
+            entropy: whether the teacher is asked for its own, which is watched.
         """
-        self._needs, self._aligner = needs, aligner
+        self._needs, self._aligner, self._entropy = needs, aligner, entropy
         self._overlap_k = 0 if aligner else overlap_k
 
     def of(
@@ -147,7 +151,7 @@ class Views:
             entropy=self._needs.teacher_entropy,
             hidden_states=self._needs.hidden_states,
         )
-        request = with_monitored(bare, self._overlap_k, entropy=True)
+        request = with_monitored(bare, self._overlap_k, self._entropy)
         if self._aligner is None:
             return _same_tokens(request, trajectory, self._needs.candidates, follow_ups)
         return _other_tokens(request, trajectory, self._needs.candidates, follow_ups, self._aligner)

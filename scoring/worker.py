@@ -8,14 +8,20 @@ Back-pressure is the caller's: it bounds how many requests it has outstanding.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.backend import make_backend
-from scoring.config import ScoringConfig, TeacherConfig
+from rollout.worker import EngineInfo
+from scoring.backend import follow, make_backend
+from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.lm_head import LMHead
 from scoring.signal import ScoringRequest, TeacherSignal
+
+if TYPE_CHECKING:
+    from scoring.follower import Follower
 
 
 class ScoringWorker:
@@ -24,15 +30,19 @@ class ScoringWorker:
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
         """Load the teacher, from the checkpoint directory `path` if it has one."""
         self._settings = scoring
-        self._backend = make_backend(path, teacher, scoring)
+        self._set_up(path, teacher)
+
+    def _set_up(self, path: str, teacher: TeacherConfig) -> None:
+        self._backend = make_backend(path, teacher, self._settings)
+        self._follower = None if teacher.weights is TeacherWeights.fixed else follow(self._backend, teacher)
 
     async def load(self, path: str, teacher: TeacherConfig) -> None:
         """Go on with another teacher; nothing may be under way."""
         await self._backend.close()
-        del self._backend  # two teachers might not fit
-        self._backend = make_backend(path, teacher, self._settings)
+        del self._backend, self._follower  # two teachers might not fit
+        self._set_up(path, teacher)
 
-    async def ready(self) -> int:
+    async def start(self) -> int:
         """The vocabulary size, once the teacher can be asked."""
         return await self._backend.start()
 
@@ -50,3 +60,32 @@ class ScoringWorker:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """What `score` should say of the marked tokens; None where there are no other means to tell."""
         return await self._backend.plain_logprobs(requests)
+
+    # A teacher whose weights follow the student's: the same face as a rollout worker's towards the learner
+
+    async def ready(self) -> EngineInfo:
+        return EngineInfo(self._settings.dtype.value, 1, self._followed.version)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._followed.init_transfer(**init_info)
+
+    async def start_weight_update(self, version: int) -> None:
+        await self._followed.start_update(version)
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._followed.update(update_info)
+
+    async def finish_weight_update(self, version: int) -> None:
+        await self._followed.finish_update()
+
+    async def save_weights(self, path: str) -> None:
+        self._followed.save(Path(path))
+
+    async def restore_weights(self, path: str) -> None:
+        await self._followed.restore(Path(path))
+
+    @property
+    def _followed(self) -> "Follower":
+        if self._follower is None:
+            raise RuntimeError("this teacher's weights are fixed; teacher.weights decides")
+        return self._follower

@@ -12,9 +12,9 @@ from learner.objectives.config import TaskRewardMix
 from orchestration.gates import with_advantages
 from orchestration.grading import Grader
 from orchestration.pipeline import Keep, Pipeline
+from orchestration.readings import sampled_candidates
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.states import StateSource
-from orchestration.views import sampled_candidates
 from rollout.trajectory import Origin, Trajectory
 from scoring.signal import TeacherSignal
 
@@ -25,9 +25,10 @@ class OnPolicyStage(TrainingStage):
     """
     Args:
         keep: whether a group of samples is worth training on; None: all are.
+        waits_for_samples: a response is marked only once all samples of its prompt are there.
     """
 
-    def __init__(self, context: StageContext, keep: Keep | None = None) -> None:
+    def __init__(self, context: StageContext, keep: Keep | None = None, waits_for_samples: bool = False) -> None:
         super().__init__(context)
         config, prepared, workers = context.config, context.prepared, context.workers
         self.requirements = requirements(config.objective)
@@ -42,7 +43,7 @@ class OnPolicyStage(TrainingStage):
             max_staleness=config.pipeline.max_staleness,
             total_slots=config.pipeline.steps * config.pipeline.batch_size,
             clock=context.clock,
-            group_size=config.sampling.samples_per_prompt if self._compares_rewards else 1,
+            group_size=config.sampling.samples_per_prompt if self._compares_rewards or waits_for_samples else 1,
             keep=keep,
             max_replaced=config.pipeline.max_replaced_groups,
             cursor=context.cursor,
@@ -57,6 +58,9 @@ class OnPolicyStage(TrainingStage):
     async def score(self, trajectory: Trajectory) -> TeacherSignal | None:
         """What another model says about a trajectory, if one is asked."""
 
+    def graded(self, trajectory: Trajectory) -> None:
+        """A response has its reward, and is about to be scored."""
+
     def weigh(self, batch: Sequence[Example]) -> list[Example]:
         """The batch with its weights and, where they are learned from, its task advantages."""
         weighed = super().weigh(batch)
@@ -69,4 +73,6 @@ class OnPolicyStage(TrainingStage):
         async for trajectory in self._states.roll_out(slots):
             if trajectory.origin is not Origin.DATASET:
                 self.tokens["rollout"] += len(trajectory.response_ids)
-            yield await self._grader.grade(trajectory)
+            graded = await self._grader.grade(trajectory)
+            self.graded(graded)
+            yield graded

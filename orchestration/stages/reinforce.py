@@ -45,4 +45,6 @@ class Reinforcement(OnPolicyStage):
         await super().restore(checkpoint)
         reference = self.workers.reference_scorers
         if reference is not None and self.requirements.hidden_states:
-            await self.workers.learner.set_teacher_head(REFERENCE, await reference.lm_head())
+            head = await reference.lm_head()
+            assert head is not None  # it is a model of our own
+            await self.workers.learner.set_teacher_head(REFERENCE, head)

@@ -17,15 +17,18 @@ from learner.packing import pack
 from learner.report import StepReport
 from orchestration.clock import StageClock
 from orchestration.config import RunConfig
-from orchestration.evaluation import TEACHER, Answers, Evaluator
+from orchestration.evaluation import Answers, Evaluator
 from orchestration.gates import passes, with_averaging
 from orchestration.interruption import Interruption
 from orchestration.outcome import EvaluationStore
 from orchestration.pipeline import Cursor
 from orchestration.preparation import Prepared, with_ids
+from orchestration.teacher_rules import TEACHER
 from orchestration.workers import Workers
 from rollout.verifiers import Verifier
 from scoring.packed_model import shares_prefixes
+
+TEACHERS = "teachers"  # in a checkpoint: the averages of teachers that keep one
 
 
 class Observer(Protocol):
@@ -118,12 +121,17 @@ class TrainingStage(ABC):
 
     def weigh(self, batch: Sequence[Example]) -> list[Example]:
         """The batch with the weights of its gates and of the average that the loss is."""
-        objective, prompts = self.config.objective, self._prompts
-        gated = [
-            replace(e, weight=float(passes(objective.gate, e.trajectory, prompts[e.trajectory.prompt_id].has_context)))
-            for e in batch
-        ]
+        objective = self.config.objective
+        gated = [replace(e, weight=float(passes(objective.gate, e.trajectory, self.has_context(e)))) for e in batch]
         return with_averaging(gated, objective.averaging, self.config.sampling.max_tokens)
+
+    def has_context(self, example: Example) -> bool:
+        """Whether the teacher saw more of its prompt than the student."""
+        return self._prompts[example.trajectory.prompt_id].has_context
+
+    def step_metrics(self, batch: Sequence[Example]) -> dict[str, float]:
+        """What the stage itself has to say about a step."""
+        return {}
 
     async def _learn(self, batch: Sequence[Example]) -> StepReport:
         learner = self.config.learner
@@ -151,9 +159,17 @@ class TrainingStage(ABC):
 
     async def restore(self, checkpoint: Path | None) -> None:
         """Give learner and engines the weights that the run starts from, and the learner the teacher's head."""
-        await self.workers.connect(TEACHER)
+        await self.workers.connect()
         if checkpoint is not None:
             await self.workers.learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
+            if self.workers.teachers is not None:
+                await self.workers.teachers.restore(checkpoint / TEACHERS, self.config.timeouts.checkpoint)
+
+    async def save(self, folder: Path) -> None:
+        """All that the workers know, into the folder of a checkpoint."""
+        await self.workers.learner.save_checkpoint(str(folder / "learner"))
+        if self.workers.teachers is not None:
+            await self.workers.teachers.save(folder / TEACHERS, self.config.timeouts.checkpoint)
 
     async def go_back(self, checkpoint: Path, version: int) -> None:
         """Give the learner the weights of an earlier version of this run; the engines keep the later ones."""
@@ -165,10 +181,11 @@ class TrainingStage(ABC):
 
         The engines hold the initial student until this ends; a resumed run publishes the learner's weights then.
         """
-        if self.workers.scorers is not None and not self._evaluations.has("teacher"):
+        if self._evaluator.answering_teachers and not self._evaluations.has("teacher"):
             observer.say("the teacher answers the held-out prompts …")
             engine = self.workers.teacher_rollouts or self.workers.rollouts
-            self._evaluations.keep("teacher", await self._evaluator.teacher(engine))
+            answers = await self._evaluator.answers_of(TEACHER, engine)
+            self._evaluations.keep("teacher", self._evaluator.judge_teachers(answers))
         if not self._evaluations.has("student_before"):
             observer.say("the student answers them before training …")
             before = await self._evaluate()

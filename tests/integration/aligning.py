@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_module
 from orchestration.alignment import Alignment, measure_alignment
 from orchestration.cluster import Session
 from orchestration.config import RunConfig, build, register_schema
-from orchestration.evaluation import TEACHER
 from orchestration.preparation import Prepared, prepare
 from orchestration.workers import Workers
 from rollout.verifiers import make_verifier
@@ -19,8 +18,7 @@ from rollout.verifiers import make_verifier
 async def measure(config: RunConfig, prepared: Prepared, session: Session) -> Alignment:
     workers = await Workers.start(config, prepared, session.cluster(config))
     assert workers.scorers is not None
-    await workers.learner.connect(workers.rollouts)
-    await workers.learner.set_teacher_head(TEACHER, await workers.scorers.lm_head())
+    await workers.connect()
     return await measure_alignment(config, prepared, workers, make_verifier(config.data.verifier), print)
 
 

@@ -14,9 +14,8 @@ from transformers import AutoTokenizer
 from diagnostics.check import Check, Status
 from orchestration.cluster import Cluster
 from orchestration.config import RunConfig
-from orchestration.evaluation import TEACHER
 from orchestration.preflight import Preflight, run_preflight
-from orchestration.preparation import Prepared, RenderedPrompt, prepare
+from orchestration.preparation import Prepared, PreparedTeacher, RenderedPrompt, prepare
 from orchestration.workers import Workers
 from rollout.verifiers import Verifier, make_verifier
 from tests.orchestration.test_config import configured
@@ -45,12 +44,7 @@ class Running:
 
     def connect(self) -> None:
         """As a stage does before it trains."""
-        self.runner.run(self._connect())
-
-    async def _connect(self) -> None:
-        assert self.workers.scorers is not None
-        await self.workers.learner.connect(self.workers.rollouts)
-        await self.workers.learner.set_teacher_head(TEACHER, await self.workers.scorers.lm_head())
+        self.runner.run(self.workers.connect())
 
     def inside(self, worker: Any, function: Callable[[Any], None]) -> None:
         """Run a function on the object behind a worker."""
@@ -58,7 +52,7 @@ class Running:
 
     def load_teacher(self, path: str) -> None:
         assert self.workers.scorers is not None
-        self.runner.run(self.workers.scorers.workers[0].call("load", path, self.config.teacher, deadline=60))
+        self.runner.run(self.workers.scorers.load(path, self.config.teacher))
         self.connect()
 
 
@@ -115,17 +109,18 @@ def test_a_stale_head_is_caught(running: Running) -> None:
 
 def test_scores_that_are_off_by_one_are_caught(running: Running) -> None:
     def shift(worker: Any) -> None:
-        score = worker._model.score
+        model = worker._backend.model
+        score = model.score
 
         def shifted(requests: Any) -> Any:
             return [replace(s, logprobs=np.roll(s.logprobs, 1)) for s in score(requests)]
 
-        worker._model.score = shifted
+        model.score = shifted
 
     scorer = running.workers.scorers.workers[0]
     running.inside(scorer, shift)
     found = running.preflight()
-    running.inside(scorer, lambda worker: vars(worker._model).pop("score"))
+    running.inside(scorer, lambda worker: vars(worker._backend.model).pop("score"))
     assert failures(found) == {"canary: teacher's marks"}, found.checks
     assert "off by one" in named(found)["canary: teacher's marks"].seen
 
@@ -152,7 +147,7 @@ def test_faults_of_texts_and_prompts_are_caught_without_asking_a_worker(running:
     other = AutoTokenizer.from_pretrained(teacher)
     other.add_tokens(["<|new|>"])
     other.save_pretrained(teacher)
-    swapped = replace(prepared, teacher_path=str(teacher))
+    swapped = replace(prepared, teachers={"teacher": PreparedTeacher(str(teacher), other)})
     for changed, name in (
         (known, "held-out prompts"), (twice, "BOS"), (endless, "special ids"), (swapped, "tokenizer ids"),
     ):  # fmt: skip

@@ -32,7 +32,7 @@ CONFIG = ScoringConfig(dtype=DType.float32, max_tokens_per_forward=128, head_chu
 def worker(local_ray: None, tiny_untied: Path) -> Iterator[ray.actor.ActorHandle]:
     actor = ray.remote(ScoringWorker).options(num_cpus=1, max_concurrency=100)
     handle = actor.remote(str(tiny_untied), TeacherConfig(), CONFIG)
-    assert ray.get(handle.ready.remote()) == 576
+    assert ray.get(handle.start.remote()) == 576
     yield handle
     ray.kill(handle)
 

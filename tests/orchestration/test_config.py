@@ -16,6 +16,7 @@ GROUPS = [
     for group in sorted(path for path in CONF.iterdir() if path.is_dir())
     for path in sorted(group.rglob("*.yaml"))
 ]  # every option of every group
+GRADED = ("+probe=alignment", "teacher=self_after_feedback", "teacher=self_told_sibling")
 NEEDED_BY_PRESETS = {
     "naive_student_topk": ["objective.unsafe_baseline=true"],
     "symmetric_difference": ["objective.unsafe_baseline=true"],
@@ -42,7 +43,7 @@ def message(*overrides: str) -> str:
 @pytest.mark.parametrize("option", [option for option in GROUPS if not option.startswith("tracking=online")])
 def test_every_yaml_composes(option: str) -> None:
     gpus = ["rollout=gpu", "learner=gpu"] if option in ("rollout=gpu", "learner=gpu") else []
-    verifier = ["data.verifier=exact"] if option == "+probe=alignment" else []
+    verifier = ["data.verifier=exact", "sampling.samples_per_prompt=4"] if option in GRADED else []
     configured(option, *gpus, *verifier, *NEEDED_BY_PRESETS.get(option.removeprefix("objective="), ()))
 
 

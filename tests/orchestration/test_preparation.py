@@ -59,7 +59,7 @@ def test_the_context_reaches_the_teacher_alone(overrides: list[str], tiny_tied: 
 
 def test_a_context_with_the_answer_needs_answers(overrides: list[str]) -> None:
     text = refusal(overrides, "teacher.context='It is {answer}.'", "data.train.answer_column=nothing")
-    assert "teacher.context" in text and "answer column" in text
+    assert "teacher.context" in text and "add a column 'answer'" in text
 
 
 def test_a_missing_model_or_dataset_is_named(overrides: list[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from orchestration.config import ColdStartConfig, RunConfig
 from orchestration.grading import Grader
 from orchestration.pipeline import Cursor
-from orchestration.preparation import Prepared, RenderedPrompt
+from orchestration.preparation import Prepared, PreparedTeacher, RenderedPrompt
 from orchestration.schedule import PromptSchedule
 from orchestration.sequences import (
     NothingToLearn,
@@ -89,7 +89,7 @@ def prepared(count: int, answer: str = "?") -> Prepared:
         return RenderedPrompt(text, ids(1, index), ids(9, 1, index), ids(*range(50, 52 + index)))
 
     train = tuple(prompt(index) for index in range(count))
-    return Prepared("student", "teacher", None, TOKENIZER, train, (), 0)
+    return Prepared("student", {"teacher": PreparedTeacher("teacher", TOKENIZER)}, None, TOKENIZER, train, (), 0)
 
 
 def collected(run_dir: Path, others: str, teacher: Teacher, count: int = 5, **grading: Any) -> tuple[Any, list[str]]:
