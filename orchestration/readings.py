@@ -35,7 +35,8 @@ class Readings:
         aligner = None
         if teachers_of(self._config)[key].cross_tokenizer:
             aligner = make_aligner(self._prepared.tokenizer, self._prepared.teachers[key].tokenizer)
-        return Views(self._needs, self._overlap_k, aligner, tells_entropy(self._config, key))
+        entropy, longest = tells_entropy(self._config, key), self._config.rollout.max_model_len
+        return Views(self._needs, self._overlap_k, aligner, entropy, longest)
 
 
 def sampled_candidates(config: RunConfig, needs: Requirements) -> int:

@@ -110,7 +110,12 @@ class Views:
     """How one teacher sees the trajectories of a run."""
 
     def __init__(
-        self, needs: SignalNeeds, overlap_k: int, aligner: Aligner | None = None, entropy: bool = True
+        self,
+        needs: SignalNeeds,
+        overlap_k: int,
+        aligner: Aligner | None = None,
+        entropy: bool = True,
+        max_tokens: int | None = None,
     ) -> None:
         """
         Args:
@@ -118,8 +123,11 @@ class Views:
             overlap_k: most likely ids of the teacher that are watched; with another tokenizer none are.
             aligner: of a teacher with another tokenizer; None: it has the student's.
             entropy: whether the teacher is asked for its own, which is watched.
+            max_tokens: of prompt and response that the teacher can read, where its tokens may be more than the
+                student's: what lies beyond is not marked.
         """
         self._needs, self._aligner, self._entropy = needs, aligner, entropy
+        self._max_tokens = max_tokens
         self._overlap_k = 0 if aligner else overlap_k
 
     def of(
@@ -154,7 +162,7 @@ class Views:
         request = with_monitored(bare, self._overlap_k, self._entropy)
         if self._aligner is None:
             return _same_tokens(request, trajectory, self._needs.candidates, follow_ups)
-        return _other_tokens(request, trajectory, self._needs.candidates, follow_ups, self._aligner)
+        return _other_tokens(request, trajectory, self._needs.candidates, follow_ups, self._aligner, self._max_tokens)
 
 
 def make_aligner(
@@ -215,28 +223,43 @@ def _other_tokens(
     candidates: int,
     follow_ups: Sequence[NDArray[np.int32]],
     aligner: Aligner,
+    max_tokens: int | None,
 ) -> OtherTokens:
     found = [aligner.align(trajectory.response_ids[answer].tolist()) for answer in trajectory.answers]
     masks = [alignment.teacher_spans != NO_SPAN for alignment in found]
     response_ids, marked = _conversation(trajectory, [a.teacher_ids for a in found], masks, follow_ups)
-    spans = np.full(len(trajectory.response_ids), NO_SPAN, dtype=np.int64)
-    marked_spans, has_bytes = [], []
-    first = 0
-    for alignment, answer, mask in zip(found, trajectory.answers, masks, strict=True):
-        spans[answer] = np.where(alignment.spans == NO_SPAN, NO_SPAN, alignment.spans + first)
-        marked_spans.append(alignment.teacher_spans[mask] + first)
-        has_bytes.append(alignment.teacher_has_bytes[mask])
-        first = int(max(spans.max(initial=-1), marked_spans[-1].max(initial=-1))) + 1
-    of_rows = np.concatenate(marked_spans)
-    state_rows = _state_rows(spans, of_rows, np.concatenate(has_bytes))
+    spans, marked_spans = _numbered(trajectory, found)
+    has_bytes = np.concatenate([a.teacher_has_bytes[mask] for a, mask in zip(found, masks, strict=True)])
+    if max_tokens is not None and len(request.prompt_ids) + len(response_ids) > max_tokens:
+        room = max(max_tokens - len(request.prompt_ids), 0)
+        beyond = marked_spans[np.flatnonzero(marked) >= room]
+        kept = ~np.isin(marked_spans, beyond)
+        spans = np.where(np.isin(spans, beyond), NO_SPAN, spans)
+        marked[marked] = kept
+        response_ids, marked = response_ids[:room], marked[:room]
+        marked_spans, has_bytes = marked_spans[kept], has_bytes[kept]
+    state_rows = _state_rows(spans, marked_spans, has_bytes)
     request = replace(request, response_ids=response_ids, marked=marked)
     if not candidates:
-        return OtherTokens(request, spans, of_rows, state_rows, None)
+        return OtherTokens(request, spans, marked_spans, state_rows, None)
     support, twins = _twins(trajectory, candidates, found, aligner, state_rows)
-    asked = np.zeros((len(of_rows), candidates), dtype=np.int32)
+    asked = np.zeros((len(marked_spans), candidates), dtype=np.int32)
     there = state_rows >= 0
     asked[state_rows[there]] = np.maximum(twins[there], 0)
-    return OtherTokens(replace(request, support_ids=asked), spans, of_rows, state_rows, support)
+    return OtherTokens(replace(request, support_ids=asked), spans, marked_spans, state_rows, support)
+
+
+def _numbered(trajectory: Trajectory, alignments: Sequence[Alignment]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Spans of all answers, each with a number of its own: of the student's tokens [T], of the marked ones [M]."""
+    spans = np.full(len(trajectory.response_ids), NO_SPAN, dtype=np.int64)
+    marked: list[NDArray[np.int64]] = []
+    first = 0
+    for alignment, answer in zip(alignments, trajectory.answers, strict=True):
+        theirs = alignment.teacher_spans[alignment.teacher_spans != NO_SPAN] + first
+        spans[answer] = np.where(alignment.spans == NO_SPAN, NO_SPAN, alignment.spans + first)
+        marked.append(theirs)
+        first = int(max(first - 1, spans.max(initial=-1), theirs.max(initial=-1))) + 1
+    return spans, np.concatenate(marked)
 
 
 def _state_rows(

@@ -256,3 +256,22 @@ def check_candidates(
         assert [pair.student.convert_ids_to_tokens(int(i)) for i in kept] == [n for n, _ in both]
         expected = every[positions[row][0], [i for _, i in both]]
         np.testing.assert_allclose(found.support_logprobs[row, : len(both)], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("room", [0, 1, 5, 12])
+def test_what_the_teacher_has_no_room_for_is_unknown(pair: Pair, room: int) -> None:
+    trajectory = conversation(pair.student, ANSWERS[:2], ASKED[:1])
+    prompt_ids, follow_ups = rendered(pair.teacher, ASKED[:1], None)
+    aligner = make_aligner(pair.student, pair.teacher)
+    whole = Views(NEEDS, 0, aligner).of("teacher", prompt_ids, trajectory, follow_ups)
+    cut = Views(NEEDS, 0, aligner, max_tokens=len(prompt_ids) + room).of("teacher", prompt_ids, trajectory, follow_ups)
+    np.testing.assert_array_equal(cut.request.response_ids, whole.request.response_ids[:room])
+    (all_marks,), (marks_in_room,) = (
+        load_teacher(pair.path).score([whole.request]),
+        load_teacher(pair.path).score([cut.request]),
+    )
+    everything, found = whole.translate(all_marks), cut.translate(marks_in_room)
+    assert found.known is not None and found.known.sum() <= room
+    assert found.known.any() == (room > 1) or room == 1
+    np.testing.assert_allclose(found.logprobs[found.known], everything.logprobs[found.known], atol=1e-5)
+    assert np.isnan(found.logprobs[~found.known]).all() and not found.known[room:].any()
