@@ -20,7 +20,7 @@ from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.views import Views, make_aligner
 from tests.models import make_tiny_model, make_tokenizer
 from tests.scoring.reference import Reference, load_teacher
-from tests.tokenizers import pruned
+from tests.tokenizers import pruned, sentencepiece
 
 PROMPT = Prompt("p", (Message("user", "what is the old library?"),))
 OTHER_TEMPLATE = (
@@ -275,3 +275,28 @@ def test_what_the_teacher_has_no_room_for_is_unknown(pair: Pair, room: int) -> N
     assert found.known.any() == (room > 1) or room == 1
     np.testing.assert_allclose(found.logprobs[found.known], everything.logprobs[found.known], atol=1e-5)
     assert np.isnan(found.logprobs[~found.known]).all() and not found.known[room:].any()
+
+
+def test_a_space_that_only_the_teacher_writes(tmp_path: Path) -> None:
+    """Sentencepiece begins a text with a space: so do the equals of the student's candidates there, and only there."""
+    student, teacher = make_tokenizer(), sentencepiece(tmp_path)
+    trajectory = conversation(student, ["the library"], [])
+    named = np.full_like(trajectory.candidate_ids, student.convert_tokens_to_ids("the"))
+    named[:, 1] = student.convert_tokens_to_ids("Ġand")
+    view = Views(NEEDS, 0, make_aligner(student, teacher)).of(
+        "teacher", np.array([1], dtype=np.int32), replace(trajectory, candidate_ids=named)
+    )
+    request = view.request
+    assert teacher.convert_ids_to_tokens(request.response_ids.tolist()) == ["▁the", "▁library", "</s>"]
+    assert request.support_ids is not None
+    first, second, _ = (teacher.convert_ids_to_tokens(row[:2].tolist()) for row in request.support_ids)
+    assert first[0] == "▁the" and second == ["the", "▁and"]
+    marks_of_three = np.array([-1.0, -2.0, -4.0], dtype=np.float32)
+    found = view.translate(
+        TeacherSignal("teacher", marks_of_three, support_logprobs=np.zeros((3, 4), dtype=np.float32))
+    )
+    tokens = len(trajectory.response_ids)
+    assert tokens > 3 and found.merged is not None and found.support_ids is not None
+    np.testing.assert_allclose(found.logprobs, [-1.0, *[-2.0 / (tokens - 2)] * (tokens - 2), -4.0])
+    assert found.merged.tolist() == [False, *[True] * (tokens - 2), False]
+    assert (found.support_ids[2:-1] == -1).all() and (found.support_ids[[0, 1, -1], 0] >= 0).all()
