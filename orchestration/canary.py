@@ -152,7 +152,7 @@ class Canary:
             return ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
         teacher, prompt_ids = self._prepared.teachers[key].tokenizer, item.views.get(key, item.teacher_ids)
         response = trajectory.response_ids
-        if teacher is not self._prepared.tokenizer:  # ids of its own: the same text
+        if teachers_of(self._config)[key].cross_tokenizer:  # ids of its own: the same text
             text = self._prepared.tokenizer.decode(response, skip_special_tokens=True)
             response = np.array(teacher(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
         return ScoringRequest(key, prompt_ids, response, hidden_states=shows_whole(self._config, key))
