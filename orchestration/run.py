@@ -41,6 +41,7 @@ from orchestration.stages.reinforce import Reinforcement
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.summary import STAGES, Summary, gap_recovery
 from orchestration.teacher_rules import TEACHER
+from orchestration.teachers import STARVING_STEPS
 from orchestration.tracking import Tracker, read_metrics
 from orchestration.workers import LearnerFailure, TeacherEngines, Workers
 from rollout.trajectory import Trajectory
@@ -303,8 +304,17 @@ class Run:
             samples = [sample(item, self.prepared.tokenizer) for item in batch[: tracking.samples]]
             self.tracker.log_samples(report.policy_version, samples)
         self.view.step(report, metrics, ready)
+        for key in self._starving_teachers():
+            self.view.warn(
+                f"warning: nobody has asked the teacher {key!r} for {STARVING_STEPS} steps: are its domains, or the "
+                "rows that name it, in the training prompts?"
+            )
         self.alarms.name_blind_rules()
         self.alarms.tell(raised)
+
+    def _starving_teachers(self) -> list[str]:
+        teachers = self.stage.workers.teachers if self.stage is not None else None
+        return teachers.starving if teachers is not None else []
 
     def evaluated(self, version: int, answers: Answers) -> None:
         found = answers.evaluation

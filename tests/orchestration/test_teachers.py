@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 
 from orchestration.capability import capabilities_of, shows_whole
 from orchestration.cluster import WorkerFailure, WorkerLost
+from orchestration.config import ConfigError
 from orchestration.contexts import ContextTemplate
+from orchestration.diagnose import refuse_what_cannot_be_diagnosed
 from orchestration.plan import required_cpus
 from orchestration.preparation import prepare
 from orchestration.scoring_group import ScoringGroup
@@ -259,3 +261,16 @@ def test_a_teacher_without_requests_is_reported_once() -> None:
     assert metrics["teacher/teacher/requests"] == 1 and metrics["teacher/other/requests"] == 0
     assert metrics["teacher/other/steps_without_request"] == STARVING_STEPS + 3
     assert named.count(["other"]) == 1 and named[STARVING_STEPS - 1] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((A,), ["further_teachers=a", "one teacher at a time"]),
+        (("teacher.backend=vllm", "objective=sampled_reverse_kl"), ["teacher.backend=vllm", "transformers"]),
+    ],
+)
+def test_a_diagnosis_looks_at_one_teacher_that_shows_itself(overrides: tuple[str, ...], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_what_cannot_be_diagnosed(configured(*overrides))
+    assert all(word in str(caught.value) for word in words)
