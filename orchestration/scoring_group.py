@@ -29,7 +29,7 @@ HEALTH_SECONDS = 10.0  # between two looks at whether the replicas live
 
 
 @dataclass
-class Load:
+class Tally:
     """What a teacher was asked, and what it cost to get the answers; counts since the group was started."""
 
     requests: int = 0
@@ -54,7 +54,7 @@ class ScoringGroup:
         Args:
             occasional: at work only while others wait, so one replica without a CPU of its own is enough.
         """
-        self.name, self.load_so_far = name, Load()
+        self.name, self.tally = name, Tally()
         self._replicas = 1 if occasional else config.scoring.workers
         self._cpus = 0 if occasional else config.scoring.cpus_per_worker
         self._path, self._teacher, self._cluster = path, teacher, cluster
@@ -122,8 +122,8 @@ class ScoringGroup:
         Raises:
             WorkerFailure: the request was refused, or no replica is left and none may be replaced any more.
         """
-        self.load_so_far.requests += 1
-        self.load_so_far.tokens += len(request.prompt_ids) + len(request.response_ids)
+        self.tally.requests += 1
+        self.tally.tokens += len(request.prompt_ids) + len(request.response_ids)
         return await self._ask("score", request, tokens=len(request.prompt_ids) + len(request.response_ids))
 
     async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
@@ -150,7 +150,7 @@ class ScoringGroup:
                 return await worker.call(method, *args, deadline=self._timeouts.scoring)
             except WorkerLost as error:
                 self._lose(worker, error)
-                self.load_so_far.retries += 1
+                self.tally.retries += 1
             finally:
                 if worker.name in self._outstanding:
                     self._outstanding[worker.name] -= tokens
@@ -174,12 +174,12 @@ class ScoringGroup:
         del self._outstanding[worker.name]
         worker.stop()  # it may only be late
         log.warning("%s", error)
-        if self.moves or self.load_so_far.restarts == self._settings.max_restarts:
+        if self.moves or self.tally.restarts == self._settings.max_restarts:
             self._failure = WorkerFailure(f"{error}\n{self._why_not_replaced()}")
             self._changed.set()
             return
-        self.load_so_far.restarts += 1
-        task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.load_so_far.restarts - 1}"))
+        self.tally.restarts += 1
+        task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.tally.restarts - 1}"))
         self._hiring.add(task)
         task.add_done_callback(self._hiring.discard)
 

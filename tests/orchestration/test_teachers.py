@@ -209,10 +209,10 @@ def test_what_a_dead_replica_was_asked_others_answer(dying: int) -> None:
     group = Group(replicas=2)
     answers = run_many(group, dying)
     assert all(isinstance(answer, TeacherSignal) for answer in answers)
-    assert group.load_so_far.restarts == dying and group.load_so_far.retries > 0
+    assert group.tally.restarts == dying and group.tally.retries > 0
     assert {replica.name for replica in group.hired} <= {f"scoring-{2 + i}" for i in range(dying)}
     assert bool(group.hired) == (dying == 2)  # one that is left answers before another is there
-    assert group.load_so_far.requests == 20
+    assert group.tally.requests == 20
 
 
 def test_a_death_is_noticed_before_anybody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_a_refused_request_is_not_asked_again() -> None:
     empty = ScoringRequest("teacher", np.ones(3, np.int32), np.ones(0, np.int32))
     with pytest.raises(WorkerFailure, match="nothing"):
         asyncio.run(group.score(empty))
-    assert len(group.workers) == 2 and group.load_so_far.retries == 0
+    assert len(group.workers) == 2 and group.tally.retries == 0
 
 
 def test_the_replica_with_the_fewest_tokens_is_asked() -> None:
