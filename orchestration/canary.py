@@ -19,6 +19,7 @@ from diagnostics.preflight.canary import (
     check_agreement,
     check_ends,
     check_new_weights,
+    check_quantised,
     check_restored,
     check_teacher_differs,
 )
@@ -140,6 +141,11 @@ class Canary:
             await scorers.plain_logprobs(marks.requests),
             Tolerance.of([self._config.scoring.dtype.value]),
         )
+
+    async def check_quantised(self, marks: Marks, scorers: ScoringGroup) -> list[Check]:
+        """The teacher against its own full weights, where it is quantised."""
+        bias = await scorers.quantization_bias(marks.requests)
+        return [check_quantised(bias)] if bias is not None else []
 
     async def check_teacher_differs(self, first: Sampled, marks: Marks) -> Check:
         batch = self._pack([Example(t, s) for t, s in zip(first.trajectories, marks.signals, strict=True)])

@@ -174,6 +174,7 @@ async def _check_marks(canary: Canary, first: Sampled, workers: Workers) -> tupl
     else:
         marks = await canary.ask(first, workers.scorers)
         checks.append(await canary.check_marks(marks, workers.scorers, "teacher"))
+        checks += await canary.check_quantised(marks, workers.scorers)
         checks.append(await canary.check_teacher_differs(first, marks))
     reference = workers.reference_scorers
     if reference is not None and reference is not workers.scorers:

@@ -29,6 +29,7 @@ from orchestration.streams import merged
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.worker import RolloutWorker
 from scoring.lm_head import LMHead
+from scoring.quantization import QuantizationBias
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
 
@@ -185,6 +186,10 @@ class ScoringGroup:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]]:
         """What `score` should say of the tokens, [T] each: one sequence after the other, by plain means."""
         return await self.workers[0].call("plain_logprobs", list(requests), deadline=self._deadline)
+
+    async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
+        """Of the model, which all workers have; None: it is not quantised. Nothing else may be under way."""
+        return await self.workers[0].call("quantization_bias", list(requests), deadline=self._deadline)
 
     async def lm_head(self) -> LMHead:
         return await self.workers[0].call("lm_head", deadline=self._deadline)

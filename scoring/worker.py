@@ -8,13 +8,15 @@ Back-pressure is the caller's: it bounds how many requests it has outstanding.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scoring.backend import make_backend
-from scoring.config import ScoringConfig, TeacherConfig
+from scoring.config import Quantization, ScoringConfig, TeacherConfig
 from scoring.lm_head import LMHead
+from scoring.quantization import QuantizationBias, measure_bias
 from scoring.signal import ScoringRequest, TeacherSignal
 
 
@@ -23,13 +25,14 @@ class ScoringWorker:
 
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
         """Load the teacher, from the checkpoint directory `path` if it has one."""
-        self._settings = scoring
+        self._path, self._teacher, self._settings = path, teacher, scoring
         self._backend = make_backend(path, teacher, scoring)
 
     async def load(self, path: str, teacher: TeacherConfig) -> None:
         """Go on with another teacher; nothing may be under way."""
         await self._backend.close()
         del self._backend  # two teachers might not fit
+        self._path, self._teacher = path, teacher
         self._backend = make_backend(path, teacher, self._settings)
 
     async def ready(self) -> int:
@@ -50,3 +53,32 @@ class ScoringWorker:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """What `score` should say of the marked tokens; None where there are no other means to tell."""
         return await self._backend.plain_logprobs(requests)
+
+    async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
+        """How far a quantised teacher is from its full weights on these; None: it is not quantised.
+
+        Each of the two is loaded once more, one after the other; nothing else may be under way.
+        """
+        kind = self._teacher.quantization
+        if kind is Quantization.none:
+            return None
+        asked = [replace(request, hidden_states=True) for request in requests]
+        head, quantised = await self.lm_head(), [await self.score(request) for request in asked]
+        assert head is not None  # only a model of the worker's own is quantised
+        await self._backend.close()
+        del self._backend  # both might not fit
+        try:
+            full = await self._score_by_full_weights(asked)
+        finally:
+            self._backend = make_backend(self._path, self._teacher, self._settings)
+            await self.ready()
+        return measure_bias(kind.value, full, quantised, head)
+
+    async def _score_by_full_weights(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+        teacher = replace(self._teacher, quantization=Quantization.none)
+        backend = make_backend(self._path, teacher, replace(self._settings, cache_dir=None))
+        await backend.start()
+        try:
+            return [await backend.score(request) for request in requests]
+        finally:
+            await backend.close()
