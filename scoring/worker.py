@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.backend import make_backend
+from scoring.cache import CachedBackend, CacheStats, KeptMarks
 from scoring.config import Quantization, ScoringConfig, TeacherConfig
 from scoring.lm_head import LMHead
 from scoring.quantization import QuantizationBias, measure_bias
@@ -53,6 +54,10 @@ class ScoringWorker:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """What `score` should say of the marked tokens; None where there are no other means to tell."""
         return await self._backend.plain_logprobs(requests)
+
+    async def cache_stats(self) -> CacheStats | None:
+        """How often marks were there already; None: none are kept."""
+        return self._backend.stats if isinstance(self._backend, CachedBackend | KeptMarks) else None
 
     async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
         """How far a quantised teacher is from its full weights on these; None: it is not quantised.
