@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -12,12 +13,12 @@ from diagnostics.alarms import faults
 from diagnostics.config import AlarmsConfig, AlignmentConfig, PreflightConfig, ProbeConfig
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
 from learner.objectives import requirements
-from learner.objectives.config import ObjectiveConfig
+from learner.objectives.config import ObjectiveConfig, OtherStates
 from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
 from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from rollout.digit_tasks import DIGIT_TASKS, tasks_in
-from scoring.config import ScoringConfig, TeacherConfig
+from scoring.config import Quantization, ScoringConfig, TeacherBackend, TeacherConfig, TeacherWeights
 
 MAX_PROBED = 200  # prompts: a probe is a matter of minutes
 _TASK_FIXES = {
@@ -204,6 +205,8 @@ def check(config: RunConfig) -> None:
     _check_rewards(config)
     _check_stage(config)
     _check_engines(config)
+    _check_teacher_model(config)
+    _check_cache(config)
     _check_data(config)
     _check_probe(config.probe)
     _check_alignment(config)
@@ -394,6 +397,66 @@ def _check_engines(config: RunConfig) -> None:
         "rollout.tensor_parallel_size",
         config.rollout.tensor_parallel_size,
         "needs rollout.gpus_per_worker > 0; on CPU use 1",
+    )
+
+
+def _check_teacher_model(config: RunConfig) -> None:
+    """How a teacher's weights are stored, and where."""
+    teacher, gpus = config.teacher, config.scoring.gpus_per_worker
+    _require(
+        gpus <= 1 or gpus == int(gpus),
+        "scoring.gpus_per_worker",
+        gpus,
+        "a share of one GPU, or whole GPUs over which the teacher is spread; round it",
+    )
+    if teacher.quantization is Quantization.none:
+        return
+    _require(
+        teacher.backend in (TeacherBackend.transformers, TeacherBackend.cache),
+        "teacher.quantization",
+        teacher.quantization.value,
+        f"is of teachers with teacher.backend=transformers, and it is {teacher.backend.value}; set none",
+    )
+    _require(
+        teacher.weights is TeacherWeights.fixed,
+        "teacher.quantization",
+        teacher.quantization.value,
+        f"is of weights that stay, and teacher.weights={teacher.weights.value}; set none",
+    )
+
+
+def _check_cache(config: RunConfig) -> None:
+    """Whether kept marks stay right, and whether those that are kept are enough."""
+    teacher, cache_dir, states = config.teacher, config.scoring.cache_dir, config.objective.states
+    if cache_dir is not None:
+        _require(
+            teacher.weights is TeacherWeights.fixed,
+            "scoring.cache_dir",
+            cache_dir,
+            f"keeps what a teacher said, and teacher.weights={teacher.weights.value} says something else after each "
+            "step; set null",
+        )
+        _require(
+            config.cluster.address == "local" or Path(cache_dir).expanduser().is_absolute(),
+            "scoring.cache_dir",
+            cache_dir,
+            "means another place on each machine of a cluster; give the absolute path of a shared directory",
+        )
+    if teacher.backend is not TeacherBackend.cache:
+        return
+    _require(
+        cache_dir is not None,
+        "teacher.backend",
+        "cache",
+        "has only what is kept in scoring.cache_dir, which is null; name the directory that python -m "
+        "orchestration.precompute has filled",
+    )
+    _require(
+        states.student_share == 0 and states.others is OtherStates.dataset,
+        "teacher.backend",
+        "cache",
+        "cannot mark what the student samples in this run; set objective.states.student_share=0 and "
+        "objective.states.others=dataset, or a backend that computes",
     )
 
 

@@ -30,6 +30,7 @@ from orchestration.diagnosis import probe_record, shown_trajectories, verdict_re
 from orchestration.evaluation import TEACHER
 from orchestration.files import write_json, write_text
 from orchestration.machine import machine
+from orchestration.needs import marks_new_responses
 from orchestration.plan import check_local_resources, print_plan
 from orchestration.preflight import Preflight, print_checks, run_preflight
 from orchestration.preparation import Prepared, prepare
@@ -83,6 +84,8 @@ def _check(config: RunConfig) -> None:
             f"stage={config.stage.value}: a diagnosis asks whether a teacher's marks will help the student; set "
             "stage=distil"
         )
+    if not marks_new_responses(config):
+        raise ConfigError("teacher.backend=cache: a diagnosis asks about new responses; set a backend that computes")
 
 
 def _print_cost(cost: Cost) -> None:

@@ -16,6 +16,7 @@ from learner.config import LearnerConfig
 from learner.evaluation import ExampleDivergence
 from learner.packing import pack
 from orchestration.config import RunConfig
+from orchestration.needs import marks_new_responses
 from orchestration.preparation import Prepared, RenderedPrompt, teacher_view, with_ids
 from orchestration.schedule import derive_seed
 from orchestration.summary import Evaluation
@@ -79,7 +80,7 @@ class Evaluator:
     async def student(self, workers: Workers, version: int) -> Answers:
         """The current student on its own answers, with exact KLs to the teacher if there is one."""
         answers = await self._answers(workers.rollouts, self._prepared.heldout)
-        if workers.scorers is None:
+        if workers.scorers is None or not marks_new_responses(self._config):
             return self._judge(answers, None)
         signals = await workers.scorers.score_all(
             [full_request(self._prompts[answer.prompt_id], answer) for answer in answers]

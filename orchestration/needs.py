@@ -3,6 +3,7 @@
 from learner.objectives import requirements
 from learner.objectives.config import OtherStates
 from orchestration.config import RunConfig, Stage
+from scoring.capabilities import capabilities
 
 INITIAL_STUDENT = "student"  # as objective.reference.model
 
@@ -35,3 +36,8 @@ def needs_reference_scorers(config: RunConfig) -> bool:
     model = config.objective.reference.model
     name = config.student.model if model == INITIAL_STUDENT else model
     return name is not None and not (uses_teacher(config) and name == config.teacher.model)
+
+
+def marks_new_responses(config: RunConfig) -> bool:
+    """Whether the teacher can be asked about responses that nobody foresaw, as an evaluation's are."""
+    return capabilities(config.teacher, config.scoring.gpus_per_worker).new_responses

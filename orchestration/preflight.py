@@ -33,7 +33,7 @@ from diagnostics.preflight.templates import check_bos, check_ends, check_templat
 from diagnostics.preflight.vocabulary import check_tokenizers
 from orchestration.canary import Canary, Marks, Sampled
 from orchestration.config import RunConfig, Stage, run_facts
-from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
+from orchestration.needs import marks_new_responses, needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared, with_ids
 from orchestration.sizes import host_memory_gib, model_size
 from orchestration.workers import Workers
@@ -157,7 +157,7 @@ async def _check_workers(
     first = await canary.sample()
     stops = {*_generation_ends(prepared.student_path), prepared.tokenizer.eos_token_id} - {None}
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
-    about_marks, marks = await _check_marks(canary, first, workers)
+    about_marks, marks = await _check_marks(config, canary, first, workers)
     about_weights, perturbed, sync_seconds = await canary.check_weights(first)
     checks += [*about_marks, *about_weights]
     if verifier is not None:
@@ -166,11 +166,16 @@ async def _check_workers(
     return [*checks, check_time(_plan(config, prepared), measured)]
 
 
-async def _check_marks(canary: Canary, first: Sampled, workers: Workers) -> tuple[list[Check], Marks | None]:
+async def _check_marks(
+    config: RunConfig, canary: Canary, first: Sampled, workers: Workers
+) -> tuple[list[Check], Marks | None]:
     """What the teacher's service says, and the reference's where it is another; with the teacher's marks."""
     checks, marks = [], None
     if workers.scorers is None:
         checks.append(_not_applicable("canary: teacher's marks", "no teacher takes part"))
+    elif not marks_new_responses(config):
+        checks.append(_not_applicable("canary: teacher's marks", "teacher.backend=cache knows no new responses"))
+        return checks, None
     else:
         marks = await canary.ask(first, workers.scorers)
         checks.append(await canary.check_marks(marks, workers.scorers, "teacher"))
@@ -210,7 +215,7 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
     if needs_reference_scorers(config):
         marking["reference(s)"] = prepared.reference_path
     for name, path in marking.items():
-        if path is not None:
+        if path is not None and marks_new_responses(config):
             parts = scorer_memory(model_size(path), _bytes(scoring.dtype), scoring.head_chunk_tokens)
             found.append(WorkerMemory(name, scoring.workers, parts, scoring.gpus_per_worker > 0))
     if needs_teacher_rollouts(config) and prepared.teacher_path is not None:

@@ -25,8 +25,9 @@ from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
 from orchestration.grading import Grader
 from orchestration.interruption import Interrupted, Interruption
+from orchestration.marking import in_words
 from orchestration.metrics import health_metrics, sample, step_metrics
-from orchestration.needs import needs_teacher_rollouts
+from orchestration.needs import marks_new_responses, needs_teacher_rollouts
 from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
 from orchestration.plots import draw_curves
 from orchestration.preflight import print_checks, run_preflight
@@ -194,6 +195,8 @@ class Run:
         has_engine_later = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
         if self.prepared.teacher_path is None or has_engine_later or self.evaluations.has("teacher"):
             return
+        if not marks_new_responses(self.config):
+            return  # a teacher that is not there answers nothing either
         self.say("the teacher answers the held-out prompts, on an engine of its own …")
         self.evaluations.keep("teacher", await self.evaluator.teacher(await teacher.get()))
 
@@ -255,10 +258,17 @@ class Run:
             self.evaluated(stage.version, after)
         if alarm is not None:
             self.alarms.took(alarm, good, stage.version)
+        await self._tell_about_kept_marks(stage)
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
         write_model_card(final, self.settings)
+
+    async def _tell_about_kept_marks(self, stage: TrainingStage) -> None:
+        scorers = stage.workers.scorers
+        stats = await scorers.cache_stats() if scorers is not None else None
+        if stats is not None:
+            self.say(in_words(stats))
 
     async def _keep_initial_student(self) -> None:
         """A checkpoint to go back to where there may be no later one."""

@@ -28,6 +28,7 @@ from orchestration.preparation import Prepared
 from orchestration.streams import merged
 from rollout.trajectory import RolloutRequest, Trajectory
 from rollout.worker import RolloutWorker
+from scoring.cache import CacheStats
 from scoring.lm_head import LMHead
 from scoring.quantization import QuantizationBias
 from scoring.signal import ScoringRequest, TeacherSignal
@@ -191,6 +192,11 @@ class ScoringGroup:
         """Of the model, which all workers have; None: it is not quantised. Nothing else may be under way."""
         return await self.workers[0].call("quantization_bias", list(requests), deadline=self._deadline)
 
+    async def cache_stats(self) -> CacheStats | None:
+        """How often marks were there, of all workers together; None: none are kept."""
+        found = await _call_all(self.workers, "cache_stats", deadline=self._deadline)
+        return None if found[0] is None else sum(found, CacheStats())
+
     async def lm_head(self) -> LMHead:
         return await self.workers[0].call("lm_head", deadline=self._deadline)
 
@@ -322,8 +328,9 @@ class Workers:
     async def connect(self, teacher: str) -> None:
         """Let the learner send weights to the engines, and give it the head of the teacher under this key, if any."""
         await self.learner.connect(self.rollouts)
-        if self.scorers is not None:
-            await self.learner.set_teacher_head(teacher, await self.scorers.lm_head())
+        head: LMHead | None = await self.scorers.lm_head() if self.scorers is not None else None
+        if head is not None:
+            await self.learner.set_teacher_head(teacher, head)
 
     async def set_idle(self) -> None:
         """Keep whom a next run might use."""

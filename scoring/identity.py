@@ -1,7 +1,6 @@
 """Which teacher said something: marks are kept by what computed them, not by what it was called."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import xxhash
@@ -18,11 +17,15 @@ def identity(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> str:
     For a model of the worker's own the checkpoint's contents, who runs it, and in which numbers; for a server its
     address and the name of the model, behind which other weights may come to stand.
     """
+    return _identity(teacher.backend, path, teacher, scoring)
+
+
+def _identity(backend: TeacherBackend, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> str:
     digest = xxhash.xxh3_128()
-    if teacher.backend is TeacherBackend.server:
+    if backend is TeacherBackend.server:
         _add(digest, "server", teacher.server.url, teacher.model)
     else:
-        settings = teacher.backend.value, scoring.dtype.value, teacher.quantization.value
+        settings = backend.value, scoring.dtype.value, teacher.quantization.value
         _add(digest, *settings, checkpoint_digest(path))
     return digest.hexdigest()
 
@@ -30,7 +33,7 @@ def identity(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> str:
 def possible_identities(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> list[str]:
     """Of the teachers whose kept marks `teacher.backend=cache` may give out, the likeliest first."""
     backends = (TeacherBackend.server,) if teacher.server.url else _LOCAL_BACKENDS
-    return [identity(path, replace(teacher, backend=backend), scoring) for backend in backends]
+    return [_identity(backend, path, teacher, scoring) for backend in backends]
 
 
 def checkpoint_digest(path: str) -> str:

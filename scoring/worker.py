@@ -80,8 +80,10 @@ class ScoringWorker:
         return measure_bias(kind.value, full, quantised, head)
 
     async def _score_by_full_weights(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
-        teacher = replace(self._teacher, quantization=Quantization.none)
-        backend = make_backend(self._path, teacher, replace(self._settings, cache_dir=None))
+        # Not by `replace`: the configuration of a run is of classes that cannot be made anew.
+        teacher = TeacherConfig(**vars(self._teacher) | {"quantization": Quantization.none})
+        settings = ScoringConfig(**vars(self._settings) | {"cache_dir": None})
+        backend = make_backend(self._path, teacher, settings)
         await backend.start()
         try:
             return [await backend.score(request) for request in requests]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
+from orchestration.marking import reference_request, teacher_request
+from orchestration.stages.on_policy import OnPolicyStage
 from rollout.trajectory import Trajectory
-from scoring.request import build_request, with_monitored
-from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.signal import TeacherSignal
 
 
 class Distillation(OnPolicyStage):
@@ -20,8 +20,7 @@ class Distillation(OnPolicyStage):
         scorers = self.workers.scorers
         assert scorers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
-        request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self.requirements)
-        request = with_monitored(request, self.config.learner.overlap_k, entropy=True)
+        request = teacher_request(self.config, item, trajectory)
         signal, reference = await asyncio.gather(scorers.score(request), self._reference_logprobs(trajectory))
         self.tokens["scored"] += len(trajectory.response_ids)
         return replace(signal, reference_logprobs=reference)
@@ -30,5 +29,4 @@ class Distillation(OnPolicyStage):
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
         if self.workers.reference_scorers is None:
             return None
-        request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
-        return (await self.workers.reference_scorers.score(request)).logprobs
+        return (await self.workers.reference_scorers.score(reference_request(trajectory))).logprobs

@@ -20,6 +20,7 @@ from orchestration.config import RunConfig
 from orchestration.evaluation import TEACHER, Answers, Evaluator
 from orchestration.gates import passes, with_averaging
 from orchestration.interruption import Interruption
+from orchestration.needs import marks_new_responses
 from orchestration.outcome import EvaluationStore
 from orchestration.pipeline import Cursor
 from orchestration.preparation import Prepared, with_ids
@@ -165,7 +166,8 @@ class TrainingStage(ABC):
 
         The engines hold the initial student until this ends; a resumed run publishes the learner's weights then.
         """
-        if self.workers.scorers is not None and not self._evaluations.has("teacher"):
+        can_answer = self.workers.scorers is not None and marks_new_responses(self.config)
+        if can_answer and not self._evaluations.has("teacher"):
             observer.say("the teacher answers the held-out prompts …")
             engine = self.workers.teacher_rollouts or self.workers.rollouts
             self._evaluations.keep("teacher", await self._evaluator.teacher(engine))
