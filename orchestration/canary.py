@@ -19,6 +19,7 @@ from diagnostics.preflight.canary import (
     check_agreement,
     check_ends,
     check_new_weights,
+    check_quantised,
     check_restored,
     check_teacher_differs,
 )
@@ -171,6 +172,11 @@ class Canary:
             plain,
             Tolerance.of([self._config.scoring.dtype.value]),
         )
+
+    async def check_quantised(self, marks: Marks, scorers: ScoringGroup) -> list[Check]:
+        """The teacher against its own full weights, where it is quantised."""
+        bias = await scorers.quantization_bias(marks.requests)
+        return [check_quantised(bias)] if bias is not None else []
 
     def compares(self, key: str) -> bool:
         """Whether this teacher can be compared with the student over the whole vocabulary."""

@@ -97,7 +97,7 @@ class Series:
         """Run it to its end, which must be this one.
 
         Args:
-            command: "launch" or "diagnose".
+            command: "launch", "diagnose" or "precompute".
         """
         run = Run(run_dir)
         job = [f"run_dir={run_dir}", *self._settings, *overrides]
