@@ -19,6 +19,7 @@ from diagnostics.preflight.canary import (
     check_agreement,
     check_ends,
     check_new_weights,
+    check_quantised,
     check_restored,
     check_teacher_differs,
 )
@@ -152,7 +153,7 @@ class Canary:
             return ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
         teacher, prompt_ids = self._prepared.teachers[key].tokenizer, item.views.get(key, item.teacher_ids)
         response = trajectory.response_ids
-        if teacher is not self._prepared.tokenizer:  # ids of its own: the same text
+        if teachers_of(self._config)[key].cross_tokenizer:  # ids of its own: the same text
             text = self._prepared.tokenizer.decode(response, skip_special_tokens=True)
             response = np.array(teacher(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
         return ScoringRequest(key, prompt_ids, response, hidden_states=shows_whole(self._config, key))
@@ -171,6 +172,11 @@ class Canary:
             plain,
             Tolerance.of([self._config.scoring.dtype.value]),
         )
+
+    async def check_quantised(self, marks: Marks, scorers: ScoringGroup) -> list[Check]:
+        """The teacher against its own full weights, where it is quantised."""
+        bias = await scorers.quantization_bias(marks.requests)
+        return [check_quantised(bias)] if bias is not None else []
 
     def compares(self, key: str) -> bool:
         """Whether this teacher can be compared with the student over the whole vocabulary."""

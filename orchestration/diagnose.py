@@ -23,6 +23,7 @@ from diagnostics.probe import Figures, figures
 from diagnostics.report import render_diagnosis
 from diagnostics.verdict import Judgement, Verdict, judge, overrides_for
 from orchestration.alignment import Alignment, measure_alignment
+from orchestration.capability import shows_whole
 from orchestration.cluster import Session, WorkerFailure
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import ConfigError, RunConfig, Stage, build, register_schema
@@ -35,6 +36,7 @@ from orchestration.preparation import Prepared, prepare
 from orchestration.probe import Cost, Probed, Prober, plan_probe
 from orchestration.run import log_to, package_versions
 from orchestration.run_directory import RunDirectory, locate_diagnosis, open_diagnosis_directory
+from orchestration.teacher_rules import TEACHER
 from orchestration.workers import Workers
 from rollout.verifiers import make_verifier
 
@@ -64,7 +66,7 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
     """
     with refusing_wrong_settings():
         config = build(composed, preset)
-        _check(config)
+        refuse_what_cannot_be_diagnosed(config)
         check_local_resources(config)
         prepared = prepare(config)
         folder = locate_diagnosis(config)
@@ -76,11 +78,22 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
     return asyncio.run(_carry_out(config, composed, prepared, directory, session, overrides))
 
 
-def _check(config: RunConfig) -> None:
+def refuse_what_cannot_be_diagnosed(config: RunConfig) -> None:
     if config.stage is not Stage.distil:
         raise ConfigError(
             f"stage={config.stage.value}: a diagnosis asks whether a teacher's marks will help the student; set "
             "stage=distil"
+        )
+    if config.further_teachers:
+        raise ConfigError(
+            f"further_teachers={', '.join(config.further_teachers)}: a diagnosis looks at one teacher at a time; leave "
+            "them out and set teacher to the one in question, with the prompts that it is to mark"
+        )
+    if not shows_whole(config, TEACHER):
+        raise ConfigError(
+            f"teacher.backend={config.teacher.backend.value}: a diagnosis compares the whole distributions of teacher "
+            "and student on new responses over one vocabulary, and this teacher does not show its own; set "
+            "teacher.backend=transformers with a checkpoint that shares the student's tokenizer"
         )
 
 

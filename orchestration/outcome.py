@@ -84,6 +84,7 @@ def _figures(summary: Summary) -> Table:
         "reverse KL (nats a token)": "reverse_kl",
         "forward KL (nats a token)": "forward_kl",
         "top-k overlap": "overlap_ratio",
+        "KL to its initial weights": "base_reverse_kl",
         "answer length (tokens)": "mean_response_tokens",
         "truncated share": "truncated_share",
         "accuracy": "accuracy",

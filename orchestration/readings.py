@@ -1,4 +1,7 @@
-"""How each teacher of a run reads trajectories: by its own tokenizer, and as far as it can tell what is watched."""
+"""What each teacher is asked about a trajectory that is trained on, in training and before it.
+
+It reads by its own tokenizer, and is asked what the objective needs, and what is watched as far as it can tell.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

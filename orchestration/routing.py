@@ -37,7 +37,8 @@ def route(prompts: Sequence[Prompt], config: RunConfig, source: str) -> list[Pro
         if key not in teachers:
             raise ConfigError(
                 f"{source}: row {row} (prompt {prompt.id!r}) names the teacher {key!r} and there are "
-                f"{', '.join(teachers)}; correct column {_column(config, source)!r}, or add it: +teacher@further_teachers.{key}=checkpoint"
+                f"{', '.join(teachers)}; correct column {_column(config, source)!r}, or add it: "
+                f"+teacher@further_teachers.{key}=checkpoint"
             )
         routed.append(replace(prompt, teacher=key))
     return routed

@@ -25,6 +25,7 @@ from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
 from orchestration.grading import Grader
 from orchestration.interruption import Interrupted, Interruption
+from orchestration.marking import in_words
 from orchestration.metrics import health_metrics, sample, step_metrics
 from orchestration.needs import needs_teacher_rollouts
 from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
@@ -41,6 +42,7 @@ from orchestration.stages.reinforce import Reinforcement
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.summary import STAGES, Summary, gap_recovery
 from orchestration.teacher_rules import TEACHER
+from orchestration.teachers import STARVING_STEPS
 from orchestration.tracking import Tracker, read_metrics
 from orchestration.workers import LearnerFailure, TeacherEngines, Workers
 from rollout.trajectory import Trajectory
@@ -262,10 +264,18 @@ class Run:
             self.evaluated(stage.version, after)
         if alarm is not None:
             self.alarms.took(alarm, good, stage.version)
+        await self._tell_about_kept_marks(stage)
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
         write_model_card(final, self.settings)
+
+    async def _tell_about_kept_marks(self, stage: TrainingStage) -> None:
+        teachers = stage.workers.teachers
+        for group in teachers.groups.values() if teachers is not None else ():
+            stats = await group.cache_stats()
+            if stats is not None:
+                self.say(f"{group.name}: {in_words(stats)}")
 
     async def _keep_initial_student(self) -> None:
         """A checkpoint to go back to where there may be no later one."""
@@ -303,8 +313,17 @@ class Run:
             samples = [sample(item, self.prepared.tokenizer) for item in batch[: tracking.samples]]
             self.tracker.log_samples(report.policy_version, samples)
         self.view.step(report, metrics, ready)
+        for key in self._starving_teachers():
+            self.view.warn(
+                f"warning: nobody has asked the teacher {key!r} for {STARVING_STEPS} steps: are its domains, or the "
+                "rows that name it, in the training prompts?"
+            )
         self.alarms.name_blind_rules()
         self.alarms.tell(raised)
+
+    def _starving_teachers(self) -> list[str]:
+        teachers = self.stage.workers.teachers if self.stage is not None else None
+        return teachers.starving if teachers is not None else []
 
     def evaluated(self, version: int, answers: Answers) -> None:
         found = answers.evaluation

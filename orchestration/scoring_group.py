@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from orchestration.actors import adopt, call_all, numbered, thread_environment, values_of
 from orchestration.cluster import Cluster, Fitness, Worker, WorkerFailure, WorkerLost
 from orchestration.config import RunConfig
+from scoring.cache import CacheStats
 from scoring.config import TeacherConfig, TeacherWeights
 from scoring.lm_head import LMHead
+from scoring.quantization import QuantizationBias
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
 
@@ -29,7 +31,7 @@ HEALTH_SECONDS = 10.0  # between two looks at whether the replicas live
 
 
 @dataclass
-class Load:
+class Tally:
     """What a teacher was asked, and what it cost to get the answers; counts since the group was started."""
 
     requests: int = 0
@@ -54,7 +56,7 @@ class ScoringGroup:
         Args:
             occasional: at work only while others wait, so one replica without a CPU of its own is enough.
         """
-        self.name, self.load_so_far = name, Load()
+        self.name, self.tally = name, Tally()
         self._replicas = 1 if occasional else config.scoring.workers
         self._cpus = 0 if occasional else config.scoring.cpus_per_worker
         self._path, self._teacher, self._cluster = path, teacher, cluster
@@ -122,8 +124,8 @@ class ScoringGroup:
         Raises:
             WorkerFailure: the request was refused, or no replica is left and none may be replaced any more.
         """
-        self.load_so_far.requests += 1
-        self.load_so_far.tokens += len(request.prompt_ids) + len(request.response_ids)
+        self.tally.requests += 1
+        self.tally.tokens += len(request.prompt_ids) + len(request.response_ids)
         return await self._ask("score", request, tokens=len(request.prompt_ids) + len(request.response_ids))
 
     async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
@@ -132,6 +134,15 @@ class ScoringGroup:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """What `score` should say of the marked tokens, [T] each; None where there are no other means to tell."""
         return await self._ask("plain_logprobs", list(requests))
+
+    async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
+        """Of the model, which all replicas have; None: it is not quantised. Nothing else may be under way."""
+        return await self._ask("quantization_bias", list(requests))
+
+    async def cache_stats(self) -> CacheStats | None:
+        """How often marks were there, of all replicas together; None: none are kept."""
+        found = await self.call("cache_stats", deadline=self._timeouts.scoring)
+        return None if found[0] is None else sum(found, CacheStats())
 
     async def lm_head(self) -> LMHead | None:
         return await self._ask("lm_head")
@@ -150,7 +161,7 @@ class ScoringGroup:
                 return await worker.call(method, *args, deadline=self._timeouts.scoring)
             except WorkerLost as error:
                 self._lose(worker, error)
-                self.load_so_far.retries += 1
+                self.tally.retries += 1
             finally:
                 if worker.name in self._outstanding:
                     self._outstanding[worker.name] -= tokens
@@ -174,12 +185,12 @@ class ScoringGroup:
         del self._outstanding[worker.name]
         worker.stop()  # it may only be late
         log.warning("%s", error)
-        if self.moves or self.load_so_far.restarts == self._settings.max_restarts:
+        if self.moves or self.tally.restarts == self._settings.max_restarts:
             self._failure = WorkerFailure(f"{error}\n{self._why_not_replaced()}")
             self._changed.set()
             return
-        self.load_so_far.restarts += 1
-        task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.load_so_far.restarts - 1}"))
+        self.tally.restarts += 1
+        task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.tally.restarts - 1}"))
         self._hiring.add(task)
         task.add_done_callback(self._hiring.discard)
 

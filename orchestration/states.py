@@ -49,10 +49,14 @@ class StateSource:
             config.objective.states.student_share,
         )
 
+    def foreign(self, slots: Sequence[int]) -> list[int]:
+        """The slots whose sequences are not the student's."""
+        return [slot for slot in slots if not self._schedule.plan(slot).student]
+
     async def roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
         """One trajectory a slot, in the order in which they are finished."""
         own = [slot for slot in slots if self._schedule.plan(slot).student]
-        others = [slot for slot in slots if not self._schedule.plan(slot).student]
+        others = self.foreign(slots)
         streams = []
         if own:
             assert self._rollouts is not None  # started where the config asks for them

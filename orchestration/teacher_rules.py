@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.config import WeightTransfer
@@ -39,12 +40,14 @@ def teacher_faults(config: "RunConfig") -> Iterator[Fault]:
     yield from _names(config.further_teachers)
     yield from _domains(teachers)
     yield from _company(config)
+    yield from _workers(config)
     for key, teacher in teachers.items():
         if teacher.mixture:
             yield from _mixture(key, teacher, teachers)
         else:
             yield from _moving(key, teacher, config)
-            yield from _backend(key, teacher)
+            yield from _quantised(key, teacher)
+            yield from _kept(key, teacher, config)
         yield from _context(key, teacher, config)
 
 
@@ -117,10 +120,42 @@ def _moving(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[F
         yield Fault(f"{setting(key)}.ema_rate", teacher.ema_rate, "must lie between 0 and 1; 0.99 is common")
 
 
-def _backend(key: str, teacher: TeacherConfig) -> Iterator[Fault]:
-    if teacher.quantization is not Quantization.none and teacher.backend is not TeacherBackend.transformers:
-        fix = f"{setting(key)}.backend={teacher.backend.value} loads its own weights; set none"
-        yield Fault(f"{setting(key)}.quantization", teacher.quantization.value, fix)
+def _workers(config: "RunConfig") -> Iterator[Fault]:
+    gpus, cache_dir = config.scoring.gpus_per_worker, config.scoring.cache_dir
+    if gpus > 1 and gpus != int(gpus):
+        fix = "a share of one GPU, or whole GPUs over which the teacher is spread; round it"
+        yield Fault("scoring.gpus_per_worker", gpus, fix)
+    if cache_dir is not None and config.cluster.address != "local" and not Path(cache_dir).expanduser().is_absolute():
+        fix = "means another place on each machine of a cluster; give the absolute path of a shared directory"
+        yield Fault("scoring.cache_dir", cache_dir, fix)
+
+
+def _quantised(key: str, teacher: TeacherConfig) -> Iterator[Fault]:
+    if teacher.quantization is Quantization.none:
+        return
+    name, value = f"{setting(key)}.quantization", teacher.quantization.value
+    if teacher.backend not in (TeacherBackend.transformers, TeacherBackend.cache):
+        fix = f"is of teachers with backend=transformers, and this one's is {teacher.backend.value}; set none"
+        yield Fault(name, value, fix)
+
+
+def _kept(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:
+    """Whether marks that are kept are enough."""
+    if teacher.backend is not TeacherBackend.cache:
+        return
+    name, states = f"{setting(key)}.backend", config.objective.states
+    if config.scoring.cache_dir is None:
+        fix = (
+            "has only what is kept in scoring.cache_dir, which is null; name the directory that python -m "
+            "orchestration.precompute has filled"
+        )
+        yield Fault(name, "cache", fix)
+    if states.student_share != 0 or states.others is not OtherStates.dataset:
+        fix = (
+            "cannot mark what the student samples in this run; set objective.states.student_share=0 and "
+            "objective.states.others=dataset, or a backend that computes"
+        )
+        yield Fault(name, "cache", fix)
 
 
 def _context(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:

@@ -111,16 +111,16 @@ class TeacherPool:
 
     def step_metrics(self) -> dict[str, float]:
         """What the teachers were asked since the last call; of each one where there are several."""
-        loads = {key: group.load_so_far for key, group in self.groups.items()}
+        tallies = {key: group.tally for key, group in self.groups.items()}
         found = {
-            "teacher/retries": float(sum(load.retries for load in loads.values())),
-            "teacher/restarts": float(sum(load.restarts for load in loads.values())),
+            "teacher/retries": float(sum(tally.retries for tally in tallies.values())),
+            "teacher/restarts": float(sum(tally.restarts for tally in tallies.values())),
         }
-        for key, load in loads.items():
-            requests = load.requests - self._before[key]
-            self._before[key] = load.requests
+        for key, tally in tallies.items():
+            requests = tally.requests - self._before[key]
+            self._before[key] = tally.requests
             self._idle_steps[key] = 0 if requests else self._idle_steps[key] + 1
-            if len(loads) > 1:
+            if len(tallies) > 1:
                 found[f"teacher/{key}/requests"] = float(requests)
                 found[f"teacher/{key}/steps_without_request"] = float(self._idle_steps[key])
         return found

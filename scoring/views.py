@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rollout.rendering import after_answer
 from rollout.trajectory import STUDENT_ROLE, Trajectory
 from scoring.byte_alignment import NO_SPAN, Aligner, Alignment
-from scoring.request import SignalNeeds, student_candidates, with_monitored
+from scoring.request import SignalNeeds, build_request, student_candidates, with_monitored
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.token_bytes import TokenBytes
 
@@ -151,17 +151,10 @@ class Views:
                 f"the trajectory of prompt {trajectory.prompt_id!r} has {others} turns of others, and the teacher's "
                 f"rendering has {len(follow_ups)}"
             )
-        bare = ScoringRequest(
-            teacher=teacher,
-            prompt_ids=prompt_ids,
-            response_ids=trajectory.response_ids,
-            top_k=self._needs.teacher_top_k,
-            entropy=self._needs.teacher_entropy,
-            hidden_states=self._needs.hidden_states,
-        )
-        request = with_monitored(bare, self._overlap_k, self._entropy)
+        request = build_request(teacher, prompt_ids, trajectory, self._needs)
+        request = with_monitored(request, self._overlap_k, self._entropy)
         if self._aligner is None:
-            return _same_tokens(request, trajectory, self._needs.candidates, follow_ups)
+            return _same_tokens(request, trajectory, follow_ups)
         return _other_tokens(request, trajectory, self._needs.candidates, follow_ups, self._aligner, self._max_tokens)
 
 
@@ -180,11 +173,11 @@ def make_aligner(
 
 
 def _same_tokens(
-    request: ScoringRequest, trajectory: Trajectory, candidates: int, follow_ups: Sequence[NDArray[np.int32]]
+    request: ScoringRequest, trajectory: Trajectory, follow_ups: Sequence[NDArray[np.int32]]
 ) -> SameTokens:
     mask = trajectory.loss_mask
-    support = student_candidates(trajectory, candidates)[mask] if candidates else None
-    request = replace(request, support_ids=support)
+    if request.support_ids is not None:
+        request = replace(request, support_ids=request.support_ids[mask])
     if trajectory.turns:
         answers = [trajectory.response_ids[answer] for answer in trajectory.answers]
         masks = [mask[answer] for answer in trajectory.answers]
@@ -239,7 +232,7 @@ def _other_tokens(
         response_ids, marked = response_ids[:room], marked[:room]
         marked_spans, has_bytes = marked_spans[kept], has_bytes[kept]
     state_rows = _state_rows(spans, marked_spans, has_bytes)
-    request = replace(request, response_ids=response_ids, marked=marked)
+    request = replace(request, response_ids=response_ids, marked=marked, support_ids=None)
     if not candidates:
         return OtherTokens(request, spans, marked_spans, state_rows, None)
     support, twins = _twins(trajectory, candidates, found, aligner, state_rows)
@@ -285,7 +278,7 @@ def _twins(
     state_rows: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The student's k most likely ids that the teacher has an equal of, and those equals, [T, K] each; -1: fewer."""
-    ids = student_candidates(trajectory, k, whole=True)
+    ids = student_candidates(trajectory)
     twins = _lookup(aligner.twins, ids)
     for alignment, answer in zip(alignments, trajectory.answers, strict=True):
         if alignment.begins_with_space and answer.stop > answer.start:

@@ -30,6 +30,9 @@ STATISTICS = {
     "teacher_entropy": Statistic("entropy of the teacher", "nats", "how undecided the teacher is"),
     "reverse_kl": Statistic("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
     "forward_kl": Statistic("forward KL", "nats a token", "KL(teacher ‖ student)"),
+    "base_reverse_kl": Statistic(
+        "KL to its initial weights", "nats a token", "how far the student has gone: what it may have forgotten"
+    ),
     "sampled_log_ratio": Statistic("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
     "earlier_teacher_log_ratio": Statistic(
         "log-ratio to the earlier teacher", "nats a token", "log q − log q₀ of the student's tokens"

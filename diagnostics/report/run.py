@@ -17,7 +17,15 @@ from diagnostics.report.tokens import token_view
 
 X = "policy_version"
 ROLES = {"student_before": "student before", "student_after": "student after", "teacher": "teacher"}
-HELD_OUT = ("accuracy", "reverse_kl", "forward_kl", "overlap_ratio", "mean_response_tokens", "truncated_share")
+HELD_OUT = (
+    "accuracy",
+    "reverse_kl",
+    "forward_kl",
+    "overlap_ratio",
+    "base_reverse_kl",
+    "mean_response_tokens",
+    "truncated_share",
+)
 TRAINING = (
     "train/sampled_reverse_kl",
     "train/overlap_ratio",

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch import Example
+from orchestration.marking import reference_request
 from orchestration.readings import Readings
-from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
+from orchestration.stages.on_policy import OnPolicyStage
 from orchestration.stages.training import StageContext
 from orchestration.teacher_views import TeacherViews
 from rollout.trajectory import Trajectory
-from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.signal import TeacherSignal
 
 
 class Distillation(OnPolicyStage):
@@ -52,5 +53,4 @@ class Distillation(OnPolicyStage):
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
         if self.workers.reference_scorers is None:
             return None
-        request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
-        return (await self.workers.reference_scorers.score(request)).logprobs
+        return (await self.workers.reference_scorers.score(reference_request(trajectory))).logprobs

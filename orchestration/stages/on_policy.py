@@ -18,8 +18,6 @@ from orchestration.states import StateSource
 from rollout.trajectory import Origin, Trajectory
 from scoring.signal import TeacherSignal
 
-REFERENCE = "reference"  # key of objective.reference.model
-
 
 class OnPolicyStage(TrainingStage):
     """

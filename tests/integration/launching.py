@@ -74,6 +74,13 @@ class Launched(Run):
         os.killpg(self.process.pid, number)
 
 
+def descendants(driver: int, name: str) -> list[int]:
+    """The processes of Ray actors of a class that descend from the driver."""
+    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in listing.splitlines() if f"ray::{name}" in line]
+    return sorted(int(pid) for pid, session, *_ in found if int(session) == driver)
+
+
 class Series:
     """Runs in one process that keeps their workers, so that only the first one starts engines."""
 
@@ -90,7 +97,7 @@ class Series:
         """Run it to its end, which must be this one.
 
         Args:
-            command: "launch" or "diagnose".
+            command: "launch", "diagnose" or "precompute".
         """
         run = Run(run_dir)
         job = [f"run_dir={run_dir}", *self._settings, *overrides]

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout.config import DType, RolloutConfig
 from rollout.engine import RolloutEngine
-from tests.integration.launching import Launched
+from tests.integration.launching import Launched, descendants
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -132,7 +131,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[
     stopped_at = run.summary()["steps"]
     again = launch(tmp_path / "run", *overrides)
     again.wait_for_step(stopped_at + 2)
-    os.kill(_child(again.process.pid, "RolloutWorker"), signal.SIGKILL)
+    (worker,) = descendants(again.process.pid, "RolloutWorker")
+    os.kill(worker, signal.SIGKILL)
     assert again.wait(120) == 1, again.text()
     assert "rollout-0 died" in again.text()
     assert again.summary()["status"] == "failed"
@@ -154,12 +154,3 @@ def test_a_set_up_that_means_nothing_is_not_trained(
         row["name"]: row["status"] for row in json.loads((run.run_dir / "preflight.json").read_text())["checks"]
     }
     assert [name for name, status in statuses.items() if status == "fail"] == ["teacher differs"]
-
-
-def _child(driver: int, name: str) -> int:
-    """The process of a Ray actor that descends from the driver."""
-    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
-    found = [line.split() for line in listing.splitlines() if f"ray::{name}" in line]
-    ours = [int(pid) for pid, session, *_ in found if int(session) == driver]
-    assert len(ours) == 1, listing
-    return ours[0]

@@ -1,6 +1,7 @@
 """Scoring from rendered prompts to marks: against a plain float32 forward, in process and through the Ray worker."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_teacher_marks_the_students_tokens(
     assert (trajectory.response_ids[-1] == tokenizer.eos_token_id) == (finish is FinishReason.STOP)
     teacher_ids = render_teacher_prompt(tokenizer, PROMPT, context)
     assert (len(teacher_ids) > len(trajectory.prompt_ids)) == (context is not None)
-    request = build_request("teacher", teacher_ids, trajectory, needs)
+    request = replace(build_request("teacher", teacher_ids, trajectory, needs), entropy=True)
     expected = Reference(tiny_untied).logprobs(request)
     alone = load_teacher(tiny_untied, max_tokens_per_forward=1).score([request])[0]
     neighbour = random_request(30, 20)

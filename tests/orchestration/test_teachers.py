@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 
 from orchestration.capability import capabilities_of, shows_whole
 from orchestration.cluster import WorkerFailure, WorkerLost
+from orchestration.config import ConfigError
 from orchestration.contexts import ContextTemplate
+from orchestration.diagnose import refuse_what_cannot_be_diagnosed
 from orchestration.plan import required_cpus
 from orchestration.preparation import prepare
 from orchestration.scoring_group import ScoringGroup
@@ -207,10 +209,10 @@ def test_what_a_dead_replica_was_asked_others_answer(dying: int) -> None:
     group = Group(replicas=2)
     answers = run_many(group, dying)
     assert all(isinstance(answer, TeacherSignal) for answer in answers)
-    assert group.load_so_far.restarts == dying and group.load_so_far.retries > 0
+    assert group.tally.restarts == dying and group.tally.retries > 0
     assert {replica.name for replica in group.hired} <= {f"scoring-{2 + i}" for i in range(dying)}
     assert bool(group.hired) == (dying == 2)  # one that is left answers before another is there
-    assert group.load_so_far.requests == 20
+    assert group.tally.requests == 20
 
 
 def test_a_death_is_noticed_before_anybody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +241,7 @@ def test_a_refused_request_is_not_asked_again() -> None:
     empty = ScoringRequest("teacher", np.ones(3, np.int32), np.ones(0, np.int32))
     with pytest.raises(WorkerFailure, match="nothing"):
         asyncio.run(group.score(empty))
-    assert len(group.workers) == 2 and group.load_so_far.retries == 0
+    assert len(group.workers) == 2 and group.tally.retries == 0
 
 
 def test_the_replica_with_the_fewest_tokens_is_asked() -> None:
@@ -259,3 +261,16 @@ def test_a_teacher_without_requests_is_reported_once() -> None:
     assert metrics["teacher/teacher/requests"] == 1 and metrics["teacher/other/requests"] == 0
     assert metrics["teacher/other/steps_without_request"] == STARVING_STEPS + 3
     assert named.count(["other"]) == 1 and named[STARVING_STEPS - 1] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((A,), ["further_teachers=a", "one teacher at a time"]),
+        (("teacher.backend=vllm", "objective=sampled_reverse_kl"), ["teacher.backend=vllm", "transformers"]),
+    ],
+)
+def test_a_diagnosis_looks_at_one_teacher_that_shows_itself(overrides: tuple[str, ...], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_what_cannot_be_diagnosed(configured(*overrides))
+    assert all(word in str(caught.value) for word in words)

@@ -1,0 +1,159 @@
+"""Teachers on real workers: two domains and a mixture, a replica that dies, weights that follow the student."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learner.batch import Example
+from learner.packing import pack
+from orchestration.cluster import Cluster
+from orchestration.evaluation import requests
+from orchestration.preparation import prepare
+from orchestration.workers import Workers
+from scoring.signal import ScoringRequest
+from tests.integration.conftest import WORDS
+from tests.integration.launching import Launched, Series, descendants
+from tests.orchestration.test_config import configured
+
+pytestmark = pytest.mark.integration
+
+TWO = "+teacher@further_teachers.other=checkpoint"
+BLEND = ("+teacher@further_teachers.blend=mixture", "+further_teachers.blend.mixture={teacher:0.5,other:0.5}")
+
+
+@pytest.fixture
+def routed(tmp_path: Path) -> list[str]:
+    """Prompts of three kinds: one names its teacher, one's domain decides, one is left to the first teacher."""
+    kinds: list[dict[str, str]] = [{"teacher": "blend"}, {"domain": "colours"}, {}]
+    for name in ("train", "heldout"):
+        pairs = [(a, b) for a in WORDS for b in WORDS if a != b][: 24 if name == "train" else 6]
+        lines = [{"prompt": f"{name} {a} {b} ?", "answer": a} | kinds[i % 3] for i, (a, b) in enumerate(pairs)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = [f"data.{name}.path={tmp_path}/{name}.jsonl" for name in ("train", "heldout")]
+    return [*files, "evaluation.prompts=6", "further_teachers.other.domains=[colours]"]
+
+
+def test_two_teachers_and_their_mixture_mark_their_own_prompts(
+    series: Series, routed: list[str], tiny_tied: Path, tmp_path: Path
+) -> None:
+    """Over the whole vocabulary: each head is that of the states it gets, or the loss would not be the KL."""
+    teachers = [
+        TWO,
+        f"further_teachers.other.model={tiny_tied}",
+        "further_teachers.other.context='Say it twice.'",
+        *BLEND,
+    ]
+    run = series.run(
+        tmp_path / "run", *teachers, *routed, "pipeline.steps=3", "pipeline.batch_size=6", "objective=full_reverse_kl",
+        "evaluation.base_kl=always", "cluster.cpus=3",
+    )  # fmt: skip
+    for row in run.step_rows():
+        assert row["teacher/teacher/requests"] > 0 and row["teacher/other/requests"] > 0
+        assert row["teacher/restarts"] == row["teacher/retries"] == 0
+        assert row["train/loss"] > 0 and row["train/reverse_kl"] == pytest.approx(row["train/loss"], rel=1e-3)
+    before, after = (run.summary()["evaluation"][name] for name in ("student_before", "student_after"))
+    assert before["base_reverse_kl"] == pytest.approx(0, abs=1e-4) and after["base_reverse_kl"] > 1e-3
+    assert before["reverse_kl"] > 0
+    checks = {c["name"] for c in json.loads((run.run_dir / "preflight.json").read_text())["checks"]}
+    assert {"canary: teacher's marks", "canary: other's marks"} <= checks
+
+
+def test_a_replica_that_dies_is_replaced_and_nothing_is_lost(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    run = launch(tmp_path / "run", "pipeline.steps=6", "scoring.workers=2", "cluster.cpus=3", "preflight.enabled=false")
+    run.wait_for_step(1)
+    victim, other = descendants(run.process.pid, "ScoringWorker")
+    os.kill(victim, signal.SIGKILL)
+    assert run.wait() == 0, run.text()
+    rows = run.step_rows()
+    assert run.steps() == [1, 2, 3, 4, 5, 6] and rows[-1]["teacher/restarts"] == 1
+    assert sum(run.trained_prompts().values()) == 24
+    assert "scoring-2 takes the place" in (run.run_dir / "run.log").read_text()
+    assert other > 0
+
+
+class Following:
+    """Workers of a run whose teacher follows the student."""
+
+    def __init__(self, session: Path, runner: asyncio.Runner, *overrides: str) -> None:
+        self.config = configured(*overrides)
+        self.prepared = prepare(self.config)
+        self.runner = runner
+        self.workers = runner.run(Workers.start(self.config, self.prepared, Cluster(session)))
+        runner.run(self.workers.connect())
+
+    async def gap(self, version: int) -> tuple[float, float]:
+        """Largest difference of the teacher's marks from the learner's log-probs, and from a plain forward."""
+        config, workers = self.config, self.workers
+        assert workers.scorers is not None
+        asked = requests(self.prepared.heldout, config)
+        answers = sorted([item async for item in workers.rollouts.roll_out(asked)], key=lambda item: item.slot)
+        batch = pack([Example(answer, None) for answer in answers], 1, 512, version)
+        learner = await workers.learner.logprobs(batch)
+        about = [ScoringRequest("teacher", answer.prompt_ids, answer.response_ids) for answer in answers]
+        marks = [signal.logprobs for signal in await workers.scorers.score_all(about)]
+        plain = await workers.scorers.plain_logprobs(about)
+        assert plain is not None
+        return tuple(
+            max(float(np.abs(a - b).max()) for a, b in zip(marks, other, strict=True)) for other in (learner, plain)
+        )  # type: ignore[return-value]
+
+    async def move(self, seed: int) -> None:
+        await self.workers.learner.perturb(seed, 0.05)
+        await self.workers.learner.publish(0, again=True)
+
+    def close(self) -> None:
+        self.runner.run(self.workers.rollouts.stop())
+        for worker in self.workers.all:
+            if not worker.name.startswith("rollout"):
+                worker.stop()
+
+
+def test_a_teacher_with_the_current_weights_marks_as_the_student_does(
+    local_ray: Path, settings: list[str], tiny_tied: Path
+) -> None:
+    """Learner and teacher agree before and after other weights are published, head included."""
+    own = (f"teacher.model={tiny_tied}", "teacher.weights=current", "teacher.context=x", "evaluation.temperature=1")
+    with asyncio.Runner() as runner:
+        found = Following(local_ray, runner, *settings, *own)
+        first = runner.run(found.gap(0))
+        runner.run(found.move(seed=5))
+        after = runner.run(found.gap(0))
+        found.close()
+    assert max(*first, *after) < 2e-4
+
+
+def test_an_average_survives_an_interruption(launch: Callable[..., Launched], tiny_tied: Path, tmp_path: Path) -> None:
+    """The run that is killed and goes on has the losses of the one that is not."""
+    own = [
+        f"teacher.model={tiny_tied}", "teacher.weights=ema", "teacher.ema_rate=0.5", "pipeline.max_staleness=0",
+        "pipeline.steps=4", "checkpoint.every=1", "preflight.enabled=false", "pipeline.batch_size=4",
+    ]  # fmt: skip
+    whole = launch(tmp_path / "whole", *own)
+    assert whole.wait() == 0, whole.text()
+    killed = launch(tmp_path / "killed", *own)
+    killed.wait_for_step(2)
+    killed.kill(signal.SIGKILL)
+    killed.process.wait(30)
+    again = launch(tmp_path / "killed", *own)
+    assert again.wait() == 0, again.text()
+    losses = [[row["train/loss"] for row in run.step_rows()] for run in (whole, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0][1] != 0
+
+
+def test_a_sibling_that_is_right_is_shown_to_the_teacher(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    """The lab's student is right about half of the time, so some samples have a correct sibling and some have none."""
+    run = launch(
+        tmp_path / "run", "experiment=lab/compatible", "student.model=lab/student", "teacher.model=lab/student",
+        "teacher.weights=current", "teacher.context='{sibling}'", "sampling.samples_per_prompt=4", "pipeline.steps=2",
+        "pipeline.batch_size=16", "evaluation.prompts=4", "sampling.max_tokens=48", "evaluation.max_tokens=48",
+        "preflight.enabled=false", "data.train.path=''", "data.heldout.path=''", "objective=student_topk_reverse_kl",
+    )  # fmt: skip
+    assert run.wait() == 0, run.text()
+    shares = [row["teacher/privileged_share"] for row in run.step_rows()]
+    assert len(shares) == 2 and all(0 < share < 1 for share in shares)
