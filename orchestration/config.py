@@ -12,12 +12,13 @@ from diagnostics.alarms import faults
 from diagnostics.config import AlarmsConfig, AlignmentConfig, PreflightConfig, ProbeConfig
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
 from learner.objectives import requirements
-from learner.objectives.config import ObjectiveConfig
+from learner.objectives.config import ObjectiveConfig, OtherStates
 from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
 from rollout.config import DataConfig, PromptSourceConfig, RolloutConfig, SamplingConfig, SourceKind, VerifierKind
 from rollout.digit_tasks import DIGIT_TASKS, tasks_in
 from scoring.config import ScoringConfig, TeacherConfig
+from scoring.refusals import backend_refusals
 
 MAX_PROBED = 200  # prompts: a probe is a matter of minutes
 _TASK_FIXES = {
@@ -203,6 +204,7 @@ def check(config: RunConfig) -> None:
     _check_objective(config)
     _check_rewards(config)
     _check_stage(config)
+    _check_teacher(config)
     _check_engines(config)
     _check_data(config)
     _check_probe(config.probe)
@@ -371,6 +373,21 @@ def _check_stage(config: RunConfig) -> None:
             "nothing of it is learned from a teacher's marks; set stage=cold_start for a supervised objective, "
             "stage=reinforce for one of rewards alone, or choose another objective",
         )
+
+
+def _check_teacher(config: RunConfig) -> None:
+    """Whether the teacher's backend gives what the objective and the learner's monitors want."""
+    states, distils = config.objective.states, config.stage is Stage.distil
+    wrong = backend_refusals(
+        "teacher",
+        config.teacher,
+        requirements(config.objective),
+        config.scoring.gpus_per_worker,
+        overlap_k=config.learner.overlap_k if distils else 0,
+        writes=states.student_share < 1 and states.others is OtherStates.teacher,
+    )
+    if wrong and config.stage is not Stage.reinforce:
+        raise ConfigError("\n".join(wrong))
 
 
 def _check_engines(config: RunConfig) -> None:

@@ -23,6 +23,7 @@ _MAX_MASS = 1.01  # of probabilities that do not overlap; a teacher in half prec
 
 class TokenLogprob(TypedDict):
     logprob: Annotated[float, Field(le=_ROUNDING, allow_inf_nan=False)]
+    rank: NotRequired[int | None]  # 1: the most likely
     decoded_token: NotRequired[str | None]
 
 
@@ -116,11 +117,16 @@ def marked_top(
 
 
 def _most_likely(entry: dict[int, TokenLogprob] | None, place: int, top_k: int) -> list[tuple[int, float]]:
-    # The token that came may be one entry more than was asked for; as it is then the least likely, the cut drops it.
-    ordered = sorted(((i, e["logprob"]) for i, e in (entry or {}).items()), key=lambda pair: -pair[1])
-    if len(ordered) < top_k:
-        raise GarbledAnswer(f"{len(ordered)} ids at position {place} of the prompt where {top_k} were asked for")
-    return ordered[:top_k]
+    # The token that came may be one entry more than was asked for; it is then the last, and the cut drops it.
+    ordered = sorted((entry or {}).items(), key=lambda item: (-item[1]["logprob"], _rank(item[1])))[:top_k]
+    known = [token_id for token_id, found in ordered if _rank(found) <= top_k]
+    if len(known) < top_k:
+        raise GarbledAnswer(f"{len(known)} of the most likely ids at position {place} of the prompt, not {top_k}")
+    return [(token_id, found["logprob"]) for token_id, found in ordered]
+
+
+def _rank(found: TokenLogprob) -> int:
+    return found.get("rank") or 0  # not told: it is taken for one of the most likely
 
 
 def _validated(adapter: TypeAdapter[Answer], content: bytes) -> Answer:

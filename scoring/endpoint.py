@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from scoring.config import ServerConfig
+from scoring.refusals import address_fault
 
 T = TypeVar("T")
 
@@ -77,7 +77,9 @@ class Endpoint:
         Raises:
             ValueError: the address or the key cannot be one.
         """
-        _check_address(config.url)
+        fault = address_fault(config.url)
+        if fault is not None:
+            raise ValueError(f"teacher.server.url{fault}")
         self._config = config
         self._key = _key(config.api_key_env)
         self._stats = ServerStats()
@@ -109,7 +111,7 @@ class Endpoint:
 
         Raises:
             EndpointRefusal: a status that says no.
-            EndpointFailure: no answer after all attempts; none of them takes longer than teacher.server.request_timeout.
+            EndpointFailure: no answer after all attempts, of request_timeout seconds each at most.
         """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._config.attempts),
@@ -171,7 +173,7 @@ class Endpoint:
         pause = _seconds(response.headers.get("Retry-After"))
         if pause > self._config.request_timeout:
             raise EndpointFailure(
-                f"teacher.server.url={self._config.url}: {status}: {words}; it asks to be left alone for {pause:.0f} s, "
+                f"teacher.server.url={self._config.url}: {status}: {words}; it wants no question for {pause:.0f} s, "
                 "longer than teacher.server.request_timeout: lower teacher.server.requests_per_minute, or raise that"
             )
         raise _Transient(f"{status}: {words}", pause)
@@ -179,20 +181,6 @@ class Endpoint:
     def _without_key(self, words: str) -> str:
         """Some endpoints repeat the key that they refuse."""
         return words.replace(self._key, "***") if self._key else words
-
-
-def _check_address(url: str) -> None:
-    parts = urlsplit(url)
-    if not url or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"teacher.server.url={url!r}: is no address of an endpoint; give one up to and with /v1, for instance "
-            "http://127.0.0.1:8000/v1"
-        )
-    if parts.username or parts.password or parts.query:
-        raise ValueError(
-            f"teacher.server.url: the address of {parts.hostname} holds more than host, port and path; put the key in "
-            "an environment variable and name that in teacher.server.api_key_env"
-        )
 
 
 def _key(variable: str | None) -> str | None:

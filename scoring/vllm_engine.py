@@ -184,8 +184,8 @@ def _signal(request: ScoringRequest, output: RequestOutput, by_id: bool) -> Teac
     if not by_id or request.top_k:
         # Entry i is about token i + 1: the token itself first, then the most likely ones.
         rows_T = len(request.prompt_ids) - 1 + places_T
-        ids_TK, logprobs_TK = (values[rows_T] for values in _table(output.prompt_logprobs, request.top_k))
-        logprobs, top_ids, top_logprobs = logprobs_TK[:, 0], ids_TK[:, 1:], logprobs_TK[:, 1:]
+        ids, values = _table(output.prompt_logprobs, request.top_k)
+        logprobs, top_ids, top_logprobs = values[rows_T, 0], ids[rows_T, 1:], values[rows_T, 1:]
     return TeacherSignal(
         teacher=request.teacher,
         logprobs=_finite(logprobs),

@@ -10,18 +10,23 @@ from numpy.typing import NDArray
 
 from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
 from rollout.trajectory import Trajectory
+from scoring.capabilities import capabilities
 from scoring.request import build_request, with_monitored
 from scoring.signal import ScoringRequest, TeacherSignal
 
 
 class Distillation(OnPolicyStage):
+    @property
+    def _tells_entropy(self) -> bool:
+        return capabilities(self.config.teacher, self.config.scoring.gpus_per_worker).entropy
+
     async def score(self, trajectory: Trajectory) -> TeacherSignal:
         """The teacher's marks, and a reference's log-probs where the objective extrapolates from one."""
         scorers = self.workers.scorers
         assert scorers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
         request = build_request(item.prompt.teacher, item.teacher_ids, trajectory, self.requirements)
-        request = with_monitored(request, self.config.learner.overlap_k, entropy=True)
+        request = with_monitored(request, self.config.learner.overlap_k, entropy=self._tells_entropy)
         signal, reference = await asyncio.gather(scorers.score(request), self._reference_logprobs(trajectory))
         self.tokens["scored"] += len(trajectory.response_ids)
         return replace(signal, reference_logprobs=reference)
