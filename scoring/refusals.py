@@ -26,10 +26,8 @@ def backend_refusals(
     """
     if teacher.backend not in (TeacherBackend.vllm, TeacherBackend.server):
         return []
-    found = [*_unfit_settings(key, teacher, writes), *_unfit_wishes(key, teacher, wanted, gpus, overlap_k)]
-    if teacher.backend is TeacherBackend.server:
-        found += _server_faults(f"{key}.server", teacher.server)
-    return found
+    faults = list(_server_faults(f"{key}.server", teacher.server)) if teacher.backend is TeacherBackend.server else []
+    return [*_unfit_settings(key, teacher, writes), *(faults or _unfit_wishes(key, teacher, wanted, gpus, overlap_k))]
 
 
 def address_fault(url: str) -> str | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
@@ -66,8 +67,8 @@ class VLLMTeacher:
             return TeacherSignal.of_nothing(request)
         ids_N = request.tokens_to_last_mark
         by_id = scores_ids and (request.support_ids is not None or not request.top_k)
-        output = await self._ask(ids_N, _sampling_params(request, by_id))
-        return _signal(request, output, by_id)
+        output = await self._ask(ids_N, sampling_params(request, by_id))
+        return signal_of(request, output, by_id)
 
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """The engine has no second way to compute them."""
@@ -82,7 +83,10 @@ class VLLMTeacher:
     async def _ask(self, ids_N: NDArray[np.int32], params: SamplingParams) -> RequestOutput:
         # If the caller gives up, the generator takes the request out of the engine.
         answers = self._llm.generate(tokens_input(ids_N.tolist()), params, str(next(self._numbers)))
-        return [output async for output in answers][-1]
+        try:
+            return [output async for output in answers][-1]
+        except VLLMValidationError as error:
+            raise ValueError(f"teacher.backend=vllm: refuses {len(ids_N)} tokens: {error}") from error
 
 
 def engine_args(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> AsyncEngineArgs:
@@ -149,7 +153,7 @@ def _check(request: ScoringRequest, scores_ids: bool) -> None:
         )
 
 
-def _sampling_params(request: ScoringRequest, by_id: bool) -> SamplingParams:
+def sampling_params(request: ScoringRequest, by_id: bool) -> SamplingParams:
     """Greedy and without a seed: a seeded prompt in several parts ends a CPU engine."""
     return SamplingParams(
         max_tokens=1,
@@ -175,7 +179,7 @@ def ids_to_score(request: ScoringRequest) -> NDArray[np.int32]:
     return ids_LK
 
 
-def _signal(request: ScoringRequest, output: RequestOutput, by_id: bool) -> TeacherSignal:
+def signal_of(request: ScoringRequest, output: RequestOutput, by_id: bool) -> TeacherSignal:
     places_T = request.marked_places
     top_ids = top_logprobs = support_logprobs = None
     if by_id:
