@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiolimiter import AsyncLimiter
@@ -83,8 +85,12 @@ class Endpoint:
         self._config = config
         self._key = _key(config.api_key_env)
         self._stats = ServerStats()
+        self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
+        """Connections are made as questions come; once open, it stays as it is."""
+        if self._session is not None:
+            return
         config = self._config
         self._slots = asyncio.Semaphore(config.max_connections)
         per_minute = config.requests_per_minute
@@ -94,11 +100,13 @@ class Endpoint:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
             connector=aiohttp.TCPConnector(limit=config.max_connections),
             timeout=aiohttp.ClientTimeout(total=config.request_timeout, sock_connect=CONNECT_TIMEOUT),
-            trust_env=True,  # proxies
+            proxy=_proxy(config.url),
         )
 
     async def close(self) -> None:
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
+        self._session = None
 
     def stats(self) -> ServerStats:
         return self._stats
@@ -147,6 +155,7 @@ class Endpoint:
             raise
 
     async def _content(self, path: str, body: Any) -> bytes:
+        assert self._session is not None  # open comes first
         url = f"{self._config.url.rstrip('/')}/{path}"
         method = "GET" if body is None else "POST"
         try:
@@ -181,6 +190,12 @@ class Endpoint:
     def _without_key(self, words: str) -> str:
         """Some endpoints repeat the key that they refuse."""
         return words.replace(self._key, "***") if self._key else words
+
+
+def _proxy(url: str) -> str | None:
+    """By the environment (HTTPS_PROXY, NO_PROXY and their kin); aiohttp would read passwords from ~/.netrc as well."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _key(variable: str | None) -> str | None:

@@ -52,12 +52,9 @@ class ServerTeacher:
         tokenizer = load_tokenizer(self._path, self._teacher.trust_remote_code)
         try:
             await check_endpoint(self._endpoint, self._teacher, self._scoring, tokenizer)
-        except EndpointFailure as error:
+        except (EndpointFailure, ValueError) as error:
             await self._endpoint.close()
             raise ValueError(str(error)) from error
-        except ValueError:
-            await self._endpoint.close()
-            raise
         return vocabulary_size(self._path, tokenizer)
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:

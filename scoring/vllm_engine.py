@@ -47,12 +47,19 @@ class VLLMTeacher:
         self._args = engine_args(path, teacher, scoring)
         self._threads = scoring.threads
         self._numbers = itertools.count()
+        self._engine: AsyncLLM | None = None
+
+    @property
+    def _llm(self) -> AsyncLLM:
+        assert self._engine is not None  # start comes first
+        return self._engine
 
     async def start(self) -> int:
-        """Load the model and start vLLM's processes, which takes tens of seconds; the rows of its LM head."""
-        in_process = self._args.distributed_executor_backend == "uni"
-        prepare_environment(self._threads, in_process, bool(self._args.enforce_eager))
-        self._llm = AsyncLLM.from_engine_args(self._args)
+        """Load the model and start vLLM's processes, once, which takes tens of seconds; the rows of its LM head."""
+        if self._engine is None:
+            in_process = self._args.distributed_executor_backend == "uni"
+            prepare_environment(self._threads, in_process, bool(self._args.enforce_eager))
+            self._engine = AsyncLLM.from_engine_args(self._args)
         return int(self._llm.model_config.get_vocab_size())
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:
@@ -78,7 +85,9 @@ class VLLMTeacher:
         return None
 
     async def close(self) -> None:
-        self._llm.shutdown()
+        if self._engine is not None:
+            self._engine.shutdown()
+        self._engine = None
 
     async def _ask(self, ids_N: NDArray[np.int32], params: SamplingParams) -> RequestOutput:
         # If the caller gives up, the generator takes the request out of the engine.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def assert_agrees(signal_: TeacherSignal, request: ScoringRequest, path: Path) -
 
 
 class VLLMServer:
-    """`vllm serve` in a process group of its own, started as often as one likes on the same port."""
+    """A vLLM server in a process group of its own, started as often as one likes on the same port."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         with socket.socket() as probe:
@@ -90,8 +90,8 @@ class VLLMServer:
 
     def start(self) -> None:
         options = {
-            "host": "127.0.0.1", "port": self._port, "served-model-name": NAME, "api-key": KEY, "dtype": "float32",
-            "max-model-len": MAX_MODEL_LEN + 1, "max-num-batched-tokens": PART, "max-num-seqs": 16,
+            "model": self._path, "served-model-name": NAME, "host": "127.0.0.1", "port": self._port, "api-key": KEY,
+            "dtype": "float32", "max-model-len": MAX_MODEL_LEN + 1, "max-num-batched-tokens": PART, "max-num-seqs": 16,
             "kv-cache-memory-bytes": 50_000_000, "distributed-executor-backend": "uni", "max-logprobs": MAX_LOGPROBS,
         }  # fmt: skip
         settings = {
@@ -99,14 +99,15 @@ class VLLMServer:
             "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
         }  # fmt: skip
         flags = [f"--{name}={value}" for name, value in options.items()]
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self._path), "--enforce-eager"]
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *flags], env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
             )
 
     def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     async def wait(self) -> None:
@@ -114,7 +115,7 @@ class VLLMServer:
         async with aiohttp.ClientSession() as session:
             while not await _is_up(session, self.url):
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"vllm serve did not start: {self._log.read_text()[-3000:]}")
+                    pytest.fail(f"the server did not start: {self._log.read_text()[-3000:]}")
                 await asyncio.sleep(0.2)
 
 
