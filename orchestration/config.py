@@ -396,8 +396,9 @@ def _check_teachers(config: RunConfig) -> None:
         named = ", ".join(config.further_teachers)
         _require(not named, "further_teachers", named, "no teacher takes part in stage=reinforce; leave it empty")
         return
-    for fault in teacher_faults(config):
-        _require(False, fault.key, fault.value, fault.fix)
+    wrong = teacher_faults(config)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 def _check_engines(config: RunConfig) -> None:

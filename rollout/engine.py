@@ -28,6 +28,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from rollout import weight_transfer
 from rollout.config import RolloutConfig
 from rollout.conversation import converse, most_tokens
+from rollout.engine_process import prepare_environment
 from rollout.sampling import sampling_params, trajectory
 from rollout.trajectory import RolloutRequest, Trajectory
 
@@ -48,7 +49,10 @@ class RolloutEngine:
             transfer_backend: of weight updates: shared_memory, nccl or ipc.
             seed: of the engine; requests carry their own.
         """
-        _prepare_environment(config, transfer_backend)
+        prepare_environment(config.threads, config.tensor_parallel_size == 1, config.enforce_eager)
+        if transfer_backend == "ipc":
+            # CUDA IPC handles reach vLLM's own child processes as pickles.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         weight_transfer.register()
         self.policy_version = 0
         self.weight_dtype = config.dtype.value
@@ -252,25 +256,6 @@ async def _trajectory_of(request: RolloutRequest, collector: RequestOutputCollec
 async def _finished(collector: RequestOutputCollector) -> RequestOutput:
     """The only output of a FINAL_ONLY request."""
     return await collector.get()
-
-
-def _prepare_environment(config: RolloutConfig, transfer_backend: str) -> None:
-    """Settings that vLLM takes from the environment only, before its processes start."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if current_platform.is_cpu():
-        # Otherwise vLLM pins each engine to the cores that it believes free, the same ones for every engine.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        if config.tensor_parallel_size == 1:
-            # Lets the model run in the engine's own process: one that waits for another spins on a core.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if config.enforce_eager:
-            # vLLM's sampler compiles a small function even so: 25 s at the first request of a fresh machine.
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if transfer_backend == "ipc":
-        # CUDA IPC handles reach vLLM's own child processes as pickles.
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
 
 def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> AsyncEngineArgs:

@@ -60,6 +60,14 @@ def _computing_backend(path: str, teacher: TeacherConfig, scoring: ScoringConfig
         from scoring.batching import BatchingTeacher
 
         return BatchingTeacher(path, teacher, scoring)
+    if teacher.backend is TeacherBackend.vllm:
+        from scoring.vllm_engine import VLLMTeacher
+
+        return VLLMTeacher(path, teacher, scoring)
+    if teacher.backend is TeacherBackend.server:
+        from scoring.server import ServerTeacher
+
+        return ServerTeacher(path, teacher, scoring)
     raise NotImplementedError(f"teacher.backend={teacher.backend.value}")
 
 

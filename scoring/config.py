@@ -62,6 +62,16 @@ class TeacherConfig:
 
 
 @dataclass
+class EngineConfig:
+    """Of backend=vllm: an engine in each scoring worker, over all of the worker's GPUs."""
+
+    max_num_seqs: int = 64
+    kv_cache_gib: float = 1.0  # CPU engine only
+    gpu_memory_utilization: float = 0.85  # GPU engine only
+    enforce_eager: bool = True
+
+
+@dataclass
 class ScoringConfig:
     """Teacher forwards; each worker is one Ray actor around one model."""
 
@@ -70,7 +80,9 @@ class ScoringConfig:
     gpus_per_worker: float = 0
     threads: int = 1
     dtype: DType = DType.bfloat16  # of the model; log-probs are computed in float32
-    max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone
+    max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone (vllm: in several parts)
+    max_model_len: int | None = None  # longest prompt and response that engines and servers must take; none: unchecked
+    engine: EngineConfig = field(default_factory=EngineConfig)
     head_chunk_tokens: int = 256  # the LM head sees this many positions at a time
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     cache_dir: str | None = None  # marks are kept here by the content of their requests, and not computed twice

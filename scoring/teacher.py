@@ -32,11 +32,6 @@ def _last_marked(request: ScoringRequest) -> int:
     return len(request.response_ids) - 1 if request.marked is None else int(np.flatnonzero(request.marked)[-1])
 
 
-def _marked_places(request: ScoringRequest) -> NDArray[np.int64]:
-    """[T]: where in the response the marked tokens are."""
-    return np.arange(len(request.response_ids)) if request.marked is None else np.flatnonzero(request.marked)
-
-
 def check_shapes(request: ScoringRequest) -> None:
     """Refuse a request that does not fit together, whoever is asked.
 
@@ -159,7 +154,7 @@ class TeacherModel:
         states_Nd = output.last_hidden_state[0].to(self.device).float()
         logits_NV = torch.nn.functional.linear(states_Nd, self._weight_Vd, self._bias_V)
         logprobs_NV = self._transform.apply_(logits_NV).log_softmax(-1)
-        places_T = self._tensor(len(request.prompt_ids) + _marked_places(request))
+        places_T = self._tensor(len(request.prompt_ids) + request.marked_places)
         return logprobs_NV[places_T - 1].gather(1, ids_N[places_T, None])[:, 0].cpu().numpy()
 
     def _score_together(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
@@ -186,7 +181,7 @@ class TeacherModel:
                 for part in (tree.token_ids, tree.position_ids, tree.segment_starts, tree.segment_parents)
             ),
         ).to(self.device)
-        before = [len(request.prompt_ids) - 1 + _marked_places(request) for request in requests]
+        before = [len(request.prompt_ids) - 1 + request.marked_places for request in requests]
         return [states_Nd[self._tensor(rows[places])] for rows, places in zip(tree.rows, before, strict=True)]
 
     def _distributions(self, states_Rd: Tensor, entropy: bool) -> Iterator[tuple[int, Tensor, Tensor | None]]:

@@ -58,7 +58,7 @@ def test_a_student_learns_from_a_teacher_with_another_tokenizer(
 ) -> None:
     run = series.run(
         tmp_path / "run", f"student.model={brief_student}", f"teacher.model={finer_teacher}",
-        "teacher.cross_tokenizer=true", "objective=sampled_reverse_kl", "pipeline.steps=10", "pipeline.batch_size=24",
+        "teacher.cross_tokenizer=true", "objective=sampled_reverse_kl", "pipeline.steps=8", "pipeline.batch_size=24",
         "sampling.max_tokens=24", "learner.learning_rate=3e-3",
     )  # fmt: skip
     rows = run.step_rows()
