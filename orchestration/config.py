@@ -312,6 +312,8 @@ def run_facts(config: RunConfig) -> RunFacts:
         samples_per_prompt=sampling.samples_per_prompt,
         batch_size=pipeline.batch_size,
         has_verifier=config.data.verifier is not VerifierKind.none,
+        cross_tokenizer=config.stage is not Stage.reinforce
+        and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
     )
 
 

@@ -1,29 +1,10 @@
-"""What is asked about a trajectory that is trained on, in training and before it; and how much of it was kept."""
+"""What is asked of a reference about a trajectory that is trained on; and how many of all marks were kept."""
 
-import numpy as np
-from numpy.typing import NDArray
-
-from learner.objectives import requirements
-from orchestration.capability import tells_entropy
-from orchestration.config import RunConfig
 from rollout.trajectory import Trajectory
 from scoring.cache import CacheStats
-from scoring.request import build_request, with_monitored
 from scoring.signal import ScoringRequest
 
 REFERENCE = "reference"  # key of objective.reference.model
-
-
-def teacher_request(
-    config: RunConfig, key: str, prompt_ids: NDArray[np.int32], trajectory: Trajectory
-) -> ScoringRequest:
-    """What the objective needs of a teacher, and what is watched.
-
-    Args:
-        prompt_ids: [P'], what the teacher sees of the prompt.
-    """
-    request = build_request(key, prompt_ids, trajectory, requirements(config.objective))
-    return with_monitored(request, config.learner.overlap_k, tells_entropy(config, key))
 
 
 def reference_request(trajectory: Trajectory) -> ScoringRequest:

@@ -17,13 +17,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from learner.objectives import requirements
 from orchestration.cluster import Cluster, Session, WorkerFailure
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import ConfigError, RunConfig, Stage, build, register_schema
-from orchestration.marking import in_words, reference_request, teacher_request
+from orchestration.marking import in_words, reference_request
 from orchestration.needs import learns_from_data
 from orchestration.plan import check_local_resources
 from orchestration.preparation import Prepared, RenderedPrompt, prepare, with_ids
+from orchestration.readings import Readings
 from orchestration.routing import teachers_of
 from orchestration.scoring_group import ScoringGroup
 from orchestration.states import StateSource
@@ -120,6 +122,7 @@ class Marking:
 
     config: RunConfig
     prepared: Prepared
+    readings: Readings
     teachers: TeacherPool
     reference: ScoringGroup | None  # a teacher's own group where it is the reference
 
@@ -129,7 +132,8 @@ class Marking:
         reference = await start_reference(config, prepared, cluster)
         if prepared.reference_path is not None and reference is None:
             reference = teachers.groups[TEACHER]
-        return cls(config, prepared, teachers, reference)
+        readings = Readings(config, prepared, requirements(config.objective))
+        return cls(config, prepared, readings, teachers, reference)
 
     @property
     def groups(self) -> list[ScoringGroup]:
@@ -152,8 +156,7 @@ class Marking:
             await asyncio.gather(*(mark(trajectory) for trajectory in trajectories))
 
     async def _mark(self, item: RenderedPrompt, trajectory: Trajectory) -> None:
-        request = teacher_request(self.config, item.prompt.teacher, item.teacher_ids, trajectory)
-        await self.teachers.score(request, item.views)
+        await self.teachers.score(self.readings.of(item, item.teacher_ids, trajectory).request, item.views)
         if self.reference is not None:
             await self.reference.score(reference_request(trajectory))
 

@@ -70,7 +70,9 @@ class StateSource:
     async def _teacher_answers(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
         assert self._teacher_rollouts is not None  # started where the config asks for them
         own = {slot: self._request(slot) for slot in slots}
-        asked = [replace(own[slot], prompt_ids=self._prompt(slot).teacher_ids, candidates=0) for slot in slots]
+        asked = [
+            replace(own[slot], prompt_ids=self._prompt(slot).teacher_ids, candidates=0, follow_ups=()) for slot in slots
+        ]
         async for answer in self._teacher_rollouts.roll_out(asked):
             yield foreign_trajectory(own[answer.slot], answer.response_ids, answer.finish_reason, Origin.TEACHER)
 
@@ -98,4 +100,5 @@ class StateSource:
             top_p=self._sampling.top_p,
             top_k=self._sampling.top_k,
             candidates=self._candidates,
+            follow_ups=item.follow_ups,
         )

@@ -27,6 +27,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from rollout import weight_transfer
 from rollout.config import RolloutConfig
+from rollout.conversation import converse, most_tokens
 from rollout.engine_process import prepare_environment
 from rollout.sampling import sampling_params, trajectory
 from rollout.trajectory import RolloutRequest, Trajectory
@@ -76,13 +77,26 @@ class RolloutEngine:
         for request in requests:
             self._check_length(request)
         collectors = await self._admit(requests)
-        pairs = zip(requests, collectors, strict=True)
-        tasks = [asyncio.create_task(_trajectory_of(*pair)) for pair in pairs]
+        latest = list(collectors)  # of each request: what it waits for in the engine
+        tasks = [asyncio.create_task(self._converse(request, latest, i)) for i, request in enumerate(requests)]
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
         finally:
-            await self._abandon(tasks, collectors)
+            await self._abandon(tasks, latest)
+
+    async def _converse(self, request: RolloutRequest, latest: list[RequestOutputCollector], index: int) -> Trajectory:
+        """The first answer of a conversation was asked for with its group; the later ones are as they come."""
+        asked = False
+
+        async def ask(turn: RolloutRequest) -> Trajectory:
+            nonlocal asked
+            if asked:
+                (latest[index],) = await self._admit([turn])
+            asked = True
+            return await _trajectory_of(turn, latest[index])
+
+        return await converse(request, ask)
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Log-probs at temperature 1 of tokens 1 to N - 1, each given those before it: [N - 1], nats.
@@ -198,7 +212,7 @@ class RolloutEngine:
         return max(await self._llm.collective_rpc("weight_reload_seconds"))
 
     def _check_length(self, request: RolloutRequest) -> None:
-        needed = len(request.prompt_ids) + request.max_tokens
+        needed = most_tokens(request)
         if needed > self._max_model_len:
             raise ValueError(
                 f"prompt {request.prompt_id!r} needs {needed} tokens with its response, "

@@ -52,6 +52,7 @@ class TeacherConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     tokenizer: str | None = None  # checkpoint directory or hub name; none: the model's (server: the student's)
     cross_tokenizer: bool = False  # align a tokenizer that is not the student's; without it such a teacher is refused
+    twin_candidates: int = 64  # cross_tokenizer: the student's most likely ids, of which k with an equal are kept
     quantization: Quantization = Quantization.none
     weights: TeacherWeights = TeacherWeights.fixed
     ema_rate: float = 0.99  # weights=ema: what the average keeps of itself at each published version

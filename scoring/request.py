@@ -47,7 +47,7 @@ def build_request(
         teacher=teacher,
         prompt_ids=prompt_ids,
         response_ids=trajectory.response_ids,
-        support_ids=_student_support(trajectory, needs.candidates) if needs.candidates else None,
+        support_ids=student_candidates(trajectory, needs.candidates) if needs.candidates else None,
         top_k=needs.teacher_top_k,
         entropy=needs.teacher_entropy,
         hidden_states=needs.hidden_states,
@@ -64,12 +64,16 @@ def with_monitored(request: ScoringRequest, k: int, entropy: bool) -> ScoringReq
     return replace(request, top_k=top_k, entropy=request.entropy or entropy)
 
 
-def _student_support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:
-    """[T, k]: the engine's k most likely ids, most likely first."""
+def student_candidates(trajectory: Trajectory, k: int, whole: bool = False) -> NDArray[np.int32]:
+    """[T, k]: the engine's k most likely ids, most likely first; all that it named with `whole`.
+
+    Raises:
+        ValueError: it named fewer.
+    """
     found = 0 if trajectory.candidate_ids is None else trajectory.candidate_ids.shape[1]
     if trajectory.candidate_ids is None or found < k:
         raise ValueError(
             f"the trajectory of prompt {trajectory.prompt_id!r} has {found} candidate ids a position and the "
             f"objective needs {k}; roll out with RolloutRequest.candidates={k}"
         )
-    return trajectory.candidate_ids[:, :k]
+    return trajectory.candidate_ids if whole else trajectory.candidate_ids[:, :k]

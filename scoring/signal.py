@@ -64,6 +64,10 @@ class TeacherSignal:
     hidden_states: NDArray[np.float32] | None = None  # [T, d], input of the teacher's LM head; float16-free
     reference_logprobs: NDArray[np.float32] | None = None  # [T], of the marked tokens, by a reference model
     privileged: bool = False  # the teacher saw more of the prompt than the student
+    # Of a teacher with another tokenizer, once its marks are about the student's tokens (`scoring.views`):
+    known: NDArray[np.bool_] | None = None  # [T], False where nothing can be said; None: all are known
+    spans: NDArray[np.int64] | None = None  # [T], tokens of one number were marked together: `logprobs` sum to it
+    merged: NDArray[np.bool_] | None = None  # [T], spans that are not one token on each side
 
     @classmethod
     def of_nothing(cls, request: ScoringRequest) -> "TeacherSignal":

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch import Example
-from orchestration.marking import reference_request, teacher_request
+from orchestration.marking import reference_request
+from orchestration.readings import Readings
 from orchestration.stages.on_policy import OnPolicyStage
 from orchestration.stages.training import StageContext
 from orchestration.teacher_views import TeacherViews
@@ -22,6 +23,7 @@ class Distillation(OnPolicyStage):
     def __init__(self, context: StageContext) -> None:
         self._views = TeacherViews(context.config, context.prepared)
         super().__init__(context, waits_for_samples=self._views.wait_for_samples)
+        self._readings = Readings(context.config, context.prepared, self.requirements)
 
     def graded(self, trajectory: Trajectory) -> None:
         self._views.arrived(trajectory)
@@ -32,12 +34,12 @@ class Distillation(OnPolicyStage):
         assert teachers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
         view = await self._views.of(trajectory, item)
-        request = teacher_request(self.config, item.prompt.teacher, view.prompt_ids, trajectory)
+        reading = self._readings.of(item, view.prompt_ids, trajectory)
         signal, reference = await asyncio.gather(
-            teachers.score(request, view.members), self._reference_logprobs(trajectory)
+            teachers.score(reading.request, view.members), self._reference_logprobs(trajectory)
         )
-        self.tokens["scored"] += len(trajectory.response_ids)
-        return replace(signal, reference_logprobs=reference, privileged=view.privileged)
+        self.tokens["scored"] += reading.request.marked_tokens
+        return replace(reading.translate(signal), reference_logprobs=reference, privileged=view.privileged)
 
     def has_context(self, example: Example) -> bool:
         return example.signal is not None and example.signal.privileged

@@ -21,6 +21,7 @@ NEEDED_BY_PRESETS = {
     "naive_student_topk": ["objective.unsafe_baseline=true"],
     "symmetric_difference": ["objective.unsafe_baseline=true"],
     "task_reward_mix": ["data.verifier=exact", "sampling.samples_per_prompt=4"],
+    "cross_tokenizer": ["teacher.cross_tokenizer=true"],
     "supervised": ["stage=cold_start"],
     "grpo": ["stage=reinforce", "data.verifier=exact", "sampling.samples_per_prompt=4"],
     "grpo_classic": ["stage=reinforce", "data.verifier=exact", "sampling.samples_per_prompt=4"],
