@@ -1,4 +1,4 @@
-"""What is asked of a reference, in training and before it (of a teacher: `readings`); and how much of it was kept."""
+"""What is asked of a reference about a trajectory that is trained on; and how many of all marks were kept."""
 
 from rollout.trajectory import Trajectory
 from scoring.cache import CacheStats

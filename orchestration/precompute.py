@@ -122,9 +122,9 @@ class Marking:
 
     config: RunConfig
     prepared: Prepared
+    readings: Readings
     teachers: TeacherPool
     reference: ScoringGroup | None  # a teacher's own group where it is the reference
-    readings: Readings
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Marking":
@@ -132,7 +132,8 @@ class Marking:
         reference = await start_reference(config, prepared, cluster)
         if prepared.reference_path is not None and reference is None:
             reference = teachers.groups[TEACHER]
-        return cls(config, prepared, teachers, reference, Readings(config, prepared, requirements(config.objective)))
+        readings = Readings(config, prepared, requirements(config.objective))
+        return cls(config, prepared, readings, teachers, reference)
 
     @property
     def groups(self) -> list[ScoringGroup]:
@@ -155,8 +156,7 @@ class Marking:
             await asyncio.gather(*(mark(trajectory) for trajectory in trajectories))
 
     async def _mark(self, item: RenderedPrompt, trajectory: Trajectory) -> None:
-        reading = self.readings.of(item, item.teacher_ids, trajectory)
-        await self.teachers.score(reading.request, item.views)
+        await self.teachers.score(self.readings.of(item, item.teacher_ids, trajectory).request, item.views)
         if self.reference is not None:
             await self.reference.score(reference_request(trajectory))
 

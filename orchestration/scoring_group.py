@@ -21,6 +21,7 @@ from orchestration.cluster import Cluster, Fitness, Worker, WorkerFailure, Worke
 from orchestration.config import RunConfig
 from scoring.cache import CacheStats
 from scoring.config import TeacherConfig, TeacherWeights
+from scoring.endpoint import ServerStats
 from scoring.lm_head import LMHead
 from scoring.quantization import QuantizationBias
 from scoring.signal import ScoringRequest, TeacherSignal
@@ -143,6 +144,11 @@ class ScoringGroup:
         """How often marks were there, of all replicas together; None: none are kept."""
         found = await self.call("cache_stats", deadline=self._timeouts.scoring)
         return None if found[0] is None else sum(found, CacheStats())
+
+    async def server_stats(self) -> ServerStats | None:
+        """How often an endpoint had to be asked, by all replicas together; None: there is no endpoint."""
+        found = await self.call("server_stats", deadline=self._timeouts.scoring)
+        return None if found[0] is None else sum(found, ServerStats())
 
     async def lm_head(self) -> LMHead | None:
         return await self._ask("lm_head")

@@ -101,6 +101,23 @@ def render_follow_ups(
     return tuple(found)
 
 
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token by which the chat template ends an answer; the tokenizer's EOS where it has none.
+
+    Some models end a turn with another token than a text.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    messages = [{"role": "user", "content": "?"}, {"role": STUDENT_ROLE, "content": _STAND_IN}]
+    try:
+        _, shown, rest = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_STAND_IN)
+    except TemplateError:
+        return tokenizer.eos_token_id
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if shown else []
+    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
+
+
 def after_answer(answer_ids: NDArray[np.int32], follow_up_ids: NDArray[np.int32]) -> NDArray[np.int32]:
     """What follows an answer, without the end of its turn where the answer has it already."""
     ended = len(answer_ids) > 0 and len(follow_up_ids) > 0 and answer_ids[-1] == follow_up_ids[0]

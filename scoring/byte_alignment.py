@@ -5,9 +5,10 @@
     spans    │        0        │ 1    │ 2          cut wherever both have a boundary: the finest that both share
 
 Within a span the chain rule holds on both sides: the span's log-prob is the sum of its tokens'. A span of one token on
-each side is exact token by token. EOS is matched with EOS.
+each side is exact token by token. The token that ends an answer of the student's is matched with the one by which the
+teacher ends its own, as its chat template says: its EOS, or another.
 
-What the teacher cannot be shown belongs to no span: special tokens other than the final EOS, bytes that are no UTF-8
+What the teacher cannot be shown belongs to no span: special tokens other than that end, bytes that are no UTF-8
 (an answer cut within a character), text that the vocabulary lacks. A span that holds any of it is given up as a whole.
 
 Shape suffixes: T tokens of the student, L of the teacher.
@@ -58,19 +59,18 @@ class Aligner:
         return self._twins(b" ")
 
     def _twins(self, prefix: bytes) -> NDArray[np.int32]:
-        known = self.student.by_id
-        eos = self.student.eos_id
-        twins = np.full(max([*known, eos or 0]) + 1, -1, dtype=np.int32)
+        known, ends = self.student.by_id, [token for token in self.student.end_ids if token is not None]
+        twins = np.full(max([*known, *ends]) + 1, -1, dtype=np.int32)
         for token, content in known.items():
             twins[token] = self.teacher.ids.get(prefix + content, -1)
-        if eos is not None and self.teacher.eos_id is not None:
-            twins[eos] = self.teacher.eos_id
+        if self.teacher.end_id is not None:
+            twins[ends] = self.teacher.end_id
         return twins
 
     def align(self, student_ids: Sequence[int]) -> Alignment:
         """An answer of the student's."""
         ids = [int(token) for token in student_ids]
-        ends = bool(ids) and ids[-1] == self.student.eos_id
+        ends = bool(ids) and ids[-1] in self.student.end_ids
         body = ids[:-1] if ends else ids
         written = self._read(body)
         encoded = self.teacher.encode(written.text)
@@ -97,11 +97,11 @@ class Aligner:
     ) -> Alignment:
         ids, first = list(encoded.ids), np.array([bool(content) for content in encoded.bytes], dtype=np.bool_)
         if ends:
-            matched = self.teacher.eos_id is not None
+            matched = self.teacher.end_id is not None
             last = max(spans.max(initial=-1), teacher_spans.max(initial=-1)) + 1
             spans = np.append(spans, last if matched else NO_SPAN)
-            if self.teacher.eos_id is not None:
-                ids.append(self.teacher.eos_id)
+            if self.teacher.end_id is not None:
+                ids.append(self.teacher.end_id)
                 teacher_spans, first = np.append(teacher_spans, last), np.append(first, True)
         return Alignment(np.array(ids, dtype=np.int32), spans, teacher_spans, first, encoded.begins_with_space)
 

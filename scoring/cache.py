@@ -41,10 +41,10 @@ class CachedBackend:
 
     def __init__(self, computing: Backend, store: SignalStore, teacher: TeacherConfig) -> None:
         self.stats = CacheStats()
-        self._computing, self._store, self._teacher = computing, store, teacher
+        self.computing, self._store, self._teacher = computing, store, teacher
 
     async def start(self) -> int:
-        vocabulary = await self._computing.start()
+        vocabulary = await self.computing.start()
         about = {"model": self._teacher.model, "backend": self._teacher.backend.value, "vocabulary_size": vocabulary}
         await self._keep(lambda: self._store.keep_about(about))
         return vocabulary
@@ -56,23 +56,23 @@ class CachedBackend:
             return kept.signal
         self.stats += CacheStats(misses=1)
         richer = replace(request, **asdict(Extent.of(request) | kept.extent)) if kept else request
-        found = await self._computing.score(richer)
+        found = await self.computing.score(richer)
         if found.hidden_states is not None and not self._store.has_head:
             await self._keep_head()
         await self._keep(lambda: self._store.keep(richer, found))
         return _only(request, found)
 
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
-        return await self._computing.plain_logprobs(requests)
+        return await self.computing.plain_logprobs(requests)
 
     async def lm_head(self) -> LMHead | None:
-        return await self._computing.lm_head()
+        return await self.computing.lm_head()
 
     async def close(self) -> None:
-        await self._computing.close()
+        await self.computing.close()
 
     async def _keep_head(self) -> None:
-        head = await self._computing.lm_head()
+        head = await self.computing.lm_head()
         assert head is not None  # who gives states has one
         await self._keep(lambda: self._store.keep_head(head))
 

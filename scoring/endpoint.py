@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -41,6 +41,9 @@ class ServerStats:
     attempts: int = 0
     retries: int = 0  # attempts that followed one that failed
     garbled: int = 0  # answers that were none
+
+    def __add__(self, other: "ServerStats") -> "ServerStats":
+        return ServerStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class EndpointFailure(RuntimeError):

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from rollout.rendering import end_of_answer
+
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _UNREADABLE = {"WordPiece", "BPEDecoder", "CTC"}  # decoders that add or drop white space by rules of their own
@@ -47,7 +49,8 @@ class TokenBytes:
         Raises:
             ValueError: the tokens' bytes cannot be told.
         """
-        self.eos_id: int | None = tokenizer.eos_token_id
+        self.end_id = end_of_answer(tokenizer)  # by which it ends an answer
+        self.end_ids = frozenset({self.end_id, tokenizer.eos_token_id} - {None})  # by any of which one may end
         self._unknown_id: int | None = tokenizer.unk_token_id
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:

@@ -10,6 +10,8 @@ position.
 """
 
 import itertools
+import os
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.engine_process import prepare_environment
 from scoring.config import ScoringConfig, TeacherConfig
@@ -96,6 +99,10 @@ class VLLMTeacher:
             return [output async for output in answers][-1]
         except VLLMValidationError as error:
             raise ValueError(f"teacher.backend=vllm: refuses {len(ids_N)} tokens: {error}") from error
+        except EngineDeadError:
+            # A worker without its engine can only be replaced, and its death is how others learn of that.
+            traceback.print_exc()
+            os._exit(1)
 
 
 def engine_args(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> AsyncEngineArgs:

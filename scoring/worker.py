@@ -24,6 +24,7 @@ from scoring.quantization import QuantizationBias, measure_bias
 from scoring.signal import ScoringRequest, TeacherSignal
 
 if TYPE_CHECKING:
+    from scoring.endpoint import ServerStats
     from scoring.follower import Follower
 
 
@@ -68,6 +69,13 @@ class ScoringWorker:
     async def cache_stats(self) -> CacheStats | None:
         """How often marks were there already; None: none are kept."""
         return self._backend.stats if isinstance(self._backend, CachedBackend | KeptMarks) else None
+
+    async def server_stats(self) -> "ServerStats | None":
+        """How often an endpoint had to be asked; None: there is no endpoint."""
+        from scoring.server import ServerTeacher
+
+        backend = self._backend.computing if isinstance(self._backend, CachedBackend) else self._backend
+        return backend.stats() if isinstance(backend, ServerTeacher) else None
 
     async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
         """How far a quantised teacher is from its full weights on these; None: it is not quantised.

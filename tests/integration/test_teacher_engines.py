@@ -24,6 +24,7 @@ from scoring.config import EngineConfig, ScoringConfig, ServerConfig, TeacherBac
 from scoring.server import ServerTeacher
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
+from tests.integration.launching import Launched
 from tests.scoring.reference import Reference, random_request
 
 pytestmark = pytest.mark.integration
@@ -141,7 +142,7 @@ def engine(served: VLLMServer, local_ray: Path, tiny_untied: Path) -> Iterator[r
     actor = ray.remote(ScoringWorker).options(num_cpus=1, max_concurrency=100)
     teacher = TeacherConfig(model=str(tiny_untied), backend=TeacherBackend.vllm)
     handle = actor.remote(str(tiny_untied), teacher, SCORING)
-    assert ray.get(handle.ready.remote()) == 576
+    assert ray.get(handle.start.remote()) == 576
     yield handle
     ray.kill(handle)
 
@@ -266,3 +267,26 @@ def test_a_server_killed_at_work_loses_nothing(
         assert stats.retries >= 8 and stats.attempts == 2 + len(requests) + stats.retries
 
     with_server(served, tiny_untied, work, attempts=200, max_connections=8)
+
+
+def test_a_run_outlives_its_server(
+    served: VLLMServer, launch: Callable[..., Launched], tiny_untied: Path, tmp_path: Path
+) -> None:
+    """The server dies after the first step and comes back: every trajectory is marked and trained once."""
+    options = [
+        "teacher.backend=server", f"teacher.model={NAME}", f"teacher.tokenizer={tiny_untied}",
+        f"teacher.server.url={served.url}", "teacher.server.api_key_env=TEACHER_KEY", "teacher.server.attempts=60",
+        f"teacher.server.max_top_k={MAX_LOGPROBS}", "objective=sampled_reverse_kl", "pipeline.steps=6",
+    ]  # fmt: skip
+    asyncio.run(served.wait())
+    with key(KEY):
+        run = launch(tmp_path / "run", *options)
+    run.wait_for_step(1)
+    served.kill()
+    served.start()
+    assert run.wait() == 0, run.text()
+    assert run.steps() == [1, 2, 3, 4, 5, 6] and sum(run.trained_prompts().values()) == 24
+    assert "teacher/mean_entropy" not in run.step_rows()[0] and run.step_rows()[0]["train/overlap_ratio"] > 0
+    assert run.summary()["evaluation"]["student_after"]["reverse_kl"] is None
+    told = next(line for line in run.text().splitlines() if "the endpoint was asked" in line)
+    assert ", 0 of them again" not in told and KEY not in run.text() + (run.run_dir / "run.log").read_text()

@@ -68,7 +68,7 @@ def test_spans_of_a_text_are_its_bytes_and_the_finest(
     aligner = aligners[pair]
     encoded = aligner.student.encode(text)
     assert encoded is not None
-    ids = [*encoded.ids, *([aligner.student.eos_id] if ends else [])]
+    ids = [*encoded.ids, *([aligner.student.end_id] if ends else [])]
     written = aligner.student.join(ids)  # the sentencepiece student has a space of its own before the text
     alignment = aligner.align(ids)
     assert (alignment.spans != NO_SPAN).all() and (alignment.teacher_spans != NO_SPAN).all()
@@ -122,9 +122,9 @@ def test_a_special_token_in_the_middle_is_alone_in_being_unmatched(aligners: dic
     start, rest = (aligner.student.encode(text) for text in ("the old", " library."))
     assert start is not None and rest is not None
     special = 1
-    alignment = aligner.align([*start.ids, special, *rest.ids, aligner.student.eos_id])
+    alignment = aligner.align([*start.ids, special, *rest.ids, aligner.student.end_id])
     assert np.flatnonzero(alignment.spans == NO_SPAN).tolist() == [len(start.ids)]
-    assert alignment.teacher_ids[-1] == aligner.teacher.eos_id and alignment.spans[-1] == alignment.teacher_spans[-1]
+    assert alignment.teacher_ids[-1] == aligner.teacher.end_id and alignment.spans[-1] == alignment.teacher_spans[-1]
 
 
 def test_a_special_token_within_a_span_spoils_the_span(aligners: dict[str, Aligner]) -> None:
@@ -149,18 +149,18 @@ def test_what_looks_like_a_special_token_in_the_text_is_text(aligners: dict[str,
     encoded = aligner.student.encode("<|im_end|>")
     assert encoded is not None and len(encoded.ids) > 1
     alignment = aligner.align(list(encoded.ids))
-    assert aligner.teacher.eos_id not in alignment.teacher_ids and (alignment.spans != NO_SPAN).all()
+    assert aligner.teacher.end_id not in alignment.teacher_ids and (alignment.spans != NO_SPAN).all()
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_twins_stand_for_the_same_bytes(aligners: dict[str, Aligner], pair: str) -> None:
     aligner = aligners[pair]
     for table, prefix in ((aligner.twins, b""), (aligner.twins_after_space, b" ")):
-        assert table[aligner.student.eos_id] == aligner.teacher.eos_id
+        assert table[aligner.student.end_id] == aligner.teacher.end_id
         found = np.flatnonzero(table >= 0)
         assert len(found) > 200 or prefix  # all single bytes at least
         for token in found.tolist():
-            if token != aligner.student.eos_id:
+            if token != aligner.student.end_id:
                 assert aligner.teacher.by_id[int(table[token])] == prefix + aligner.student.by_id[token]
     without = np.flatnonzero(aligner.twins < 0)
     assert all(aligner.student.by_id.get(t) not in aligner.teacher.ids for t in without.tolist())
@@ -192,3 +192,21 @@ def test_a_tokenizer_that_hides_its_spaces_is_refused() -> None:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match=r"teacher\.model=.*do not give back the text"):
         TokenBytes(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]"), "teacher.model")
+
+
+def test_an_answer_ends_as_each_sides_template_says() -> None:
+    """Some models end a turn with another token than a text."""
+    student, teacher = make_tokenizer(), pruned(make_tokenizer(), 250)[0]
+    turn, text = "<|endoftext|>", "<|im_end|>"
+    for tokenizer in (student, teacher):
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}" + turn + "{% endfor %}"
+    aligner = Aligner(TokenBytes(student, "student.model"), TokenBytes(teacher, "teacher.model"))
+    theirs = teacher.convert_tokens_to_ids(turn)
+    for end in (turn, text):
+        ids = [*student("the old library")["input_ids"], student.convert_tokens_to_ids(end)]
+        alignment = aligner.align(ids)
+        assert alignment.teacher_ids[-1] == theirs and alignment.spans[-1] == alignment.teacher_spans[-1] != NO_SPAN
+        assert aligner.twins[ids[-1]] == theirs
+    plain = make_tokenizer()
+    plain.chat_template = None
+    assert TokenBytes(plain, "student.model").end_id == plain.eos_token_id

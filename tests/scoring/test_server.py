@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +232,11 @@ def test_among_many_requests_and_faults_none_is_lost(tokenizer_dir: Path) -> Non
 def test_keeps_to_the_rate(tokenizer_dir: Path) -> None:
     async def work(endpoint: FakeEndpoint, backend: ServerTeacher) -> None:
         await asyncio.gather(*(backend.score(random_request(3, 3, seed=i, entropy=False)) for i in range(6)))
-        assert np.diff(endpoint.seen).min() > 0.04 and endpoint.seen[-1] - endpoint.seen[0] > 0.24
+        assert (
+            endpoint.seen[-1] - endpoint.seen[0] > 0.6
+        )  # five pauses of 0.2 s; a busy machine sees the first one late
 
-    run(work, tokenizer_dir, start=False, requests_per_minute=1200)
+    run(work, tokenizer_dir, start=False, requests_per_minute=300)
 
 
 @pytest.mark.parametrize(
@@ -391,3 +395,23 @@ def test_no_key_in_the_variable(tokenizer_dir: Path, value: str | None, monkeypa
 def test_a_password_in_the_address_is_not_repeated(tokenizer_dir: Path) -> None:
     message = start_error(tokenizer_dir, FakeEndpoint(TOKENIZER), url=f"http://me:{SECRET}@127.0.0.1:8000/v1")
     assert "teacher.server.url" in message and SECRET not in message
+
+
+def test_may_be_started_again_and_closed_unstarted(tokenizer_dir: Path) -> None:
+    async def work(_endpoint: FakeEndpoint, backend: ServerTeacher) -> None:
+        session = backend._endpoint._session
+        assert await backend.start() == 576 and backend._endpoint._session is session
+        await ServerTeacher(str(tokenizer_dir), settings("http://127.0.0.1:9/v1"), ScoringConfig()).close()
+
+    run(work, tokenizer_dir)
+
+
+@pytest.mark.parametrize("words", [None, "soon", "-3", "1e9", "nan", "Sun, 06 Nov 1994 08:49:37 GMT"])
+def test_a_pause_that_says_nothing_is_none(words: str | None) -> None:
+    assert endpoint_module._seconds(words) == 0
+
+
+def test_a_pause_may_be_a_number_or_a_date() -> None:
+    assert endpoint_module._seconds("17") == 17
+    then = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert 95 < endpoint_module._seconds(then) <= 100
