@@ -36,7 +36,6 @@ from orchestration.scoring_group import ScoringGroup
 from orchestration.workers import REFERENCE, Workers
 from rollout.config import VerifierKind
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
-from scoring.config import TeacherWeights
 from scoring.signal import ScoringRequest, TeacherSignal
 
 PROMPTS = 4
@@ -190,8 +189,7 @@ class Canary:
         own_answers = config.stage is Stage.cold_start and config.data.verifier is not VerifierKind.none
         teacher = teachers_of(config)[key]
         waits = teacher.context is not None and bool(ContextTemplate(teacher.context).waits_for)
-        averages = teacher.weights is TeacherWeights.ema  # it differs once the student has moved
-        has_context = waits or averages or any(item.has_context for item in self._prompts)
+        has_context = waits or any(item.has_context for item in self._prompts)
         dtypes = [config.learner.dtype.value, config.scoring.dtype.value]
         return check_teacher_differs(divergence, dtypes, has_context, own_answers)
 

@@ -1,5 +1,6 @@
 """What one step tells the trackers: names shared by metrics.jsonl and Weights & Biases."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,8 +38,7 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
         **{f"time/{stage}": value for stage, value in seconds.items()},
     }
     metrics |= _teacher_metrics(batch)
-    if "teacher/mean_logprob" in metrics and "teacher/mean_entropy" not in metrics:
-        metrics.pop("train/entropy_gap", None)  # NaN: not every teacher tells its entropy
+    metrics = {name: value for name, value in metrics.items() if not _unknown_gap(name, value)}
     if len(own) < len(batch):
         metrics["rollout/student_share"] = len(own) / len(batch)
     shut = sum(e.weight == 0 for e in batch)
@@ -47,6 +47,11 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
     if rewards:
         metrics["rollout/accuracy"] = float(np.mean(rewards))
     return metrics
+
+
+def _unknown_gap(name: str, value: float) -> bool:
+    """Whether it is an entropy gap to a teacher that does not tell its entropy."""
+    return name.startswith("train/entropy_gap") and math.isnan(value)
 
 
 def health_metrics(

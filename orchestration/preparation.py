@@ -28,7 +28,7 @@ from rollout.rendering import (
 )
 from rollout.sources import load_prompts
 from rollout.trajectory import FollowUp
-from scoring.config import TeacherBackend, TeacherConfig, TeacherWeights
+from scoring.config import TeacherBackend, TeacherConfig
 from scoring.packed_model import refuse_unpackable_layers
 from scoring.views import make_aligner
 
@@ -357,11 +357,14 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
 def _check_teachers_differ(
     config: RunConfig, teachers: Mapping[str, PreparedTeacher], student_path: str, prompts: Sequence[Prompt]
 ) -> None:
-    """Refuse a teacher that has the student's own weights and sees no more than it."""
+    """Refuse a teacher that has the student's own weights and sees no more than it.
+
+    That holds for an average of them as well: where both begin alike nothing ever moves them apart.
+    """
     for key, teacher in teachers.items():
         settings = teachers_of(config)[key]
         alone = settings.backend is not TeacherBackend.server and teacher.path == student_path
-        if alone and settings.weights is not TeacherWeights.ema:
+        if alone:
             _check_sees_more(config, key, settings, [prompt for prompt in prompts if prompt.teacher == key])
 
 

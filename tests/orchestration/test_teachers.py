@@ -148,7 +148,7 @@ def test_whoever_holds_the_initial_weights_is_the_base(two: Callable[..., list[s
     assert serving() is None
     assert serving("evaluation.base_kl=always") == "base"
     assert serving(f"teacher.model={tiny_tied}", "teacher.context=x") == "teacher"
-    assert serving(f"teacher.model={tiny_tied}", "teacher.weights=ema") is None
+    assert serving(f"teacher.model={tiny_tied}", "teacher.weights=ema", "teacher.context=x") is None
     assert serving(f"teacher.model={tiny_tied}", "teacher.context=x", "evaluation.base_kl=never") is None
     assert serving("objective=reward_extrapolation", "objective.reference.model=student") == REFERENCE
 
