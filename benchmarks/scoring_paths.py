@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.ideal import interleaved_ratio
+from benchmarks.objective_paths import resident
 from rollout.config import DType
 from scoring.batching import BatchingTeacher
 from scoring.cache import CachedBackend
@@ -138,8 +139,9 @@ def _check(teacher: TeacherModel, request: ScoringRequest, logits: Sequence[torc
     (signal,) = teacher.score([request])
     first, last = len(request.prompt_ids) - 1, len(_whole(request)) - 1
     targets = torch.from_numpy(request.response_ids.astype(np.int64))[:, None]
+    ours = torch.from_numpy(signal.logprobs)
     gaps = [
-        float((row[first:last].log_softmax(-1).gather(1, targets)[:, 0] - torch.from_numpy(signal.logprobs)).abs().max())
+        float((row[first:last].log_softmax(-1).gather(1, targets)[:, 0] - ours).abs().max())
         for batch in logits
         for row in batch
         if len(row) > last
@@ -214,17 +216,11 @@ def memory(tokens: int, vocabulary: int) -> Peak:
         teacher = TeacherModel(folder, TeacherConfig(), replace(SETTINGS, max_tokens_per_forward=512))
     ids = generator.integers(0, vocabulary, (tokens // 128, 130), dtype=np.int32)
     requests = [ScoringRequest("teacher", row[:2], row[2:], top_k=K, entropy=True) for row in ids]
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     for start in range(0, len(requests), 8):
         teacher.score(requests[start : start + 8])
-    return Peak(_status("VmHWM") - before, 4 * tokens * vocabulary)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
-    return 1024 * int(line.split()[1])
+    return Peak(resident("VmHWM") - before, 4 * tokens * vocabulary)
 
 
 def main() -> None:
