@@ -183,7 +183,7 @@ def prompt_logprobs(path: str, repeats: int) -> Compared:
 
 def cache(path: str, repeats: int) -> Compared:
     """Hits against scoring, both through the worker's backend."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
         computing = BatchingTeacher(path, TeacherConfig(), SETTINGS)
         store = SignalStore(folder, identity(path, TeacherConfig(), SETTINGS))
         cached = CachedBackend(computing, store, TeacherConfig())
@@ -193,7 +193,7 @@ def cache(path: str, repeats: int) -> Compared:
             async def all_at_once() -> None:
                 await asyncio.gather(*(backend.score(request) for request in requests))
 
-            return lambda: asyncio.run(all_at_once())
+            return lambda: runner.run(all_at_once())
 
         return Compared.of(requests, *in_turn(repeats, score_all(cached), score_all(computing)))
 
