@@ -151,7 +151,7 @@ def _check(teacher: TeacherModel, request: ScoringRequest, logits: Sequence[torc
 
 
 def prompt_logprobs(path: str, repeats: int) -> Compared:
-    """Against vLLM's `prompt_logprobs` of the same sequences; both mark every token but the first."""
+    """Against vLLM's `prompt_logprobs` of the same sequences, which cannot leave out the prompts."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -166,16 +166,16 @@ def prompt_logprobs(path: str, repeats: int) -> Compared:
     )
     torch.set_num_threads(1)
     teacher = TeacherModel(path, TeacherConfig(), SETTINGS)
-    sequences = [np.array(_whole(r), np.int32) for r in make_requests(teacher.vocabulary_size)]
-    requests = [ScoringRequest("teacher", ids[:1], ids[1:], top_k=PROMPT_LOGPROBS, entropy=True) for ids in sequences]
+    requests = [replace(r, top_k=PROMPT_LOGPROBS) for r in make_requests(teacher.vocabulary_size)]
     asked = SamplingParams(max_tokens=1, prompt_logprobs=PROMPT_LOGPROBS, detokenize=False)
-    prompts = [{"prompt_token_ids": ids.tolist()} for ids in sequences]
+    prompts = [{"prompt_token_ids": _whole(request)} for request in requests]
 
     def generate() -> list:
         return engine.generate(prompts, asked, use_tqdm=False)
 
     found, (signal,) = generate()[0].prompt_logprobs, teacher.score(requests[:1])
-    theirs = [row[token].logprob for row, token in zip(found[1:], requests[0].response_ids.tolist(), strict=True)]
+    rows = found[len(requests[0].prompt_ids) :]
+    theirs = [row[token].logprob for row, token in zip(rows, requests[0].response_ids.tolist(), strict=True)]
     if np.abs(np.array(theirs) - signal.logprobs).max() > AGREEMENT:
         raise RuntimeError("vLLM's log-probs and ours differ")
     return Compared.of(requests, *in_turn(repeats, lambda: teacher.score(requests), generate))

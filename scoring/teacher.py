@@ -20,6 +20,7 @@ from scoring.packed_model import final_hidden_states, shares_prefixes
 from scoring.packing import first_group
 from scoring.prefix_tree import lay_out
 from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.top_ids import top_k
 
 
 def forward_tokens(request: ScoringRequest) -> int:
@@ -191,7 +192,7 @@ class TeacherModel:
             torch.log_softmax(logits, dim=-1, out=logprobs)
             # A log-prob of -inf would make 0 * -inf in an entropy; the lowest finite number makes it 0.
             logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
-            yield start, logprobs, -_row_dots(torch.exp(logprobs, out=logits), logprobs) if entropy else None
+            yield start, logprobs, -torch.exp(logprobs, out=logits).mul_(logprobs).sum(-1) if entropy else None
 
     def _silence(self, request: ScoringRequest) -> TeacherSignal:
         """The signal of a response without tokens."""
@@ -205,11 +206,6 @@ class TeacherModel:
 
 # Log-probs [T], entropy [T], support log-probs [T, K], top ids and top log-probs [T, top_k] of a few positions.
 _Marks = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-
-def _row_dots(a_CV: Tensor, b_CV: Tensor) -> Tensor:
-    """[C], the product of each row with its fellow, without a third matrix."""
-    return torch.bmm(a_CV[:, None], b_CV[:, :, None])[:, 0, 0]
 
 
 def _overlaps(requests: Sequence[ScoringRequest], first_row: int, rows: int) -> Iterator[tuple[int, slice, slice]]:
@@ -232,7 +228,7 @@ def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entrop
         ids_CK = torch.from_numpy(request.support_ids[positions].astype(np.int64)).to(device)
         support = logprobs_CV.gather(1, ids_CK)
     if request.top_k:
-        top_logprobs, top_ids = logprobs_CV.topk(request.top_k, dim=-1)
+        top_logprobs, top_ids = top_k(logprobs_CV, request.top_k)
     return logprobs_CV.gather(1, targets_C[:, None])[:, 0], entropy_C, support, top_ids, top_logprobs
 
 
