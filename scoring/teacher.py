@@ -22,6 +22,8 @@ from scoring.prefix_tree import lay_out
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.top_ids import top_k
 
+_CPU_ROWS = 8  # of logits that are worked on at a time: what is written stays in the processor's cache until it is read
+
 
 def forward_tokens(request: ScoringRequest) -> int:
     """Tokens of a request that go through the backbone: nothing is asked of the state after the last marked one."""
@@ -189,10 +191,10 @@ class TeacherModel:
             if self._bias_V is not None:
                 logits += self._bias_V
             self._transform.apply_(logits)
-            torch.log_softmax(logits, dim=-1, out=logprobs)
-            # A log-prob of -inf would make 0 * -inf in an entropy; the lowest finite number makes it 0.
-            logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
-            yield start, logprobs, -torch.exp(logprobs, out=logits).mul_(logprobs).sum(-1) if entropy else None
+            rows = _CPU_ROWS if self.device.type == "cpu" else len(logits)
+            parts = zip(logits.split(rows), logprobs.split(rows), strict=True)
+            found = [_normalise(*part, entropy) for part in parts]
+            yield start, logprobs, torch.cat(found) if entropy else None
 
     def _silence(self, request: ScoringRequest) -> TeacherSignal:
         """The signal of a response without tokens."""
@@ -206,6 +208,16 @@ class TeacherModel:
 
 # Log-probs [T], entropy [T], support log-probs [T, K], top ids and top log-probs [T, top_k] of a few positions.
 _Marks = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _normalise(logits_CV: Tensor, logprobs_CV: Tensor, entropy: bool) -> Tensor:
+    """Write log-probs, and return entropies [C] if they are asked for; the logits are lost then."""
+    torch.log_softmax(logits_CV, dim=-1, out=logprobs_CV)
+    # A log-prob of -inf would make 0 * -inf in an entropy; the lowest finite number makes it 0.
+    logprobs_CV.clamp_(min=torch.finfo(logprobs_CV.dtype).min)
+    if not entropy:
+        return logprobs_CV.new_empty(0)
+    return -torch.exp(logprobs_CV, out=logits_CV).mul_(logprobs_CV).sum(-1)
 
 
 def _overlaps(requests: Sequence[ScoringRequest], first_row: int, rows: int) -> Iterator[tuple[int, slice, slice]]:
