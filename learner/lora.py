@@ -29,7 +29,8 @@ class Adapter:
 
     down: nn.Parameter  # A, [rank, in]
     up: nn.Parameter  # B, [out, rank]
-    scaling: float
+    rank: int
+    scaling: float  # alpha / rank
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,22 @@ class CheckpointWeight:
 
 def checkpoint_weights(model: nn.Module) -> Iterator[CheckpointWeight]:
     """All weights of a causal LM with or without adapters, a tied one under each of its names."""
-    adapters = _adapters(model)
-    own = {id(part) for adapter in adapters.values() for part in (adapter.down, adapter.up)}
+    added = adapters(model)
+    own = {id(part) for adapter in added.values() for part in (adapter.down, adapter.up)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in own:
-            yield CheckpointWeight(name.replace(_BASE, "."), parameter, adapters.get(name))
+            yield CheckpointWeight(name.replace(_BASE, "."), parameter, added.get(name))
 
 
-def _adapters(model: nn.Module) -> dict[str, Adapter]:
+def adapters(model: nn.Module) -> dict[str, Adapter]:
     """By the name of the parameter that each one is added to."""
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     return {
         f"{name}{_BASE}weight": Adapter(
-            layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, layer.scaling[_ADAPTER]
+            layer.lora_A[_ADAPTER].weight,
+            layer.lora_B[_ADAPTER].weight,
+            layer.r[_ADAPTER],
+            layer.scaling[_ADAPTER],
         )
         for name, layer in layers.items()
     }

@@ -202,10 +202,12 @@ def test_a_run_trains_adapters_stops_and_goes_on(
     losses = [[row["train/loss"] for row in run.step_rows()] for run in (whole, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 4
     checks = json.loads((whole.run_dir / "preflight.json").read_text())["checks"]
-    assert {"canary: new weights", "canary: old weights"} <= {c["name"] for c in checks if c["status"] == "passed"}
+    assert {"canary: new weights", "canary: old weights again"} <= {
+        c["name"] for c in checks if c["status"] == "passed"
+    }
     evaluation = whole.summary()["evaluation"]
     assert evaluation["student_before"]["base_reverse_kl"] == pytest.approx(0, abs=1e-4)
     assert evaluation["student_after"]["base_reverse_kl"] > 1e-3
     assert evaluation["student_after"]["reverse_kl"] < evaluation["student_before"]["reverse_kl"]
     assert (whole.run_dir / "final" / "adapter" / "adapter_config.json").is_file()
-    assert all(row["train/rollout_logprob_gap_max"] < 1e-3 for row in whole.step_rows())
+    assert all(row["health/rollout_logprob_gap_max"] < 1e-3 for row in whole.step_rows())

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from learner.config import LearnerConfig, LoraConfig, StudentConfig
 from learner.lora import adapted_layers, add_adapters, checkpoint_weights, save_adapter, trainable_parameters
 from learner.packing import pack
+from learner.perturbation import Perturbation
 from learner.student import Student, load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.weight_source import CausalLMSource
@@ -112,6 +113,21 @@ def test_what_is_sent_has_the_checkpoints_names_and_the_merged_weights(
         write_bucket(buffer, bucket, dtype)
         written = buffer.view(dtype)[: sum(w.nbytes for w in bucket) // dtype.itemsize]
         assert torch.equal(written, torch.cat([sent[w.name].reshape(-1) for w in bucket]))
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(1, 64), (16, 8)])
+def test_a_perturbation_reaches_what_adapters_add_and_keeps_it_small(rank: int, alpha: int, tiny_tied: Path) -> None:
+    """Too much would blow up the rounding of bfloat16, in which engine and learner differ."""
+    model = plain(tiny_tied)
+    add_adapters(model, LoraConfig(rank=rank, alpha=alpha))
+    perturbation = Perturbation(model, sharded=False, seed=3, size=0.1)
+    for weight in checkpoint_weights(model):
+        if weight.adapter is not None:
+            added = (weight.value() - weight.parameter).square().mean().sqrt()
+            down = weight.adapter.down.square().mean().sqrt()
+            assert 0.02 < added / down < 0.5
+    perturbation.restore()
+    assert not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
 
 
 def test_only_adapters_are_trained_and_at_first_they_add_nothing(tiny_untied: Path) -> None:
