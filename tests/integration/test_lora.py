@@ -1,8 +1,7 @@
 """Adapters on real DeepSpeed ranks, in an engine, and with their base as the teacher."""
 
 import json
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from diagnostics.check import Status
 from learner.batch import Batch, Example
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig, LoraConfig, StudentConfig
@@ -28,7 +28,7 @@ from learner.packing import pack
 from learner.weight_source import CausalLMSource
 from rollout.config import DType
 from scoring.signal import ScoringRequest
-from tests.integration.launching import Launched
+from tests.integration.launching import Series
 from tests.integration.ranks import Ranks
 from tests.learner.examples import make_examples
 from tests.scoring.reference import load_teacher
@@ -183,31 +183,17 @@ def test_the_base_of_a_trained_student_is_what_the_fixed_teacher_marks_with(one:
         assert np.abs(before - after).max() > 1e-2
 
 
-def test_a_run_trains_adapters_stops_and_goes_on(
-    launch: Callable[..., Launched], tiny_tied: Path, tmp_path: Path
-) -> None:
+def test_a_run_trains_adapters(series: Series, tiny_tied: Path, tmp_path: Path) -> None:
     """The student is its own teacher, told more; the preflight holds the engine against base and adapters."""
-    own = [
-        "student.lora.rank=4", f"teacher.model={tiny_tied}", "teacher.context='Say it twice.'", "pipeline.steps=4",
-        "pipeline.max_staleness=0", "learner.learning_rate=1e-2", "checkpoint.every=1", "evaluation.base_kl=auto",
-    ]  # fmt: skip
-    whole = launch(tmp_path / "whole", *own)
-    assert whole.wait() == 0, whole.text()
-    killed = launch(tmp_path / "killed", *own)
-    killed.wait_for_step(2)
-    killed.kill(signal.SIGKILL)
-    killed.process.wait(30)
-    again = launch(tmp_path / "killed", *own)
-    assert again.wait() == 0, again.text()
-    losses = [[row["train/loss"] for row in run.step_rows()] for run in (whole, again)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 4
-    checks = json.loads((whole.run_dir / "preflight.json").read_text())["checks"]
-    assert {"canary: new weights", "canary: old weights again"} <= {
-        c["name"] for c in checks if c["status"] == "passed"
-    }
-    evaluation = whole.summary()["evaluation"]
-    assert evaluation["student_before"]["base_reverse_kl"] == pytest.approx(0, abs=1e-4)
-    assert evaluation["student_after"]["base_reverse_kl"] > 1e-3
-    assert evaluation["student_after"]["reverse_kl"] < evaluation["student_before"]["reverse_kl"]
-    assert (whole.run_dir / "final" / "adapter" / "adapter_config.json").is_file()
-    assert all(row["health/rollout_logprob_gap_max"] < 1e-3 for row in whole.step_rows())
+    run = series.run(
+        tmp_path / "run", "student.lora.rank=4", f"teacher.model={tiny_tied}", "teacher.context='Say it twice.'",
+        "pipeline.steps=4", "pipeline.max_staleness=0", "learner.learning_rate=1e-2",
+    )  # fmt: skip
+    checks = {c["name"]: c["status"] for c in json.loads((run.run_dir / "preflight.json").read_text())["checks"]}
+    assert checks["canary: new weights"] == checks["canary: old weights again"] == Status.passed.value
+    assert len({row["train/loss"] for row in run.step_rows()}) == 4
+    assert all(row["health/rollout_logprob_gap_max"] < 1e-3 for row in run.step_rows())
+    before, after = (run.summary()["evaluation"][name] for name in ("student_before", "student_after"))
+    assert before["base_reverse_kl"] == pytest.approx(0, abs=1e-4) and after["base_reverse_kl"] > 1e-3
+    assert after["reverse_kl"] < before["reverse_kl"]
+    assert (run.run_dir / "final" / "adapter" / "adapter_config.json").is_file()
