@@ -22,6 +22,16 @@ class Example:
     weight: float = 1.0  # of its tokens' losses; the normaliser counts them whatever it is
     advantage: float | None = None  # of its task reward
 
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """[T], True where the token is learned from: what the student wrote and the teacher could mark."""
+        mask = self.trajectory.loss_mask
+        return mask if self.signal is None or self.signal.known is None else mask & self.signal.known
+
+    @property
+    def loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -54,6 +64,10 @@ class MicroBatch:
     reference_logprobs: NDArray[np.float32] | None  # [R], of the targets
     teacher_hidden_states: NDArray[np.float32] | None  # [R, d]
     teacher: str | None = None  # whose hidden states they are
+    spans: NDArray[np.int64] | None = None  # [R], within the example; rows of one number were marked together
+    merged: NDArray[np.bool_] | None = (
+        None  # [R], spans that are not one token of the student's and one of the teacher's
+    )
 
 
 @dataclass(frozen=True)

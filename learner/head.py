@@ -22,6 +22,7 @@ from learner.evaluation import compare
 from learner.lm_head import Head, TeacherHead
 from learner.objectives.base import LOG_ZERO, Objective, Requirements, Rows, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
+from learner.objectives.spans import span_groups, sums_of_others
 from learner.overlap import Top, overlap, top_and_entropy
 from learner.rowwise import log_softmax_, write_rows
 from scoring.lm_head import LogitTransform
@@ -136,6 +137,8 @@ def fused_head_loss(
 
 
 def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Requirements, trains: bool) -> _Sweep:
+    if rows.spans is not None:
+        rows = _with_span_sums(work, hidden, rows)
     if needs.future_advantages:
         rows = replace(rows, future_advantages=_look_ahead(work, hidden, rows, needs))
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
@@ -173,6 +176,18 @@ def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: Requireme
         needs.discount,
         needs.length_normalised,
     )
+
+
+def _with_span_sums(work: "_ChunkWork", hidden: Tensor, rows: Rows) -> Rows:
+    """The rows with what the other tokens of their spans add, from a sweep over the spans that have others."""
+    groups_R, tokens_R = span_groups(rows.require("example_index"), rows.require("spans"))
+    shared = (tokens_R > 1).nonzero()[:, 0]
+    hidden_Sd, targets = hidden[shared], replace(rows, target_ids=rows.target_ids[shared])
+    logp_R = torch.zeros_like(rows.teacher_logprobs)
+    for positions in _chunks(len(shared), work.positions):
+        logp_R[shared[positions]] = work.target_logprobs(hidden_Sd[positions].float(), targets, positions)
+    values_R3 = torch.stack([logp_R, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs], dim=1)
+    return replace(rows, span_tokens=tokens_R, span_rest=sums_of_others(values_R3, groups_R, tokens_R))
 
 
 class _ChunkWork:

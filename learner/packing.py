@@ -7,6 +7,7 @@ response token t is predicted by the state at position P + t - 1.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ _SIGNAL_ARRAYS = (
     "top_logprobs",
     "hidden_states",
     "reference_logprobs",
+    "known",
+    "spans",
+    "merged",
 )
 _Indexed = tuple[int, Example]  # its place among the examples, and the example
 
@@ -67,7 +71,7 @@ def pack(
     ]
     longest = max(len(micro_batches) for micro_batches in per_rank)
     padded = tuple(tuple(m) + (None,) * (longest - len(m)) for m in per_rank)
-    loss_tokens = sum(example.trajectory.loss_tokens for example in examples)
+    loss_tokens = sum(example.loss_tokens for example in examples)
     return Batch(policy_version, padded, loss_tokens, len(examples), min(map(_teacher_top_k, examples)))
 
 
@@ -137,7 +141,7 @@ def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]
 def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collection[int]) -> MicroBatch:
     examples = [example for _, example in group]
     trajectories = [example.trajectory for example in examples]
-    signals = [example.signal or _unmarked(example.trajectory) for example in examples]
+    signals = _with_spans([example.signal or _unmarked(example.trajectory) for example in examples])
     tree = lay_out([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], share_prefixes)
     responses = [len(t.response_ids) for t in trajectories]
     target_ids = _cat([t.response_ids for t in trajectories], np.int64)
@@ -148,7 +152,7 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         segment_parents=tree.segment_parents,
         logit_positions=_cat([rows[-n:] for rows, n in zip(tree.rows, responses, strict=True)], np.int64),
         target_ids=target_ids,
-        loss_mask=_cat([t.loss_mask for t in trajectories], np.bool_),
+        loss_mask=_cat([example.loss_mask for example in examples], np.bool_),
         example_index=_repeat([index for index, _ in group], responses, np.int64),
         slots=_repeat([t.slot for t in trajectories], responses, np.int64),
         positions=_cat([np.arange(n) for n in responses], np.int64),
@@ -166,6 +170,8 @@ def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collecti
         teacher=_states_of(examples[0]),
         task_advantages=_advantages(examples, responses),
         reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
+        spans=_cat_optional("spans", [s.spans for s in signals], np.int64),
+        merged=_cat_optional("merged", [s.merged for s in signals], np.bool_),
     )
 
 
@@ -173,6 +179,18 @@ def _unmarked(trajectory: Trajectory) -> TeacherSignal:
     """What no teacher says about a trajectory."""
     unknown = np.full(len(trajectory.response_ids), np.nan, dtype=np.float32)
     return TeacherSignal(teacher="", logprobs=unknown, entropy=unknown)
+
+
+def _with_spans(signals: Sequence[TeacherSignal]) -> Sequence[TeacherSignal]:
+    """Where a teacher marked several tokens together, the others marked each by itself."""
+    if all(signal.spans is None for signal in signals):
+        return signals
+    return [
+        signal
+        if signal.spans is not None
+        else replace(signal, spans=np.arange(len(signal.logprobs)), merged=np.zeros(len(signal.logprobs), np.bool_))
+        for signal in signals
+    ]
 
 
 def _entropy(signal: TeacherSignal) -> NDArray[np.float32]:

@@ -63,6 +63,8 @@ def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTe
             reference_logprobs=of_rows(micro_batch.reference_logprobs),
             example_index=of_rows(micro_batch.example_index),
             slots=of_rows(micro_batch.slots),
+            spans=of_rows(micro_batch.spans),
+            merged=of_rows(micro_batch.merged),
         ),
         teacher_hidden_states=of_rows(micro_batch.teacher_hidden_states),
     )
@@ -96,6 +98,8 @@ def _empty(device: torch.device) -> PackedTensors:
             reference_logprobs=values,
             example_index=ids,
             slots=ids,
+            spans=ids,
+            merged=ids.bool(),
         ),
         teacher_hidden_states=None,
     )

@@ -19,6 +19,7 @@ from diagnostics.preflight.canary import (
     check_agreement,
     check_ends,
     check_new_weights,
+    check_quantised,
     check_restored,
     check_teacher_differs,
 )
@@ -35,7 +36,6 @@ from orchestration.scoring_group import ScoringGroup
 from orchestration.workers import REFERENCE, Workers
 from rollout.config import VerifierKind
 from rollout.trajectory import FinishReason, RolloutRequest, Trajectory
-from scoring.config import TeacherWeights
 from scoring.signal import ScoringRequest, TeacherSignal
 
 PROMPTS = 4
@@ -172,6 +172,11 @@ class Canary:
             Tolerance.of([self._config.scoring.dtype.value]),
         )
 
+    async def check_quantised(self, marks: Marks, scorers: ScoringGroup) -> list[Check]:
+        """The teacher against its own full weights, where it is quantised."""
+        bias = await scorers.quantization_bias(marks.requests)
+        return [check_quantised(bias)] if bias is not None else []
+
     def compares(self, key: str) -> bool:
         """Whether this teacher can be compared with the student over the whole vocabulary."""
         return shows_whole(self._config, key)
@@ -184,8 +189,7 @@ class Canary:
         own_answers = config.stage is Stage.cold_start and config.data.verifier is not VerifierKind.none
         teacher = teachers_of(config)[key]
         waits = teacher.context is not None and bool(ContextTemplate(teacher.context).waits_for)
-        averages = teacher.weights is TeacherWeights.ema  # it differs once the student has moved
-        has_context = waits or averages or any(item.has_context for item in self._prompts)
+        has_context = waits or any(item.has_context for item in self._prompts)
         dtypes = [config.learner.dtype.value, config.scoring.dtype.value]
         return check_teacher_differs(divergence, dtypes, has_context, own_answers)
 

@@ -18,6 +18,7 @@ def capabilities_of(config: RunConfig, key: str) -> Capabilities:
         max_top_k=None if all(part.given_ids for part in parts) else 0,  # sought among given ids
         entropy=False,
         hidden_states=all(part.hidden_states for part in parts),
+        new_responses=all(part.new_responses for part in parts),
     )
 
 
@@ -26,6 +27,6 @@ def tells_entropy(config: RunConfig, key: str) -> bool:
 
 
 def shows_whole(config: RunConfig, key: str) -> bool:
-    """Whether the student can be compared with this teacher over the whole vocabulary."""
-    teacher = teachers_of(config)[key]
-    return capabilities_of(config, key).hidden_states and not teacher.cross_tokenizer
+    """Whether the student's new responses can be compared with this teacher over the whole vocabulary."""
+    given = capabilities_of(config, key)
+    return given.hidden_states and given.new_responses and not teachers_of(config)[key].cross_tokenizer

@@ -327,6 +327,8 @@ def run_facts(config: RunConfig) -> RunFacts:
         samples_per_prompt=sampling.samples_per_prompt,
         batch_size=pipeline.batch_size,
         has_verifier=config.data.verifier is not VerifierKind.none,
+        cross_tokenizer=config.stage is not Stage.reinforce
+        and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
     )
 
 
@@ -409,8 +411,9 @@ def _check_teachers(config: RunConfig) -> None:
         named = ", ".join(config.further_teachers)
         _require(not named, "further_teachers", named, "no teacher takes part in stage=reinforce; leave it empty")
         return
-    for fault in teacher_faults(config):
-        _require(False, fault.key, fault.value, fault.fix)
+    wrong = teacher_faults(config)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 def _check_engines(config: RunConfig) -> None:

@@ -92,8 +92,8 @@ def refuse_what_cannot_be_diagnosed(config: RunConfig) -> None:
     if not shows_whole(config, TEACHER):
         raise ConfigError(
             f"teacher.backend={config.teacher.backend.value}: a diagnosis compares the whole distributions of teacher "
-            "and student over one vocabulary, and this teacher does not show its own; set teacher.backend=transformers "
-            "with a checkpoint that shares the student's tokenizer"
+            "and student on new responses over one vocabulary, and this teacher does not show its own; set "
+            "teacher.backend=transformers with a checkpoint that shares the student's tokenizer"
         )
 
 

@@ -41,10 +41,10 @@ def with_averaging(examples: Sequence[Example], averaging: Averaging, max_tokens
     """
     if averaging is Averaging.tokens:
         return list(examples)
-    share = fmean(example.trajectory.loss_tokens for example in examples)
+    share = fmean(example.loss_tokens for example in examples)
 
     def divisor(example: Example) -> int:
-        return max(example.trajectory.loss_tokens, 1) if averaging is Averaging.sequences else max_tokens
+        return max(example.loss_tokens, 1) if averaging is Averaging.sequences else max_tokens
 
     return [replace(example, weight=example.weight * share / divisor(example)) for example in examples]
 

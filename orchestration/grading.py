@@ -12,7 +12,7 @@ from rollout.verifiers import Verifier
 
 
 class Grader:
-    """Scores responses to `prompts`; without a verifier they stay as they are."""
+    """Scores responses to `prompts`, a conversation by its last answer; without a verifier they stay as they are."""
 
     def __init__(
         self, verifier: Verifier | None, prompts: Sequence[RenderedPrompt], tokenizer: PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ class Grader:
     async def grade(self, trajectory: Trajectory) -> Trajectory:
         if self._verifier is None:
             return trajectory
-        text = self._tokenizer.decode(trajectory.response_ids, skip_special_tokens=True)
+        last = trajectory.response_ids[trajectory.answers[-1]]
+        text = self._tokenizer.decode(last, skip_special_tokens=True)
         prompt = self._prompts[trajectory.prompt_id].prompt
         return replace(trajectory, reward=await asyncio.to_thread(self._verifier, prompt, text))

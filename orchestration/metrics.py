@@ -1,5 +1,6 @@
 """What one step tells the trackers: names shared by metrics.jsonl and Weights & Biases."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,14 +37,8 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
         "time/learn_cpu": report.cpu_seconds,
         **{f"time/{stage}": value for stage, value in seconds.items()},
     }
-    signals = [e.signal for e in batch if e.signal is not None]
-    if signals:
-        metrics["teacher/mean_logprob"] = _token_mean([signal.logprobs for signal in signals])
-        entropies = [signal.entropy for signal in signals if signal.entropy is not None]
-        if len(entropies) == len(signals):
-            metrics["teacher/mean_entropy"] = _token_mean(entropies)
-        else:
-            metrics.pop("train/entropy_gap", None)  # NaN: not every teacher tells its entropy
+    metrics |= _teacher_metrics(batch)
+    metrics = {name: value for name, value in metrics.items() if not _unknown_gap(name, value)}
     if len(own) < len(batch):
         metrics["rollout/student_share"] = len(own) / len(batch)
     shut = sum(e.weight == 0 for e in batch)
@@ -52,6 +47,11 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
     if rewards:
         metrics["rollout/accuracy"] = float(np.mean(rewards))
     return metrics
+
+
+def _unknown_gap(name: str, value: float) -> bool:
+    """Whether it is an entropy gap to a teacher that does not tell its entropy."""
+    return name.startswith("train/entropy_gap") and math.isnan(value)
 
 
 def health_metrics(
@@ -66,8 +66,30 @@ def health_metrics(
     return text_monitors(own, texts) | signal_monitors(metrics, before)
 
 
+def _teacher_metrics(batch: Sequence[Example]) -> dict[str, float]:
+    """Of the tokens that the teachers marked, and, where a tokenizer is another one, of how they did."""
+    marked = [(e.signal, e.loss_mask) for e in batch if e.signal is not None]
+    if not marked:
+        return {}
+    metrics = {"teacher/mean_logprob": _token_mean([signal.logprobs[mask] for signal, mask in marked])}
+    entropies = [signal.entropy[mask] for signal, mask in marked if signal.entropy is not None]
+    if len(entropies) == len(marked):
+        metrics["teacher/mean_entropy"] = _token_mean(entropies)
+    across = [e for e in batch if e.signal is not None and e.signal.known is not None]
+    if across:
+        metrics["teacher/unmatched_share"] = 1 - sum(e.loss_tokens for e in across) / max(
+            sum(e.trajectory.loss_tokens for e in across), 1
+        )
+        merged = [e.signal.merged[e.loss_mask] for e in across if e.signal is not None and e.signal.merged is not None]
+        metrics["teacher/merged_share"] = _token_mean([flags.astype(np.float64) for flags in merged])
+    return metrics
+
+
 def _token_mean(values: Sequence[np.ndarray]) -> float:
-    return float(np.concatenate(values).mean())
+    """Of the tokens that have a value."""
+    known = np.concatenate(values)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
@@ -83,9 +105,9 @@ def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
         response=tokenizer.decode(trajectory.response_ids, skip_special_tokens=True),
         reward=trajectory.reward,
         tokens=tuple(tokenizer.decode([token]) for token in trajectory.response_ids),
-        student_logprobs=None if student is None else tuple(round(float(x), 4) for x in student),
-        teacher_logprobs=None if teacher is None else tuple(round(float(x), 4) for x in teacher),
-        mean_log_ratio=None if student is None or teacher is None else float((teacher - student).mean()),
+        student_logprobs=None if student is None else tuple(map(_rounded, student)),
+        teacher_logprobs=None if teacher is None else tuple(map(_rounded, teacher)),
+        mean_log_ratio=None if student is None or teacher is None else _token_mean([teacher - student]),
         student_top=_student_top(example, tokenizer),
         teacher_top=_teacher_top(example, tokenizer),
     )
@@ -136,5 +158,6 @@ def _candidates(
     return tuple(rows)
 
 
-def _rounded(value: float) -> float:
-    return round(float(value), 4)
+def _rounded(value: float) -> float | None:
+    """None where there is no value."""
+    return None if np.isnan(value) else round(float(value), 4)

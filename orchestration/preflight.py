@@ -32,6 +32,7 @@ from diagnostics.preflight.sampling import check_sampling, check_teacher_tempera
 from diagnostics.preflight.templates import check_bos, check_ends, check_templates
 from diagnostics.preflight.vocabulary import check_tokenizers
 from orchestration.canary import Canary, Marks, Sampled
+from orchestration.capability import capabilities_of
 from orchestration.config import RunConfig, Stage, run_facts
 from orchestration.needs import needs_reference_scorers, needs_teacher_rollouts
 from orchestration.preparation import Prepared, with_ids
@@ -163,7 +164,7 @@ async def _check_workers(
     first = await canary.sample()
     stops = {*_generation_ends(prepared.student_path), prepared.tokenizer.eos_token_id} - {None}
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
-    about_marks, marks = await _check_marks(canary, first, workers)
+    about_marks, marks = await _check_marks(config, canary, first, workers)
     about_weights, perturbed, sync_seconds = await canary.check_weights(first)
     checks += [*about_marks, *about_weights]
     if verifier is not None:
@@ -172,7 +173,9 @@ async def _check_workers(
     return [*checks, check_time(_plan(config, prepared), measured)]
 
 
-async def _check_marks(canary: Canary, first: Sampled, workers: Workers) -> tuple[list[Check], Marks | None]:
+async def _check_marks(
+    config: RunConfig, canary: Canary, first: Sampled, workers: Workers
+) -> tuple[list[Check], Marks | None]:
     """What the teacher's service says, and the reference's where it is another; with the teacher's marks."""
     checks: list[Check] = []
     marks: Marks | None = None
@@ -180,12 +183,16 @@ async def _check_marks(canary: Canary, first: Sampled, workers: Workers) -> tupl
     if not groups:
         checks.append(_not_applicable("canary: teacher's marks", "no teacher takes part"))
     for key, group in groups.items():
+        if not capabilities_of(config, key).new_responses:
+            checks.append(_not_applicable(f"canary: {key}'s marks", f"{key} knows no new responses (backend=cache)"))
+            continue
         found = await canary.ask(first, group, key)
         if not found.requests:
             checks.append(_not_applicable(f"canary: {key}'s marks", "none of the training prompts is this teacher's"))
             continue
         marks = marks or found
         checks.append(await canary.check_marks(found, group, key))
+        checks += await canary.check_quantised(found, group)
         if canary.compares(key):
             checks.append(await canary.check_teacher_differs(found, key))
     reference = workers.reference_scorers

@@ -19,11 +19,20 @@ from orchestration.needs import INITIAL_STUDENT, learns_from_data
 from orchestration.routing import route, teachers_of
 from orchestration.teacher_rules import TEACHER, setting
 from rollout.config import OverLength, PromptSourceConfig, VerifierKind
-from rollout.prompts import Prompt
-from rollout.rendering import render_completion, render_prompt, render_teacher_prompt
+from rollout.prompts import Message, Prompt
+from rollout.rendering import (
+    render_completion,
+    render_follow_ups,
+    render_prompt,
+    render_teacher_prompt,
+    student_messages,
+    teacher_messages,
+)
 from rollout.sources import load_prompts
-from scoring.config import TeacherBackend, TeacherConfig, TeacherWeights
+from rollout.trajectory import FollowUp
+from scoring.config import TeacherBackend, TeacherConfig
 from scoring.packed_model import refuse_unpackable_layers
+from scoring.views import make_aligner
 
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
@@ -38,10 +47,15 @@ class RenderedPrompt:
     teacher_ids: NDArray[np.int32]  # [P'], privileged context included; of a mixture's longest view
     completion_ids: NDArray[np.int32] | None = None  # [T], the data's own response, where it is learned from
     views: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)  # of a mixture's teachers, by key, [P'] each
+    follow_ups: tuple[FollowUp, ...] = ()  # what is put to the student after each answer but the last
+    teacher_follow_ups: tuple[NDArray[np.int32], ...] = ()  # the same as the teacher reads them
+    told: bool | None = None  # the teacher sees more; None: as the ids say, which are of one tokenizer
 
     @property
     def has_context(self) -> bool:
         """Whether the teacher sees more than the student."""
+        if self.told is not None:
+            return self.told
         seen = self.views.values() if self.views else (self.teacher_ids,)
         return any(not np.array_equal(self.student_ids, ids) for ids in seen)
 
@@ -149,7 +163,9 @@ def _prepare_teachers(
             found[key] = PreparedTeacher(path, student)
             continue
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=teacher.trust_remote_code)
-        if not teacher.cross_tokenizer:
+        if teacher.cross_tokenizer:
+            make_aligner(student, tokenizer, key_of_path)  # refuses what it cannot align
+        else:
             _compare_tokenizers(tokenizer, tokenizer_path, key_of_path, student)
         found[key] = PreparedTeacher(path, tokenizer)
     return found
@@ -195,13 +211,30 @@ def _render(
     tokenizer: PreTrainedTokenizerBase,
     teachers: Mapping[str, PreparedTeacher],
 ) -> RenderedPrompt:
-    student_ids = render_prompt(tokenizer, prompt, config.data.system_prompt)
+    system_prompt = config.data.system_prompt
+    student_ids, messages = render_prompt(tokenizer, prompt, system_prompt), student_messages(prompt, system_prompt)
+    between = render_follow_ups(tokenizer, prompt, messages, prompt.follow_ups)
+    follow_ups = tuple(FollowUp(m.role, m.content, ids) for m, ids in zip(prompt.follow_ups, between, strict=True))
     if not teachers:
-        return RenderedPrompt(prompt, student_ids, student_ids)
+        return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
     members = teachers_of(config)[prompt.teacher].mixture or {prompt.teacher: 1.0}
     views = {key: _teacher_view(prompt, key, config, teachers[key].tokenizer) for key in members}
     longest = max(views.values(), key=len)
-    return RenderedPrompt(prompt, student_ids, longest, views=views if len(views) > 1 else {})
+    item = RenderedPrompt(prompt, student_ids, longest, follow_ups=follow_ups, teacher_follow_ups=between)
+    if len(views) > 1:
+        return replace(item, views=views)
+    return _with_reading(item, config, messages, teachers[next(iter(members))].tokenizer)
+
+
+def _with_reading(
+    item: RenderedPrompt, config: RunConfig, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> RenderedPrompt:
+    """The further turns by the teacher's own template, and whether it is told more where ids cannot tell."""
+    prompt, teacher = item.prompt, teachers_of(config)[item.prompt.teacher]
+    context = _context(prompt, prompt.teacher, teacher)
+    theirs = teacher_messages(prompt, context, config.data.system_prompt)
+    between = render_follow_ups(tokenizer, prompt, theirs, prompt.follow_ups)
+    return replace(item, teacher_follow_ups=between, told=theirs != messages if teacher.cross_tokenizer else None)
 
 
 def _teacher_view(prompt: Prompt, key: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
@@ -290,14 +323,21 @@ def _check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
 
 
 def _fits(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:
-    response = max(config.sampling.max_tokens, config.evaluation.max_tokens)
-    longest = max(len(item.student_ids), len(item.teacher_ids)) + response
+    longest = max(_tokens(item, config, of_teacher) for of_teacher in (False, True))
     if longest > limit and config.data.over_length is OverLength.refuse:
         raise ConfigError(
             f"prompt {item.prompt.id!r} needs {longest} tokens with its response and rollout.max_model_len={limit}; "
             "raise it, or set data.over_length=drop to leave such prompts out"
         )
     return longest <= limit
+
+
+def _tokens(item: RenderedPrompt, config: RunConfig, of_teacher: bool) -> int:
+    """Most that a prompt and all that may follow it take; a first answer is also evaluated."""
+    prompt = len(item.teacher_ids if of_teacher else item.student_ids)
+    others = item.teacher_follow_ups if of_teacher else [follow_up.ids for follow_up in item.follow_ups]
+    conversation = (1 + len(others)) * config.sampling.max_tokens + sum(len(ids) for ids in others)
+    return prompt + max(conversation, config.evaluation.max_tokens)
 
 
 def _check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrainedTokenizerBase) -> None:
@@ -313,7 +353,8 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
         raise ConfigError(
             f"{key}={path}: its tokenizer differs from the student's in {len(different)} tokens "
             f"(first: {different[0]!r}, {ours.get(different[0])} here and {theirs.get(different[0])} there); "
-            "token log-probs are comparable only with one vocabulary: choose a model of the same family"
+            "token log-probs are comparable only with one vocabulary: choose a model of the same family, or, for a "
+            "teacher, set teacher.cross_tokenizer=true to align the two byte by byte"
         )
     if student.eos_token_id != other.eos_token_id:
         raise ConfigError(
@@ -325,11 +366,14 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
 def _check_teachers_differ(
     config: RunConfig, teachers: Mapping[str, PreparedTeacher], student_path: str, prompts: Sequence[Prompt]
 ) -> None:
-    """Refuse a teacher that has the student's own weights and sees no more than it."""
+    """Refuse a teacher that has the student's own weights and sees no more than it.
+
+    That holds for an average of them as well: where both begin alike nothing ever moves them apart.
+    """
     for key, teacher in teachers.items():
         settings = teachers_of(config)[key]
         alone = settings.backend is not TeacherBackend.server and teacher.path == student_path
-        if alone and settings.weights is not TeacherWeights.ema:
+        if alone:
             _check_sees_more(config, key, settings, [prompt for prompt in prompts if prompt.teacher == key])
 
 

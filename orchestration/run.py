@@ -25,6 +25,7 @@ from orchestration.evaluation import Answers, Evaluator
 from orchestration.files import write_json
 from orchestration.grading import Grader
 from orchestration.interruption import Interrupted, Interruption
+from orchestration.marking import in_words
 from orchestration.metrics import health_metrics, sample, step_metrics
 from orchestration.needs import needs_teacher_rollouts
 from orchestration.outcome import ROLES, EvaluationStore, print_outcome, write_model_card
@@ -263,10 +264,25 @@ class Run:
             self.evaluated(stage.version, after)
         if alarm is not None:
             self.alarms.took(alarm, good, stage.version)
+        await self._tell_about_teachers(stage)
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.workers.learner.export(str(final))
         write_model_card(final, self.settings)
+
+    async def _tell_about_teachers(self, stage: TrainingStage) -> None:
+        """How many marks were kept, and what endpoints were asked."""
+        teachers = stage.workers.teachers
+        for group in teachers.groups.values() if teachers is not None else ():
+            stats = await group.cache_stats()
+            if stats is not None:
+                self.say(f"{group.name}: {in_words(stats)}")
+            asked = await group.server_stats()
+            if asked is not None:
+                self.say(
+                    f"{group.name}: the endpoint was asked {asked.attempts} times, {asked.retries} of them again, and "
+                    f"{asked.garbled} answers were none"
+                )
 
     async def _keep_initial_student(self) -> None:
         """A checkpoint to go back to where there may be no later one."""

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from orchestration.actors import adopt, call_all, numbered, thread_environment, values_of
 from orchestration.cluster import Cluster, Fitness, Worker, WorkerFailure, WorkerLost
 from orchestration.config import RunConfig
+from scoring.cache import CacheStats
 from scoring.config import TeacherConfig, TeacherWeights
+from scoring.endpoint import ServerStats
 from scoring.lm_head import LMHead
+from scoring.quantization import QuantizationBias
 from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
 
@@ -132,6 +135,20 @@ class ScoringGroup:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """What `score` should say of the marked tokens, [T] each; None where there are no other means to tell."""
         return await self._ask("plain_logprobs", list(requests))
+
+    async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
+        """Of the model, which all replicas have; None: it is not quantised. Nothing else may be under way."""
+        return await self._ask("quantization_bias", list(requests))
+
+    async def cache_stats(self) -> CacheStats | None:
+        """How often marks were there, of all replicas together; None: none are kept."""
+        found = await self.call("cache_stats", deadline=self._timeouts.scoring)
+        return None if found[0] is None else sum(found, CacheStats())
+
+    async def server_stats(self) -> ServerStats | None:
+        """How often an endpoint had to be asked, by all replicas together; None: there is no endpoint."""
+        found = await self.call("server_stats", deadline=self._timeouts.scoring)
+        return None if found[0] is None else sum(found, ServerStats())
 
     async def lm_head(self) -> LMHead | None:
         return await self._ask("lm_head")

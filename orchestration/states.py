@@ -49,10 +49,14 @@ class StateSource:
             config.objective.states.student_share,
         )
 
+    def foreign(self, slots: Sequence[int]) -> list[int]:
+        """The slots whose sequences are not the student's."""
+        return [slot for slot in slots if not self._schedule.plan(slot).student]
+
     async def roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
         """One trajectory a slot, in the order in which they are finished."""
         own = [slot for slot in slots if self._schedule.plan(slot).student]
-        others = [slot for slot in slots if not self._schedule.plan(slot).student]
+        others = self.foreign(slots)
         streams = []
         if own:
             assert self._rollouts is not None  # started where the config asks for them
@@ -66,7 +70,9 @@ class StateSource:
     async def _teacher_answers(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
         assert self._teacher_rollouts is not None  # started where the config asks for them
         own = {slot: self._request(slot) for slot in slots}
-        asked = [replace(own[slot], prompt_ids=self._prompt(slot).teacher_ids, candidates=0) for slot in slots]
+        asked = [
+            replace(own[slot], prompt_ids=self._prompt(slot).teacher_ids, candidates=0, follow_ups=()) for slot in slots
+        ]
         async for answer in self._teacher_rollouts.roll_out(asked):
             yield foreign_trajectory(own[answer.slot], answer.response_ids, answer.finish_reason, Origin.TEACHER)
 
@@ -94,4 +100,5 @@ class StateSource:
             top_p=self._sampling.top_p,
             top_k=self._sampling.top_k,
             candidates=self._candidates,
+            follow_ups=item.follow_ups,
         )

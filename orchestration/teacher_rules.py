@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.config import WeightTransfer
@@ -10,7 +11,9 @@ from learner.objectives import requirements
 from learner.objectives.config import OtherStates
 from orchestration.contexts import SIBLING, ContextTemplate
 from rollout.config import VerifierKind
+from scoring.capabilities import capabilities
 from scoring.config import Quantization, TeacherBackend, TeacherConfig, TeacherWeights
+from scoring.refusals import backend_refusals
 
 if TYPE_CHECKING:
     from orchestration.config import RunConfig
@@ -33,19 +36,38 @@ def setting(key: str) -> str:
     return TEACHER if key == TEACHER else f"further_teachers.{key}"
 
 
-def teacher_faults(config: "RunConfig") -> Iterator[Fault]:
-    """Of a run in which teachers take part."""
+def teacher_faults(config: "RunConfig") -> list[str]:
+    """What cannot work, of a run in which teachers take part: each text names the key, the value and the fix."""
+    found = [f"{fault.key}={fault.value}: {fault.fix}" for fault in _faults(config)]
+    return [*found, *_unfit_backends(config)]
+
+
+def _faults(config: "RunConfig") -> Iterator[Fault]:
     teachers = {TEACHER: config.teacher, **config.further_teachers}
     yield from _names(config.further_teachers)
     yield from _domains(teachers)
     yield from _company(config)
+    yield from _workers(config)
     for key, teacher in teachers.items():
         if teacher.mixture:
             yield from _mixture(key, teacher, teachers)
+            yield from _mixed_top(key, teacher, teachers, config)
         else:
             yield from _moving(key, teacher, config)
-            yield from _backend(key, teacher)
+            yield from _kept(key, teacher, config)
+            yield from _across(key, teacher)
         yield from _context(key, teacher, config)
+
+
+def _unfit_backends(config: "RunConfig") -> Iterator[str]:
+    """Whether each backend gives what the objective and the learner's monitors want."""
+    states, wanted = config.objective.states, requirements(config.objective)
+    overlap_k = config.learner.overlap_k if config.stage.value == "distil" else 0
+    writes = states.student_share < 1 and states.others is OtherStates.teacher
+    for key, teacher in {TEACHER: config.teacher, **config.further_teachers}.items():
+        if not teacher.mixture:
+            gpus = config.scoring.gpus_per_worker
+            yield from backend_refusals(setting(key), teacher, wanted, gpus, overlap_k, writes)
 
 
 def _names(further: Mapping[str, TeacherConfig]) -> Iterator[Fault]:
@@ -90,13 +112,41 @@ def _mixture(key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherCon
         yield Fault(name, dict(teacher.mixture), f"the weights sum to {total:g}; make it 1")
 
 
+def _mixed_top(
+    key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig], config: "RunConfig"
+) -> Iterator[Fault]:
+    """A mixture's own most likely ids are sought among ids that its teachers are given."""
+    gpus = config.scoring.gpus_per_worker
+    members = [member for member in teacher.mixture if member in teachers]
+    blind = [member for member in members if not capabilities(teachers[member], gpus).given_ids]
+    wanted = requirements(config.objective)
+    if blind and (wanted.teacher_top_k or (config.learner.overlap_k and not wanted.hidden_states)):
+        fix = (
+            f"backend={teachers[blind[0]].backend.value} marks no given ids, among which a mixture's most likely ones "
+            "are sought; set learner.overlap_k=0 and an objective without them, for instance "
+            "objective=sampled_reverse_kl"
+        )
+        yield Fault(f"{setting(key)}.mixture", blind[0], fix)
+
+
+def _across(key: str, teacher: TeacherConfig) -> Iterator[Fault]:
+    """A tokenizer of the teacher's own."""
+    name = setting(key)
+    if teacher.twin_candidates < 1:
+        fix = "counts the student's most likely ids that equals are looked for among; must be at least 1, 64 is usual"
+        yield Fault(f"{name}.twin_candidates", teacher.twin_candidates, fix)
+    if teacher.cross_tokenizer and teacher.backend is TeacherBackend.server and teacher.tokenizer is None:
+        fix = f"a server does not tell its tokenizer, and {name}.cross_tokenizer=true needs it; name its checkpoint"
+        yield Fault(f"{name}.tokenizer", "null", fix)
+
+
 def _moving(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:
     """Weights that follow the student's."""
     if teacher.weights is TeacherWeights.fixed:
         return
     name, value = f"{setting(key)}.weights", teacher.weights.value
-    if teacher.backend is not TeacherBackend.transformers or teacher.quantization is not Quantization.none:
-        yield Fault(name, value, "new weights go to unquantised transformers teachers only; use weights=fixed")
+    if teacher.quantization is not Quantization.none:
+        yield Fault(name, value, f"new weights are not quantised; set fixed, or {setting(key)}.quantization=none")
     if teacher.model != config.student.model:
         yield Fault(name, value, f"follows the student's weights; set {setting(key)}.model={config.student.model}")
     if config.learner.weight_transfer is not WeightTransfer.shared_memory:
@@ -117,10 +167,33 @@ def _moving(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[F
         yield Fault(f"{setting(key)}.ema_rate", teacher.ema_rate, "must lie between 0 and 1; 0.99 is common")
 
 
-def _backend(key: str, teacher: TeacherConfig) -> Iterator[Fault]:
-    if teacher.quantization is not Quantization.none and teacher.backend is not TeacherBackend.transformers:
-        fix = f"{setting(key)}.backend={teacher.backend.value} loads its own weights; set none"
-        yield Fault(f"{setting(key)}.quantization", teacher.quantization.value, fix)
+def _workers(config: "RunConfig") -> Iterator[Fault]:
+    gpus, cache_dir = config.scoring.gpus_per_worker, config.scoring.cache_dir
+    if gpus > 1 and gpus != int(gpus):
+        fix = "a share of one GPU, or whole GPUs over which the teacher is spread; round it"
+        yield Fault("scoring.gpus_per_worker", gpus, fix)
+    if cache_dir is not None and config.cluster.address != "local" and not Path(cache_dir).expanduser().is_absolute():
+        fix = "means another place on each machine of a cluster; give the absolute path of a shared directory"
+        yield Fault("scoring.cache_dir", cache_dir, fix)
+
+
+def _kept(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:
+    """Whether marks that are kept are enough."""
+    if teacher.backend is not TeacherBackend.cache:
+        return
+    name, states = f"{setting(key)}.backend", config.objective.states
+    if config.scoring.cache_dir is None:
+        fix = (
+            "has only what is kept in scoring.cache_dir, which is null; name the directory that python -m "
+            "orchestration.precompute has filled"
+        )
+        yield Fault(name, "cache", fix)
+    if states.student_share != 0 or states.others is not OtherStates.dataset:
+        fix = (
+            "cannot mark what the student samples in this run; set objective.states.student_share=0 and "
+            "objective.states.others=dataset, or a backend that computes"
+        )
+        yield Fault(name, "cache", fix)
 
 
 def _context(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:

@@ -56,27 +56,23 @@ class TeacherViews:
             return TeacherView(item.teacher_ids, item.views, item.has_context)
         members = item.views or {item.prompt.teacher: item.teacher_ids}
         sibling = await self._samples.sibling(trajectory) if self.wait_for_samples else None
-        views = {
-            key: self._rendered(key, trajectory, item, sibling) if key in self._templates else ids
-            for key, ids in members.items()
-        }
-        privileged = any(not np.array_equal(ids, item.student_ids) for ids in views.values())
+        told = {key: self._told(key, trajectory, item, sibling) for key in members if key in self._templates}
+        views = dict(members) | {key: ids for key, ids in told.items() if ids is not None}
+        privileged = any(ids is not None for ids in told.values()) or item.has_context
         return TeacherView(max(views.values(), key=len), views if item.views else {}, privileged)
 
-    def _rendered(
+    def _told(
         self, key: str, trajectory: Trajectory, item: RenderedPrompt, sibling: Trajectory | None
-    ) -> NDArray[np.int32]:
-        """Without the context where it cannot be filled or does not fit beside the response."""
+    ) -> NDArray[np.int32] | None:
+        """[P'], the prompt with the context; None where that cannot be filled or does not fit beside the response."""
         template, tokenizer = self._templates[key], self._prepared.teachers[key].tokenizer
         values = static_values(item.prompt) | {"attempt": self._text(trajectory), "feedback": _feedback(trajectory)}
         if sibling is not None:
             values[SIBLING] = self._text(sibling)
-        system = self._config.data.system_prompt
-        if all(name in values for name in template.fields):
-            ids = render_teacher_prompt(tokenizer, item.prompt, template.filled(values), system)
-            if len(ids) + len(trajectory.response_ids) <= self._limit:
-                return ids
-        return render_teacher_prompt(tokenizer, item.prompt, None, system)
+        if not all(name in values for name in template.fields):
+            return None
+        ids = render_teacher_prompt(tokenizer, item.prompt, template.filled(values), self._config.data.system_prompt)
+        return ids if len(ids) + len(trajectory.response_ids) <= self._limit else None
 
     def _text(self, trajectory: Trajectory) -> str:
         return self._prepared.tokenizer.decode(trajectory.response_ids, skip_special_tokens=True)

@@ -28,8 +28,9 @@ class Sample:
     response: str
     reward: float | None
     tokens: tuple[str, ...]
-    student_logprobs: tuple[float, ...] | None  # under the sampling distribution; None if it did not sample them
-    teacher_logprobs: tuple[float, ...] | None  # None without a teacher
+    # None at tokens that others wrote, or that a teacher with another tokenizer could not mark.
+    student_logprobs: tuple[float | None, ...] | None  # under the sampling distribution; None if it did not sample them
+    teacher_logprobs: tuple[float | None, ...] | None  # None without a teacher
     mean_log_ratio: float | None  # teacher minus student, nats a token
     # Of each token the most likely others: their text, the student's and the teacher's log-prob of it where known.
     student_top: tuple[tuple[Candidate, ...], ...] | None = None  # None where the engine was not asked for them

@@ -245,7 +245,7 @@ class Workers:
             _start_teachers(config, prepared, cluster),
             LearnerGroup.start(config, prepared, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
-            _start_reference(config, prepared, cluster),
+            start_reference(config, prepared, cluster),
             _start_base(config, prepared, cluster),
         )
         groups = teachers.groups if teachers is not None else {}
@@ -329,7 +329,7 @@ async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster
     return await RolloutGroup.start(config, prepared.teacher_path, cluster, name="teacher-rollout")
 
 
-async def _start_reference(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
+async def start_reference(config: RunConfig, prepared: Prepared, cluster: Cluster) -> ScoringGroup | None:
     if not needs_reference_scorers(config) or prepared.reference_path is None:
         return None
     return await ScoringGroup.start(config, prepared.reference_path, cluster, REFERENCE, _plain(config))
@@ -365,7 +365,7 @@ def base_group(config: RunConfig, prepared: Prepared) -> str | None:
 
 def can_answer(teacher: TeacherConfig) -> bool:
     """Whether a teacher's own answers can be had from an engine that is started for it."""
-    return not teacher.mixture and teacher.backend is not TeacherBackend.server
+    return not teacher.mixture and teacher.backend in (TeacherBackend.transformers, TeacherBackend.vllm)
 
 
 def holds_checkpoint(teacher: TeacherConfig) -> bool:

@@ -42,6 +42,7 @@ class PromptSourceConfig:
     domain_column: str = "domain"
     teacher_column: str = "teacher"  # key of the teacher that marks this row, where several take part
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
+    follow_ups_column: str = "follow_ups"  # a list of user texts, or messages: one after each answer but the last
     limit: int | None = None  # the first n rows
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
     task_options: dict[str, Any] = field(default_factory=dict)  # of that task

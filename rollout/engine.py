@@ -27,6 +27,8 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from rollout import weight_transfer
 from rollout.config import RolloutConfig
+from rollout.conversation import converse, most_tokens
+from rollout.engine_process import prepare_environment
 from rollout.sampling import sampling_params, trajectory
 from rollout.trajectory import RolloutRequest, Trajectory
 
@@ -47,7 +49,10 @@ class RolloutEngine:
             transfer_backend: of weight updates: shared_memory, nccl or ipc.
             seed: of the engine; requests carry their own.
         """
-        _prepare_environment(config, transfer_backend)
+        prepare_environment(config.threads, config.tensor_parallel_size == 1, config.enforce_eager)
+        if transfer_backend == "ipc":
+            # CUDA IPC handles reach vLLM's own child processes as pickles.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         weight_transfer.register()
         self.policy_version = 0
         self.weight_dtype = config.dtype.value
@@ -72,13 +77,26 @@ class RolloutEngine:
         for request in requests:
             self._check_length(request)
         collectors = await self._admit(requests)
-        pairs = zip(requests, collectors, strict=True)
-        tasks = [asyncio.create_task(_trajectory_of(*pair)) for pair in pairs]
+        latest = list(collectors)  # of each request: what it waits for in the engine
+        tasks = [asyncio.create_task(self._converse(request, latest, i)) for i, request in enumerate(requests)]
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
         finally:
-            await self._abandon(tasks, collectors)
+            await self._abandon(tasks, latest)
+
+    async def _converse(self, request: RolloutRequest, latest: list[RequestOutputCollector], index: int) -> Trajectory:
+        """The first answer of a conversation was asked for with its group; the later ones are as they come."""
+        asked = False
+
+        async def ask(turn: RolloutRequest) -> Trajectory:
+            nonlocal asked
+            if asked:
+                (latest[index],) = await self._admit([turn])
+            asked = True
+            return await _trajectory_of(turn, latest[index])
+
+        return await converse(request, ask)
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Log-probs at temperature 1 of tokens 1 to N - 1, each given those before it: [N - 1], nats.
@@ -194,7 +212,7 @@ class RolloutEngine:
         return max(await self._llm.collective_rpc("weight_reload_seconds"))
 
     def _check_length(self, request: RolloutRequest) -> None:
-        needed = len(request.prompt_ids) + request.max_tokens
+        needed = most_tokens(request)
         if needed > self._max_model_len:
             raise ValueError(
                 f"prompt {request.prompt_id!r} needs {needed} tokens with its response, "
@@ -238,25 +256,6 @@ async def _trajectory_of(request: RolloutRequest, collector: RequestOutputCollec
 async def _finished(collector: RequestOutputCollector) -> RequestOutput:
     """The only output of a FINAL_ONLY request."""
     return await collector.get()
-
-
-def _prepare_environment(config: RolloutConfig, transfer_backend: str) -> None:
-    """Settings that vLLM takes from the environment only, before its processes start."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if current_platform.is_cpu():
-        # Otherwise vLLM pins each engine to the cores that it believes free, the same ones for every engine.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        if config.tensor_parallel_size == 1:
-            # Lets the model run in the engine's own process: one that waits for another spins on a core.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if config.enforce_eager:
-            # vLLM's sampler compiles a small function even so: 25 s at the first request of a fresh machine.
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if transfer_backend == "ipc":
-        # CUDA IPC handles reach vLLM's own child processes as pickles.
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
 
 def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> AsyncEngineArgs:

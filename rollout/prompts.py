@@ -23,3 +23,4 @@ class Prompt:
     teacher: str = ""  # key of the teacher that marks it; empty until somebody decides
     privileged_context: str | None = None  # a system prompt that only the teacher sees
     completion: str | None = None  # the data's own response
+    follow_ups: tuple[Message, ...] = ()  # what is said after each answer but the last

@@ -13,6 +13,9 @@ System message of the teacher: the student's, a blank line, then c: a prompt's o
 teacher's. There is one system message, because many chat templates take no second one. A template that inserts a
 default system message of its own (SmolLM2's does) does so only where there is none.
 
+Further turns follow an answer as the template would write them after it: its own end of the answer's turn (left out
+where the answer ends with it), the other side's turn, and the generation prompt.
+
 A base model without a chat template sees plain text: system text and contents joined by blank lines.
 
 The BOS token is there exactly once if the tokenizer adds one to text, and not at all otherwise.
@@ -26,8 +29,10 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rollout.prompts import Message, Prompt
+from rollout.trajectory import STUDENT_ROLE
 
 _SEPARATOR = "\n\n"
+_STAND_IN = "0answer0answer0"  # nothing that a template would trim or take for a thought
 
 
 def render_prompt(
@@ -64,6 +69,59 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> NDArray[
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = [] if ids and ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
     return np.array([*ids, *end], dtype=np.int32)
+
+
+def render_follow_ups(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Sequence[Message], follow_ups: Sequence[Message]
+) -> tuple[NDArray[np.int32], ...]:
+    """What stands between two answers, for each turn that follows an answer: from the end of that answer's text on.
+
+    The answers themselves are never rendered: their ids stay as they were sampled.
+
+    Args:
+        messages: what the first answer answers, as this reader sees it.
+
+    Raises:
+        ValueError: the chat template refuses the conversation, or does not show a stand-in for an answer as it is.
+    """
+    found: list[NDArray[np.int32]] = []
+    conversation = list(messages)
+    for follow_up in follow_ups:
+        conversation += [Message(STUDENT_ROLE, _STAND_IN), follow_up]
+        if tokenizer.chat_template:
+            _, shown, rest = _chat_text(tokenizer, prompt, conversation).rpartition(_STAND_IN)
+        else:
+            shown, rest = _STAND_IN, _SEPARATOR + follow_up.content
+        if not shown:
+            raise ValueError(
+                f"prompt {prompt.id!r}: the chat template of {tokenizer.name_or_path} does not show an earlier answer "
+                "as it was, so several turns cannot be rendered; use a model whose template does"
+            )
+        found.append(np.array(tokenizer(rest, add_special_tokens=False)["input_ids"], dtype=np.int32))
+    return tuple(found)
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token by which the chat template ends an answer; the tokenizer's EOS where it has none.
+
+    Some models end a turn with another token than a text.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    messages = [{"role": "user", "content": "?"}, {"role": STUDENT_ROLE, "content": _STAND_IN}]
+    try:
+        _, shown, rest = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_STAND_IN)
+    except TemplateError:
+        return tokenizer.eos_token_id
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if shown else []
+    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
+
+
+def after_answer(answer_ids: NDArray[np.int32], follow_up_ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What follows an answer, without the end of its turn where the answer has it already."""
+    ended = len(answer_ids) > 0 and len(follow_up_ids) > 0 and answer_ids[-1] == follow_up_ids[0]
+    return follow_up_ids[1:] if ended else follow_up_ids
 
 
 def student_messages(prompt: Prompt, system_prompt: str | None) -> tuple[Message, ...]:

@@ -159,7 +159,21 @@ def _to_prompt(index: int, row: Mapping[str, Any], source: PromptSourceConfig, k
         teacher=_text(row.get(source.teacher_column), f"{where}, column {source.teacher_column!r}") or "",
         privileged_context=_text(row.get(source.context_column), f"{where}, column {source.context_column!r}"),
         completion=final_answer if completion is None else completion,
+        follow_ups=_to_follow_ups(row.get(source.follow_ups_column), f"{where}, column {source.follow_ups_column!r}"),
     )
+
+
+def _to_follow_ups(value: Any, where: str) -> tuple[Message, ...]:
+    """Texts of the user, or messages of whoever speaks to the student."""
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: is of type {type(value).__name__}; give a list of texts or messages, or null")
+    found = [Message("user", item) if isinstance(item, str) else _to_message(item, where) for item in value]
+    unasked = [message for message in found if message.role == "assistant" or not message.content.strip()]
+    if unasked:
+        raise ValueError(f"{where}: {unasked[0]} is nothing that the student could answer; give another side's text")
+    return tuple(found)
 
 
 def _text(value: Any, where: str) -> str | None:

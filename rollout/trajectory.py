@@ -9,6 +9,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+STUDENT_ROLE = "assistant"  # in a conversation
+
 
 class Origin(Enum):
     """Whose sequence it is."""
@@ -24,6 +26,29 @@ class FinishReason(Enum):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Response tokens `start` (inclusive) to `stop` (exclusive) are one turn of a conversation.
+
+    A turn of the student's is what it sampled. Any other holds what its side wrote and all that the template puts
+    between two answers.
+    """
+
+    role: str  # "assistant" is the student
+    start: int
+    stop: int
+    text: str = ""  # of a turn that is not the student's
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """What another side says after an answer of the student's."""
+
+    role: str
+    text: str
+    ids: NDArray[np.int32]  # from the end of the answer's text to where the next answer begins
+
+
+@dataclass(frozen=True)
 class RolloutRequest:
     """One sample to draw from the student.
 
@@ -35,11 +60,12 @@ class RolloutRequest:
     sample_index: int
     prompt_ids: NDArray[np.int32]  # [P], the student's rendering
     seed: int
-    max_tokens: int
+    max_tokens: int  # of each answer
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1  # -1: the whole vocabulary
     candidates: int = 0  # K: return the engine's K most likely ids at each position
+    follow_ups: tuple[FollowUp, ...] = ()  # each is put to the student once it has ended the answer before
 
 
 @dataclass(frozen=True)
@@ -53,7 +79,10 @@ class PolicySpan:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One response to a student's prompt. The EOS, if any, is its last token and a loss token.
+    """One response to a student's prompt: all that comes after it. The EOS that ends an answer is a loss token.
+
+    Of several turns the student wrote some; at the tokens of the others the loss mask is False, the sampling log-probs
+    are NaN and the candidates mean nothing.
 
     A sequence of another origin was not sampled by any version of the student: its `sampling_logprobs` are NaN,
     and it has neither candidates nor spans.
@@ -68,9 +97,9 @@ class Trajectory:
     sampling_logprobs: NDArray[np.float32]  # [T], nats, under the sampling distribution (after temperature)
     temperature: float  # of the sampling distribution
     candidate_ids: NDArray[np.int32] | None  # [T, K], the engine's most likely ids, most likely first
-    spans: tuple[PolicySpan, ...]  # ascending, covering [0, T); none if the student did not sample it
+    spans: tuple[PolicySpan, ...]  # ascending, covering what the student sampled
     finish_reason: FinishReason
-    turns: int = 1
+    turns: tuple[Turn, ...] = ()  # ascending, covering [0, T); none: the response is one answer
     reward: float | None = None  # the verifier's, None without one
     origin: Origin = Origin.STUDENT
 
@@ -78,6 +107,12 @@ class Trajectory:
     def oldest_version(self) -> int:
         """Of the student's own sequences."""
         return self.spans[0].version
+
+    @property
+    def answers(self) -> tuple[slice, ...]:
+        """The places of what the student wrote, an answer each."""
+        own = tuple(slice(turn.start, turn.stop) for turn in self.turns if turn.role == STUDENT_ROLE)
+        return own if self.turns else (slice(0, len(self.response_ids)),)
 
     @property
     def loss_tokens(self) -> int:

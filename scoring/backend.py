@@ -49,10 +49,25 @@ def make_backend(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> B
 
     Engines are imported here: the driver knows this module too, and needs none of them.
     """
+    if teacher.backend is TeacherBackend.cache:
+        return _kept_marks(path, teacher, scoring)
+    backend = _computing_backend(path, teacher, scoring)
+    return backend if scoring.cache_dir is None else _cached(backend, path, teacher, scoring)
+
+
+def _computing_backend(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Backend:
     if teacher.backend is TeacherBackend.transformers:
         from scoring.batching import BatchingTeacher
 
         return BatchingTeacher(path, teacher, scoring)
+    if teacher.backend is TeacherBackend.vllm:
+        from scoring.vllm_engine import VLLMTeacher
+
+        return VLLMTeacher(path, teacher, scoring)
+    if teacher.backend is TeacherBackend.server:
+        from scoring.server import ServerTeacher
+
+        return ServerTeacher(path, teacher, scoring)
     raise NotImplementedError(f"teacher.backend={teacher.backend.value}")
 
 
@@ -68,3 +83,23 @@ def follow(backend: Backend, teacher: TeacherConfig) -> "Follower":
     if not isinstance(backend, BatchingTeacher):
         raise ValueError(f"teacher.weights={teacher.weights.value}: only transformers teachers follow the student")
     return Follower(backend, teacher)
+
+
+def _cached(backend: Backend, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Backend:
+    from scoring.cache import CachedBackend
+    from scoring.identity import identity
+    from scoring.store import SignalStore
+
+    assert scoring.cache_dir is not None
+    return CachedBackend(backend, SignalStore(scoring.cache_dir, identity(path, teacher, scoring)), teacher)
+
+
+def _kept_marks(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Backend:
+    from scoring.cache import KeptMarks
+    from scoring.identity import possible_identities
+    from scoring.store import SignalStore
+
+    if scoring.cache_dir is None:
+        raise ValueError("scoring.cache_dir=null: teacher.backend=cache has only what is kept there; name a directory")
+    identities = possible_identities(path, teacher, scoring)
+    return KeptMarks([SignalStore(scoring.cache_dir, name) for name in identities], path, teacher)

@@ -32,6 +32,7 @@ class Capabilities:
     max_top_k: int | None = None  # None: up to the whole vocabulary
     entropy: bool = True
     hidden_states: bool = True  # with the LM head, so the whole distribution
+    new_responses: bool = True  # marks what it was never asked about; all above holds for what it can mark
 
 
 def capabilities(teacher: TeacherConfig, gpus: float) -> Capabilities:
@@ -44,7 +45,7 @@ def capabilities(teacher: TeacherConfig, gpus: float) -> Capabilities:
         return Capabilities(given_ids=False, max_top_k=teacher.server.max_top_k, entropy=False, hidden_states=False)
     if teacher.backend is TeacherBackend.vllm:
         return Capabilities(given_ids=gpus > 0, max_top_k=None, entropy=False, hidden_states=False)
-    return Capabilities()
+    return Capabilities(new_responses=teacher.backend is not TeacherBackend.cache)
 
 
 def shortfalls(wanted: Wanted, given: Capabilities) -> Iterator[str]:

@@ -52,12 +52,23 @@ class TeacherConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     tokenizer: str | None = None  # checkpoint directory or hub name; none: the model's (server: the student's)
     cross_tokenizer: bool = False  # align a tokenizer that is not the student's; without it such a teacher is refused
+    twin_candidates: int = 64  # cross_tokenizer: the student's most likely ids, of which k with an equal are kept
     quantization: Quantization = Quantization.none
     weights: TeacherWeights = TeacherWeights.fixed
     ema_rate: float = 0.99  # weights=ema: what the average keeps of itself at each published version
     domains: list[str] = field(default_factory=list)  # of the prompts that this teacher marks
     mixture: dict[str, float] = field(default_factory=dict)  # of other teachers, by key, with their weights
     trust_remote_code: bool = False
+
+
+@dataclass
+class EngineConfig:
+    """Of backend=vllm: an engine in each scoring worker, over all of the worker's GPUs."""
+
+    max_num_seqs: int = 64
+    kv_cache_gib: float = 1.0  # CPU engine only
+    gpu_memory_utilization: float = 0.85  # GPU engine only
+    enforce_eager: bool = True
 
 
 @dataclass
@@ -69,7 +80,9 @@ class ScoringConfig:
     gpus_per_worker: float = 0
     threads: int = 1
     dtype: DType = DType.bfloat16  # of the model; log-probs are computed in float32
-    max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone
+    max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone (vllm: in several parts)
+    max_model_len: int | None = None  # longest prompt and response that engines and servers must take; none: unchecked
+    engine: EngineConfig = field(default_factory=EngineConfig)
     head_chunk_tokens: int = 256  # the LM head sees this many positions at a time
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     cache_dir: str | None = None  # marks are kept here by the content of their requests, and not computed twice

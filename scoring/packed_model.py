@@ -5,6 +5,7 @@ Shape suffixes: N tokens laid end to end, S segments (whole sequences, or the pa
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -107,9 +109,17 @@ def refuse_unpackable_layers(config: PreTrainedConfig) -> None:
 
 
 def load_causal_lm(
-    path: str, dtype: torch.dtype, attention: str = PACKED_SDPA, trust_remote_code: bool = False
+    path: str,
+    dtype: torch.dtype,
+    attention: str = PACKED_SDPA,
+    trust_remote_code: bool = False,
+    quantization: BitsAndBytesConfig | None = None,
+    device_map: str | Mapping[str, str] | None = None,
 ) -> PreTrainedModel:
-    """Load a checkpoint from safetensors only, on the CPU, in eval mode.
+    """Load a checkpoint from safetensors only, in eval mode.
+
+    Args:
+        device_map: where its modules go, as accelerate takes it; None: the CPU.
 
     Raises:
         ValueError: packing or a chunked LM head would change what the model computes.
@@ -120,18 +130,21 @@ def load_causal_lm(
         attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
+        quantization_config=quantization,
+        device_map=device_map,
     )
     refuse_unpackable_layers(model.config)
     model.eval()
-    if attention == PACKED_SDPA:  # the others run on GPUs only, and the model is not there yet
+    if attention == PACKED_SDPA:  # the others run on GPUs only, and the model may not be there yet
         _refuse_unknown_logits(model)
     return model
 
 
 def _refuse_unknown_logits(model: PreTrainedModel) -> None:
     """Compare the model's own logits of a few tokens with what a chunked head makes of its final states."""
-    ids = torch.arange(4)
-    first, alone = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([-1])
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(4, device=device)
+    first, alone = torch.tensor([0, 4], dtype=torch.int32, device=device), torch.tensor([-1], device=device)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return  # refused by whoever takes the head
@@ -139,7 +152,7 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
         states = final_hidden_states(model.base_model, ids, ids, first, alone)
         ours = LogitTransform.of(model.config).apply_(head(states)).float()
         arguments = _packing_arguments(first, alone)
-        theirs = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float()
+        theirs = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float().to(ours.device)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
         raise ValueError(
             f"model {model.config.name_or_path!r} makes its logits from its final states in a way that is not known "

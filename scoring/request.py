@@ -47,7 +47,7 @@ def build_request(
         teacher=teacher,
         prompt_ids=prompt_ids,
         response_ids=trajectory.response_ids,
-        support_ids=_student_support(trajectory, needs.candidates) if needs.candidates else None,
+        support_ids=_support(trajectory, needs.candidates) if needs.candidates else None,
         top_k=needs.teacher_top_k,
         entropy=needs.teacher_entropy,
         hidden_states=needs.hidden_states,
@@ -64,12 +64,21 @@ def with_monitored(request: ScoringRequest, k: int, entropy: bool) -> ScoringReq
     return replace(request, top_k=top_k, entropy=request.entropy or entropy)
 
 
-def _student_support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:
-    """[T, k]: the engine's k most likely ids, most likely first."""
+def _support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:
+    """[T, k]"""
+    return student_candidates(trajectory, k)[:, :k]
+
+
+def student_candidates(trajectory: Trajectory, at_least: int = 0) -> NDArray[np.int32]:
+    """[T, K]: the engine's most likely ids, most likely first; all that it named.
+
+    Raises:
+        ValueError: they are fewer than `at_least`.
+    """
     found = 0 if trajectory.candidate_ids is None else trajectory.candidate_ids.shape[1]
-    if trajectory.candidate_ids is None or found < k:
+    if trajectory.candidate_ids is None or found < at_least:
         raise ValueError(
             f"the trajectory of prompt {trajectory.prompt_id!r} has {found} candidate ids a position and the "
-            f"objective needs {k}; roll out with RolloutRequest.candidates={k}"
+            f"objective needs {at_least}; roll out with RolloutRequest.candidates={at_least}"
         )
-    return trajectory.candidate_ids[:, :k]
+    return trajectory.candidate_ids

@@ -38,6 +38,17 @@ class ScoringRequest:
         """T."""
         return len(self.response_ids) if self.marked is None else int(self.marked.sum())
 
+    @property
+    def marked_places(self) -> NDArray[np.int64]:
+        """[T]: where in the response the marked tokens are."""
+        return np.arange(len(self.response_ids)) if self.marked is None else np.flatnonzero(self.marked)
+
+    @property
+    def tokens_to_last_mark(self) -> NDArray[np.int32]:
+        """[N]: the prompt and the response up to its last marked token; what follows that one decides no mark."""
+        places = self.marked_places
+        return np.concatenate([self.prompt_ids, self.response_ids[: places[-1] + 1 if len(places) else 0]])
+
 
 @dataclass(frozen=True)
 class TeacherSignal:
@@ -53,6 +64,24 @@ class TeacherSignal:
     hidden_states: NDArray[np.float32] | None = None  # [T, d], input of the teacher's LM head; float16-free
     reference_logprobs: NDArray[np.float32] | None = None  # [T], of the marked tokens, by a reference model
     privileged: bool = False  # the teacher saw more of the prompt than the student
+    # Of a teacher with another tokenizer, once its marks are about the student's tokens (`scoring.views`):
+    known: NDArray[np.bool_] | None = None  # [T], False where nothing can be said; None: all are known
+    spans: NDArray[np.int64] | None = None  # [T], tokens of one number were marked together: `logprobs` sum to it
+    merged: NDArray[np.bool_] | None = None  # [T], spans that are not one token on each side
+
+    @classmethod
+    def of_nothing(cls, request: ScoringRequest) -> "TeacherSignal":
+        """What is said of a request without marked tokens that asks for neither entropy nor hidden states."""
+        none = np.empty((0, request.top_k), np.float32)
+        support = request.support_ids
+        return cls(
+            teacher=request.teacher,
+            logprobs=np.empty(0, np.float32),
+            support_ids=support,
+            support_logprobs=None if support is None else np.empty(support.shape, np.float32),
+            top_ids=none.astype(np.int32) if request.top_k else None,
+            top_logprobs=none if request.top_k else None,
+        )
 
     @property
     def support_mass(self) -> NDArray[np.float32] | None:

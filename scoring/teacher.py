@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.lm_head import LMHead, LogitTransform
-from scoring.packed_model import final_hidden_states, load_causal_lm, shares_prefixes
+from scoring.loading import load_teacher
+from scoring.packed_model import final_hidden_states, shares_prefixes
 from scoring.packing import first_group
 from scoring.prefix_tree import lay_out
 from scoring.signal import ScoringRequest, TeacherSignal
@@ -29,11 +30,6 @@ def forward_tokens(request: ScoringRequest) -> int:
 def _last_marked(request: ScoringRequest) -> int:
     """Where in the response its last marked token is."""
     return len(request.response_ids) - 1 if request.marked is None else int(np.flatnonzero(request.marked)[-1])
-
-
-def _marked_places(request: ScoringRequest) -> NDArray[np.int64]:
-    """[T]: where in the response the marked tokens are."""
-    return np.arange(len(request.response_ids)) if request.marked is None else np.flatnonzero(request.marked)
 
 
 def check_shapes(request: ScoringRequest) -> None:
@@ -60,15 +56,13 @@ class TeacherModel:
     """A causal language model that marks responses. Log-probs are those of temperature 1, computed in float32."""
 
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
-        """Load the checkpoint in directory `path`, onto a GPU if workers have one.
+        """Load the checkpoint in directory `path`, onto GPUs if workers have any.
 
         Raises:
-            ValueError: the model cannot be packed, or its LM head is not a linear layer.
+            ValueError: as `load_teacher`, or the LM head is not a linear layer.
         """
-        self.device = torch.device("cuda" if scoring.gpus_per_worker > 0 else "cpu")
-        dtype = getattr(torch, scoring.dtype.value)
-        model = load_causal_lm(path, dtype, scoring.attention, teacher.trust_remote_code).to(self.device)
-        model.requires_grad_(False)
+        model = load_teacher(path, teacher, scoring)
+        self._ids_device = model.get_input_embeddings().weight.device
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(f"teacher.model={path}: its LM head is {type(head).__name__}, not a linear layer")
@@ -76,6 +70,7 @@ class TeacherModel:
         self._backbone = model.base_model
         # The head runs in float32 whatever the model's dtype: logits rounded to bfloat16 are off by up to 0.06.
         self._weight_Vd = head.weight.detach().float()
+        self.device = self._weight_Vd.device  # of all that follows the backbone
         self._bias_V = None if head.bias is None else head.bias.detach().float()
         self._transform = LogitTransform.of(model.config)
         self._max_tokens = scoring.max_tokens_per_forward
@@ -153,12 +148,13 @@ class TeacherModel:
         packed_attention = self._backbone.config._attn_implementation
         self._backbone.set_attn_implementation("sdpa")
         try:
-            states_Nd = self._backbone(input_ids=ids_N[None], use_cache=False).last_hidden_state[0].float()
+            output = self._backbone(input_ids=ids_N[None].to(self._ids_device), use_cache=False)
         finally:
             self._backbone.set_attn_implementation(packed_attention)
+        states_Nd = output.last_hidden_state[0].to(self.device).float()
         logits_NV = torch.nn.functional.linear(states_Nd, self._weight_Vd, self._bias_V)
         logprobs_NV = self._transform.apply_(logits_NV).log_softmax(-1)
-        places_T = self._tensor(len(request.prompt_ids) + _marked_places(request))
+        places_T = self._tensor(len(request.prompt_ids) + request.marked_places)
         return logprobs_NV[places_T - 1].gather(1, ids_N[places_T, None])[:, 0].cpu().numpy()
 
     def _score_together(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
@@ -180,12 +176,12 @@ class TeacherModel:
         tree = lay_out(sequences, self._share_prefixes)
         states_Nd = final_hidden_states(
             self._backbone,
-            self._tensor(tree.token_ids),
-            self._tensor(tree.position_ids),
-            torch.from_numpy(tree.segment_starts).to(self.device),
-            torch.from_numpy(tree.segment_parents).to(self.device),
-        )
-        before = [len(request.prompt_ids) - 1 + _marked_places(request) for request in requests]
+            *(
+                torch.from_numpy(part).to(self._ids_device)
+                for part in (tree.token_ids, tree.position_ids, tree.segment_starts, tree.segment_parents)
+            ),
+        ).to(self.device)
+        before = [len(request.prompt_ids) - 1 + request.marked_places for request in requests]
         return [states_Nd[self._tensor(rows[places])] for rows, places in zip(tree.rows, before, strict=True)]
 
     def _distributions(self, states_Rd: Tensor, entropy: bool) -> Iterator[tuple[int, Tensor, Tensor | None]]:

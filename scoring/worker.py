@@ -8,6 +8,7 @@ Back-pressure is the caller's: it bounds how many requests it has outstanding.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 
 from rollout.worker import EngineInfo
 from scoring.backend import follow, make_backend
-from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
+from scoring.cache import CachedBackend, CacheStats, KeptMarks
+from scoring.config import Quantization, ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.lm_head import LMHead
+from scoring.quantization import QuantizationBias, measure_bias
 from scoring.signal import ScoringRequest, TeacherSignal
 
 if TYPE_CHECKING:
+    from scoring.endpoint import ServerStats
     from scoring.follower import Follower
 
 
@@ -33,6 +37,7 @@ class ScoringWorker:
         self._set_up(path, teacher)
 
     def _set_up(self, path: str, teacher: TeacherConfig) -> None:
+        self._path, self._teacher = path, teacher
         self._backend = make_backend(path, teacher, self._settings)
         self._follower = None if teacher.weights is TeacherWeights.fixed else follow(self._backend, teacher)
 
@@ -60,6 +65,48 @@ class ScoringWorker:
     async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
         """What `score` should say of the marked tokens; None where there are no other means to tell."""
         return await self._backend.plain_logprobs(requests)
+
+    async def cache_stats(self) -> CacheStats | None:
+        """How often marks were there already; None: none are kept."""
+        return self._backend.stats if isinstance(self._backend, CachedBackend | KeptMarks) else None
+
+    async def server_stats(self) -> "ServerStats | None":
+        """How often an endpoint had to be asked; None: there is no endpoint."""
+        from scoring.server import ServerTeacher
+
+        backend = self._backend.computing if isinstance(self._backend, CachedBackend) else self._backend
+        return backend.stats() if isinstance(backend, ServerTeacher) else None
+
+    async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
+        """How far a quantised teacher is from its full weights on these; None: it is not quantised.
+
+        Each of the two is loaded once more, one after the other; nothing else may be under way.
+        """
+        kind = self._teacher.quantization
+        if kind is Quantization.none:
+            return None
+        asked = [replace(request, hidden_states=True) for request in requests]
+        head, quantised = await self.lm_head(), [await self.score(request) for request in asked]
+        assert head is not None  # only a model of the worker's own is quantised
+        await self._backend.close()
+        del self._backend  # both might not fit
+        try:
+            full = await self._score_by_full_weights(asked)
+        finally:
+            self._backend = make_backend(self._path, self._teacher, self._settings)
+            await self.start()
+        return measure_bias(kind.value, full, quantised, head)
+
+    async def _score_by_full_weights(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+        # Not by `replace`: the configuration of a run is of classes that cannot be made anew.
+        teacher = TeacherConfig(**vars(self._teacher) | {"quantization": Quantization.none})
+        settings = ScoringConfig(**vars(self._settings) | {"cache_dir": None})
+        backend = make_backend(self._path, teacher, settings)
+        await backend.start()
+        try:
+            return [await backend.score(request) for request in requests]
+        finally:
+            await backend.close()
 
     # A teacher whose weights follow the student's: the same face as a rollout worker's towards the learner
 

@@ -69,6 +69,7 @@ def make_tiny_model(
     dtype: torch.dtype = torch.float32,
     padded: bool = False,
     std: float = 0.15,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Write a two-layer Llama checkpoint with its tokenizer and return its directory; deterministic by seed.
 
@@ -76,8 +77,9 @@ def make_tiny_model(
         tied: the LM head shares the embedding.
         padded: the embedding has `PADDED_VOCABULARY` rows, more than the tokenizer has ids.
         std: of every weight matrix; large enough that distributions are not flat.
+        tokenizer: the model's, if not `make_tokenizer`'s.
     """
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     ids = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
         vocab_size=PADDED_VOCABULARY if padded else len(tokenizer),

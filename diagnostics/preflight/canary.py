@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diagnostics.check import Check, Status
+from scoring.quantization import QuantizationBias
 
 Logprobs = Sequence[NDArray[np.float32]]  # [T] each, nats
 _FAILS_AT = 5.0  # times the tolerance; in between is a warning
 _SHOWS_AT = 4.0  # times the tolerance of the mean: a perturbation that moves log-probs by less shows nothing
 _SAME_MODEL = 1e-4  # nats a token in float32: twice the same model; rounding to bfloat16 makes up to 20 times as much
+_QUANTISED_KL = 0.05  # nats a token between full and quantised weights: from here on a teacher is another one
 
 
 @dataclass(frozen=True)
@@ -180,3 +182,13 @@ def check_teacher_differs(divergence: float, dtypes: Sequence[str], has_context:
         return Check("teacher differs", Status.warned, f"{seen}, though it is told more", fix)
     fix = "choose another teacher, or tell it more than the student (teacher.context): there is nothing to learn"
     return Check("teacher differs", Status.failed, seen, fix)
+
+
+def check_quantised(bias: QuantizationBias) -> Check:
+    """Whether a quantised teacher still says what its full weights say."""
+    name = "canary: quantised teacher"
+    if bias.kl <= _QUANTISED_KL:
+        return Check(name, Status.passed, str(bias))
+    finer = "set teacher.quantization=none" if bias.quantization == "int8" else "set teacher.quantization=int8 or none"
+    fix = f"{finer}: above {_QUANTISED_KL:g} nats a token the student learns from another teacher"
+    return Check(name, Status.warned, str(bias), fix)

@@ -60,6 +60,12 @@ class Rows:
     example_index: Tensor | None = None  # [R] int64, the trajectory within the step
     slots: Tensor | None = None  # [R] int64, the trajectory within the run: seeds random token masks
     future_advantages: Tensor | None = None  # [R], (discounted) log-ratios of the tokens that follow, detached
+    spans: Tensor | None = None  # [R] int64, tokens of a trajectory that a teacher marked together; they stand together
+    merged: Tensor | None = None  # [R] bool, spans that are not one token of the student's and one of the teacher's
+    span_tokens: Tensor | None = None  # [R], of the row's span
+    span_rest: Tensor | None = (
+        None  # [R, 3], sums over the span's other tokens: log p, log q, sampling log-prob; detached
+    )
 
     def __len__(self) -> int:
         return len(self.target_ids)
@@ -99,6 +105,7 @@ _SOURCES = {
     "reference_logprobs": "objective.reference.model",
     "slots": "MicroBatch.slots",
     "future_advantages": "objective.returns",
+    "merged": "teacher.cross_tokenizer",
 }
 
 

@@ -79,6 +79,14 @@ class Trust(Enum):
     outside = "outside"  # all others
 
 
+class Spans(Enum):
+    """Tokens by how a teacher with another tokenizer marked them (`teacher.cross_tokenizer`)."""
+
+    all = "all"
+    one_to_one = "one_to_one"  # one token of the student's is one of the teacher's
+    merged = "merged"  # all others: one action of several tokens, on either side
+
+
 @dataclass
 class TokenMaskConfig:
     """Which response tokens a term learns from; none of it changes the normaliser of the loss."""
@@ -90,6 +98,7 @@ class TokenMaskConfig:
     special_tokens: bool = True  # false: the tokenizer's special tokens, EOS among them, are left out
     trust: Trust = Trust.none
     share: float = 1.0  # a random share of the tokens, rescaled so that the sum keeps its mean
+    spans: Spans = Spans.all
 
 
 @dataclass

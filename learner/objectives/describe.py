@@ -17,6 +17,7 @@ from learner.objectives.config import (
     OtherStates,
     Realisation,
     Shaping,
+    Spans,
     Support,
     TaskRewardMix,
     TermConfig,
@@ -117,6 +118,12 @@ _IMPORTANCE = {
     ),
 }
 
+_SPANS = {
+    Spans.all: "",
+    Spans.one_to_one: "of the student's that are one of the teacher's",
+    Spans.merged: "of the student's that are not one of the teacher's, each span of them as one y",
+}
+
 _AVERAGES = {
     Averaging.tokens: "loss = Σ_t l(t) / number of response tokens",
     Averaging.sequences: "loss = mean over the sequences of Σ_t l(t) / the sequence's response tokens",
@@ -173,6 +180,7 @@ def _token_words(tokens: TokenMaskConfig) -> str:
         "" if above is None else f"teacher entropy above {above:g} nats",
         "" if below is None else f"teacher entropy below {below:g} nats",
         "" if tokens.special_tokens else "no special tokens",
+        _SPANS[tokens.spans],
         trust[tokens.trust],
         "" if tokens.share == 1 else f"a random share of {tokens.share:g}, rescaled by {1 / tokens.share:g}",
     )

@@ -28,6 +28,7 @@ class RunFacts:
     samples_per_prompt: int = 1
     batch_size: int = 1
     has_verifier: bool = False
+    cross_tokenizer: bool = False  # a teacher's tokens are not the student's
 
 
 @dataclass(frozen=True)

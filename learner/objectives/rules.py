@@ -1,12 +1,14 @@
 """Which compositions mean nothing or something else than they seem to, and what to write instead.
 
-The rules are tables (`term_rules`, `objective_rules`); the formulas behind their reasons are in docs/objectives.md.
+The rules are tables (`term_rules`, `objective_rules`, `cross_tokenizer_rules`); the formulas behind their reasons are
+in docs/objectives.md.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 
+from learner.objectives import cross_tokenizer_rules
 from learner.objectives.config import Importance, ObjectiveConfig
 from learner.objectives.objective_rules import OBJECTIVE_RULES
 from learner.objectives.rule import Case, Rule, RunFacts
@@ -51,7 +53,7 @@ def refusals(objective: ObjectiveConfig, run: RunFacts) -> list[str]:
     found: list[str] = []
     for key, term in whole.terms.items():
         case = replace(whole, term=term)
-        found += _broken(TERM_RULES, case, key)
+        found += _broken((*TERM_RULES, *cross_tokenizer_rules.TERM_RULES), case, key)
         if case.learns_from_sample:
             found += _sampling(case, key)
-    return found + list(_broken(OBJECTIVE_RULES, whole, "objective"))
+    return found + list(_broken((*OBJECTIVE_RULES, *cross_tokenizer_rules.OBJECTIVE_RULES), whole, "objective"))

@@ -7,7 +7,8 @@ Shape suffixes: C positions.
     k3                 loss = w (r - 1 - log r),  r = q(y)/p(y),  g = w (1 - r):  forward KL in expectation
     likelihood         loss = -log p(y),  g = -1:  KL(writer || student) in expectation, where another wrote y
 
-A is log q(y) - log p(y) for the reverse KL. w corrects for the distribution that y was drawn from.
+A is log q(y) - log p(y) for the reverse KL. Where a teacher marked several tokens together, y is all of them (`spans`).
+w corrects for the distribution that y was drawn from.
 Estimators: Schulman, "Approximating KL Divergence", 2020; exact-KL control variate: arXiv 2605.07865; reward
 extrapolation: arXiv 2602.12125; returns over later tokens: Gu et al., "MiniLLM", arXiv 2306.08543.
 """
@@ -22,6 +23,7 @@ from learner.objectives.config import Divergence, Estimator, TaskRewardConfig, T
 from learner.objectives.divergences import divergence_of
 from learner.objectives.importance import policy_gradient, truncated_weight
 from learner.objectives.shaping import shaping_of
+from learner.objectives.spans import Actions, actions
 from learner.objectives.term import TermLosses
 
 
@@ -41,14 +43,14 @@ class SampledPolicyGradient:
         self._divergence, self._shape = divergence_of(term), shaping_of(term)
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        logp = student.logprobs_of(rows.target_ids)
-        advantage = self._mix(self._shape(self._advantage(logp, rows, teacher)), rows)
-        weighted = policy_gradient(self._config, advantage, logp, rows.sampling_logprobs)
+        done = actions(rows, student.logprobs_of(rows.target_ids))
+        advantage = self._mix(self._shape(self._advantage(done, rows, teacher)), rows)
+        weighted = policy_gradient(self._config, advantage, done.student, done.sampling)
         metrics = {"advantage": advantage, **weighted.metrics}
-        return TermLosses(weighted.loss, rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics)
+        return TermLosses(done.shared(weighted.loss), rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics)
 
-    def _advantage(self, logp: Tensor, rows: Rows, teacher: TeacherChunk | None) -> Tensor:
-        advantage = self._own(logp, rows) if self._signal.own else torch.zeros_like(logp)
+    def _advantage(self, done: Actions, rows: Rows, teacher: TeacherChunk | None) -> Tensor:
+        advantage = self._own(done, rows) if self._signal.own else torch.zeros_like(done.student)
         if self._signal.future:
             advantage = advantage + rows.require("future_advantages")
         if self._config.control_variate:
@@ -57,8 +59,8 @@ class SampledPolicyGradient:
             advantage = advantage + teacher.reverse_kl
         return advantage
 
-    def _own(self, logp: Tensor, rows: Rows) -> Tensor:
-        logq, extrapolation = teacher_floor(rows.teacher_logprobs), self._signal.extrapolation
+    def _own(self, done: Actions, rows: Rows) -> Tensor:
+        logp, logq, extrapolation = done.student, done.teacher, self._signal.extrapolation
         if extrapolation is not None and self._config.divergence is Divergence.reverse_kl:
             reference = teacher_floor(rows.require("reference_logprobs"))
             return extrapolation * (logq - reference) - (logp - reference)
@@ -87,13 +89,13 @@ class SampledEstimator:
         self._config = term
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        logp = student.logprobs_of(rows.target_ids)
-        gap = logp - teacher_floor(rows.teacher_logprobs)
+        done = actions(rows, student.logprobs_of(rows.target_ids))
+        gap = done.student - done.teacher
         if self._config.estimator is Estimator.k2:
             loss, grad = gap.square() / 2, gap
         else:
             grad = -(-gap).expm1()
             loss = gap - grad
-        weight, metrics = truncated_weight(self._config, logp, rows.sampling_logprobs)
+        weight, metrics = truncated_weight(self._config, done.student, done.sampling)
         ids = rows.target_ids[:, None]
-        return TermLosses(weight * loss, ids, (weight * grad)[:, None], metrics=metrics)
+        return TermLosses(done.shared(weight * loss), ids, (weight * grad)[:, None], metrics=metrics)

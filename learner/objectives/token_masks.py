@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learner.objectives.base import Rows, teacher_floor
-from learner.objectives.config import TokenMaskConfig, Trust
+from learner.objectives.config import Spans, TokenMaskConfig, Trust
 
 _TRUST, _SHARE = 1, 2  # independent streams of random numbers
 _MASK_64 = (1 << 64) - 1
@@ -44,6 +44,7 @@ def _conditions(mask: TokenMaskConfig, seed: int, rows: Rows, logp_C: Tensor) ->
         ~rows.require("is_special") if not mask.special_tokens else None,
         _trusted(mask.trust, seed, rows, logp_C) if mask.trust is not Trust.none else None,
         _uniform(seed, _SHARE, rows) < mask.share if mask.share < 1 else None,
+        rows.require("merged") == (mask.spans is Spans.merged) if mask.spans is not Spans.all else None,
     ]
 
 

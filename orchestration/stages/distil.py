@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.batch import Example
-from orchestration.capability import tells_entropy
-from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
+from orchestration.marking import reference_request
+from orchestration.readings import Readings
+from orchestration.stages.on_policy import OnPolicyStage
 from orchestration.stages.training import StageContext
 from orchestration.teacher_views import TeacherViews
 from rollout.trajectory import Trajectory
-from scoring.request import build_request, with_monitored
-from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.signal import TeacherSignal
 
 
 class Distillation(OnPolicyStage):
     def __init__(self, context: StageContext) -> None:
         self._views = TeacherViews(context.config, context.prepared)
         super().__init__(context, waits_for_samples=self._views.wait_for_samples)
+        self._readings = Readings(context.config, context.prepared, self.requirements)
 
     def graded(self, trajectory: Trajectory) -> None:
         self._views.arrived(trajectory)
@@ -33,14 +34,12 @@ class Distillation(OnPolicyStage):
         assert teachers is not None  # the stage refuses objectives without a teacher
         item = self._prompts[trajectory.prompt_id]
         view = await self._views.of(trajectory, item)
-        request = build_request(item.prompt.teacher, view.prompt_ids, trajectory, self.requirements)
-        entropy = tells_entropy(self.config, item.prompt.teacher)
-        request = with_monitored(request, self.config.learner.overlap_k, entropy)
+        reading = self._readings.of(item, view.prompt_ids, trajectory)
         signal, reference = await asyncio.gather(
-            teachers.score(request, view.members), self._reference_logprobs(trajectory)
+            teachers.score(reading.request, view.members), self._reference_logprobs(trajectory)
         )
-        self.tokens["scored"] += len(trajectory.response_ids)
-        return replace(signal, reference_logprobs=reference, privileged=view.privileged)
+        self.tokens["scored"] += reading.request.marked_tokens
+        return replace(reading.translate(signal), reference_logprobs=reference, privileged=view.privileged)
 
     def has_context(self, example: Example) -> bool:
         return example.signal is not None and example.signal.privileged
@@ -54,5 +53,4 @@ class Distillation(OnPolicyStage):
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
         if self.workers.reference_scorers is None:
             return None
-        request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
-        return (await self.workers.reference_scorers.score(request)).logprobs
+        return (await self.workers.reference_scorers.score(reference_request(trajectory))).logprobs

@@ -12,12 +12,11 @@ from learner.objectives.config import TaskRewardMix
 from orchestration.gates import with_advantages
 from orchestration.grading import Grader
 from orchestration.pipeline import Keep, Pipeline
+from orchestration.readings import sampled_candidates
 from orchestration.stages.training import StageContext, TrainingStage
 from orchestration.states import StateSource
 from rollout.trajectory import Origin, Trajectory
 from scoring.signal import TeacherSignal
-
-REFERENCE = "reference"  # key of objective.reference.model
 
 
 class OnPolicyStage(TrainingStage):
@@ -31,9 +30,8 @@ class OnPolicyStage(TrainingStage):
         super().__init__(context)
         config, prepared, workers = context.config, context.prepared, context.workers
         self.requirements = requirements(config.objective)
-        self._states = StateSource(
-            config, prepared.train, self.requirements.candidates, workers.rollouts, workers.teacher_rollouts
-        )
+        candidates = sampled_candidates(config, self.requirements)
+        self._states = StateSource(config, prepared.train, candidates, workers.rollouts, workers.teacher_rollouts)
         self._grader = Grader(context.verifier, prepared.train, prepared.tokenizer)
         self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
         self._pipeline = Pipeline(

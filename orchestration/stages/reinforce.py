@@ -13,7 +13,8 @@ from pathlib import Path
 
 from learner.batch import Example
 from orchestration.gates import have_spread
-from orchestration.stages.on_policy import REFERENCE, OnPolicyStage
+from orchestration.marking import REFERENCE
+from orchestration.stages.on_policy import OnPolicyStage
 from orchestration.stages.training import StageContext
 from rollout.trajectory import Trajectory
 from scoring.request import build_request

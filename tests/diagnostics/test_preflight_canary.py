@@ -12,10 +12,12 @@ from diagnostics.preflight.canary import (
     check_agreement,
     check_ends,
     check_new_weights,
+    check_quantised,
     check_restored,
     check_teacher_differs,
     gap,
 )
+from scoring.quantization import QuantizationBias
 
 Logprobs = list[NDArray[np.float32]]
 FLOAT32 = Tolerance.of(["float32", "float32"])
@@ -103,3 +105,11 @@ def test_a_teacher_that_is_the_student_fails_unless_it_is_told_more() -> None:
     assert same.status is Status.failed and "choose another teacher" in same.fix
     assert check_teacher_differs(1e-7, f32, True, False).status is Status.warned
     assert check_teacher_differs(1e-7, f32, False, True).status is Status.passed
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(0.004, Status.passed), (0.3, Status.warned)])
+def test_a_quantised_teacher_that_says_other_things_is_a_warning(kl: float, expected: Status) -> None:
+    check = check_quantised(QuantizationBias("nf4", 40, 0.1, 2.0, kl, 0.9))
+    assert check.status is expected
+    assert f"KL {kl:.2g} nats" in check.seen and "90.0% of 40 tokens" in check.seen
+    assert ("teacher.quantization=int8 or none" in check.fix) == (expected is Status.warned)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 class Run:
@@ -54,7 +54,7 @@ class Launched(Run):
         command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
         with self.output.open("a") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=ONE_THREAD
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | ONE_THREAD
             )
 
     def wait(self, seconds: float = 400) -> int:
@@ -88,7 +88,8 @@ class Series:
         self._settings = settings
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.series"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, env=ONE_THREAD,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | ONE_THREAD,
         )  # fmt: skip
 
     def run(
@@ -97,7 +98,7 @@ class Series:
         """Run it to its end, which must be this one.
 
         Args:
-            command: "launch" or "diagnose".
+            command: "launch", "diagnose" or "precompute".
         """
         run = Run(run_dir)
         job = [f"run_dir={run_dir}", *self._settings, *overrides]

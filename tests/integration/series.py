@@ -11,6 +11,7 @@ from hydra import initialize_config_module
 from orchestration.cluster import Session
 from orchestration.diagnose import diagnose
 from orchestration.launch import launch
+from orchestration.precompute import precompute
 from orchestration.recipe import compose_run
 
 
@@ -19,6 +20,8 @@ def perform(command: str, overrides: list[str], session: Session) -> int:
     try:
         if command == "diagnose":
             return diagnose(composed, preset, overrides, session)
+        if command == "precompute":
+            return precompute(composed, preset, session)
         return launch(composed, preset, "config", overrides, session)
     except SystemExit as refusal:
         return int(refusal.code or 0)

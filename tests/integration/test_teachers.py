@@ -65,16 +65,19 @@ def test_two_teachers_and_their_mixture_mark_their_own_prompts(
 
 
 def test_a_replica_that_dies_is_replaced_and_nothing_is_lost(launch: Callable[..., Launched], tmp_path: Path) -> None:
-    run = launch(tmp_path / "run", "pipeline.steps=6", "scoring.workers=2", "cluster.cpus=3", "preflight.enabled=false")
+    """One of two dies, then the other one too: what is asked meanwhile waits for those that come instead."""
+    options = "pipeline.steps=30", "scoring.workers=2", "cluster.cpus=3", "preflight.enabled=false", "seed=3"
+    run = launch(tmp_path / "run", *options)
     run.wait_for_step(1)
-    victim, other = descendants(run.process.pid, "ScoringWorker")
-    os.kill(victim, signal.SIGKILL)
+    one, other = descendants(run.process.pid, "ScoringWorker")
+    os.kill(one, signal.SIGKILL)
+    run.wait_for_step(3)
+    os.kill(other, signal.SIGKILL)
     assert run.wait() == 0, run.text()
     rows = run.step_rows()
-    assert run.steps() == [1, 2, 3, 4, 5, 6] and rows[-1]["teacher/restarts"] == 1
-    assert sum(run.trained_prompts().values()) == 24
-    assert "scoring-2 takes the place" in (run.run_dir / "run.log").read_text()
-    assert other > 0
+    assert run.steps() == list(range(1, 31)) and rows[-1]["teacher/restarts"] == 2
+    assert rows[-1]["teacher/retries"] >= 1 and sum(run.trained_prompts().values()) == 120
+    assert "takes the place of the one that was lost" in (run.run_dir / "run.log").read_text()
 
 
 class Following:
@@ -132,6 +135,7 @@ def test_an_average_survives_an_interruption(launch: Callable[..., Launched], ti
     """The run that is killed and goes on has the losses of the one that is not."""
     own = [
         f"teacher.model={tiny_tied}", "teacher.weights=ema", "teacher.ema_rate=0.5", "pipeline.max_staleness=0",
+        "teacher.context='Be brief.'",
         "pipeline.steps=4", "checkpoint.every=1", "preflight.enabled=false", "pipeline.batch_size=4",
     ]  # fmt: skip
     whole = launch(tmp_path / "whole", *own)
@@ -143,7 +147,7 @@ def test_an_average_survives_an_interruption(launch: Callable[..., Launched], ti
     again = launch(tmp_path / "killed", *own)
     assert again.wait() == 0, again.text()
     losses = [[row["train/loss"] for row in run.step_rows()] for run in (whole, again)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0][1] != 0
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 4
 
 
 def test_a_sibling_that_is_right_is_shown_to_the_teacher(launch: Callable[..., Launched], tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def test_a_sibling_that_is_right_is_shown_to_the_teacher(launch: Callable[..., L
         tmp_path / "run", "experiment=lab/compatible", "student.model=lab/student", "teacher.model=lab/student",
         "teacher.weights=current", "teacher.context='{sibling}'", "sampling.samples_per_prompt=4", "pipeline.steps=2",
         "pipeline.batch_size=16", "evaluation.prompts=4", "sampling.max_tokens=48", "evaluation.max_tokens=48",
-        "preflight.enabled=false", "data.train.path=''", "data.heldout.path=''", "objective=student_topk_reverse_kl",
+        "rollout.max_model_len=128", "preflight.enabled=false", "objective=student_topk_reverse_kl",
     )  # fmt: skip
     assert run.wait() == 0, run.text()
     shares = [row["teacher/privileged_share"] for row in run.step_rows()]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from learner.objectives import cross_tokenizer_rules
 from learner.objectives.config import (
     Averaging,
     Divergence,
@@ -15,8 +16,10 @@ from learner.objectives.config import (
     Normalisation,
     ObjectiveConfig,
     Realisation,
+    Spans,
     Support,
     TermConfig,
+    TokenMaskConfig,
 )
 from learner.objectives.describe import describe
 from learner.objectives.objective_rules import OBJECTIVE_RULES
@@ -24,9 +27,17 @@ from learner.objectives.rule import RunFacts
 from learner.objectives.rules import refusals
 from learner.objectives.term_rules import TERM_RULES
 
+ALL_RULES = (
+    *TERM_RULES,
+    *OBJECTIVE_RULES,
+    *cross_tokenizer_rules.TERM_RULES,
+    *cross_tokenizer_rules.OBJECTIVE_RULES,
+)
 ON_POLICY = RunFacts(batch_size=16)
 USUAL = RunFacts(temperature=0.7, max_staleness=1, batch_size=16)
 SAMPLED = {"support": "sampled", "realisation": "policy_gradient", "importance": "truncated"}
+ACROSS = RunFacts(batch_size=16, cross_tokenizer=True)
+LIKELIHOOD = {"support": "sampled", "realisation": "direct", "estimator": "likelihood", "divergence": "forward_kl"}
 GRADED = RunFacts(batch_size=16, samples_per_prompt=4, has_verifier=True)
 
 
@@ -38,6 +49,76 @@ def objective(settings: dict[str, Any]) -> ObjectiveConfig:
 
 CASES: list[tuple[str, dict[str, Any], RunFacts, list[str], dict[str, Any]]] = [
     # what is wrong, its settings, the run, parts of the message, what mends it
+    (
+        "spans of a teacher that has the student's tokens",
+        SAMPLED | {"tokens": {"spans": "merged"}},
+        ON_POLICY,
+        ["objective.tokens.spans=merged", "teacher.cross_tokenizer=true"],
+        {"tokens": {"spans": "all"}},
+    ),
+    (
+        "the whole vocabulary of another tokenizer",
+        {"support": "full"},
+        ACROSS,
+        ["objective.support=full", "not the student's", "objective=cross_tokenizer"],
+        SAMPLED,
+    ),
+    (
+        "the most likely ids of another tokenizer",
+        {"support": "union", "normalisation": "tail"},
+        ACROSS,
+        ["objective.support=union", "student_topk"],
+        SAMPLED | {"normalisation": "raw"},
+    ),
+    (
+        "ids without an equal in another tokenizer, not renormalised",
+        {"tokens": {"spans": "one_to_one"}},
+        ACROSS,
+        ["objective.normalisation=raw", "set normalisation=renormalised"],
+        {"normalisation": "renormalised"},
+    ),
+    (
+        "ids compared where another tokenizer has other boundaries",
+        {"normalisation": "tail"},
+        ACROSS,
+        ["objective.tokens.spans=all", "set tokens.spans=one_to_one"],
+        {"tokens": {"spans": "one_to_one"}},
+    ),
+    (
+        "a baseline over another vocabulary",
+        SAMPLED | {"control_variate": True},
+        ACROSS,
+        ["objective.control_variate=True", "teacher.cross_tokenizer=true"],
+        {"control_variate": False},
+    ),
+    (
+        "trust in single tokens of another tokenizer",
+        SAMPLED | {"tokens": {"trust": "inside"}},
+        ACROSS,
+        ["objective.tokens.trust=inside", "share one q"],
+        {"tokens": {"trust": "none"}},
+    ),
+    (
+        "returns of single tokens of another tokenizer",
+        SAMPLED | {"returns": {"discount": 1.0, "exact_first_step": False}},
+        ACROSS,
+        ["objective.returns.discount=1.0", "share one"],
+        {"returns": {"discount": 0.0}},
+    ),
+    (
+        "a reference beside a teacher with another tokenizer",
+        SAMPLED | {"reference": {"model": "student", "extrapolation": 1.25}},
+        ACROSS,
+        ["objective.reference.model=student", "set reference.model=null"],
+        {"reference": {"model": None, "extrapolation": 1.0}},
+    ),
+    (
+        "sequences in the ids of another tokenizer",
+        LIKELIHOOD | {"states": {"student_share": 0.0}},
+        ACROSS,
+        ["objective.states.student_share=0.0", "states.others=dataset"],
+        {"states": {"others": "dataset"}},
+    ),
     (
         "k1 back-propagated",
         {"support": "sampled"},
@@ -466,7 +547,7 @@ def test_a_value_out_of_range_is_refused(settings: dict[str, Any], start: str) -
 def test_every_rule_has_a_case_that_breaks_it() -> None:
     cases = [*((case[1], case[2]) for case in CASES), *((settings, GRADED) for settings, _ in OUT_OF_RANGE)]
     said = "\n".join(text for settings, run in cases for text in refusals(objective(settings), run))
-    assert [rule.why for rule in (*TERM_RULES, *OBJECTIVE_RULES) if rule.why not in said] == []
+    assert [rule.why for rule in ALL_RULES if rule.why not in said] == []
 
 
 def test_the_default_objective_is_accepted_and_described() -> None:
@@ -481,6 +562,7 @@ def test_each_part_of_a_term_that_matters_changes_its_description() -> None:
         sampled,
         *(replace(sampled, importance=importance) for importance in (Importance.none, Importance.ppo_clip)),
         replace(sampled, control_variate=True),
+        *(replace(sampled, tokens=TokenMaskConfig(spans=spans)) for spans in (Spans.one_to_one, Spans.merged)),
         replace(sampled, realisation=Realisation.direct, estimator=Estimator.k2),
         replace(sampled, realisation=Realisation.direct, estimator=Estimator.k3, divergence=Divergence.forward_kl),
         *(

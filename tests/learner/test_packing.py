@@ -4,11 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from learner.batch import Batch, Example, MicroBatch
+from learner.head import fused_head_loss
+from learner.objectives import ObjectiveConfig, build_objective
+from learner.objectives.config import Normalisation, Support
 from learner.packing import pack
+from learner.tensors import to_tensors
+from tests.learner.compositions import COMPOSITIONS
 from tests.learner.examples import make_example, make_examples
 
 SPECIAL = (0, 7)
@@ -158,3 +165,50 @@ def test_a_batch_says_how_many_ids_of_the_teacher_all_its_examples_have() -> Non
     assert pack([wide, narrow], 1, 1, 0).teacher_top_k == 16
     assert pack([wide, none], 1, 1, 0).teacher_top_k == 0
     assert pack([replace(wide, signal=None)], 1, 64, 0).teacher_top_k == 0
+
+
+def test_what_others_wrote_reaches_no_loss_and_no_metric() -> None:
+    """Their rows are NaN in a conversation: whatever stands there, the same comes out."""
+    examples = [make_example(slot, 4, 12, vocabulary=V, k=K, top_k=4) for slot in range(3)]
+    assert all(not e.trajectory.loss_mask.all() for e in examples)
+    results = [swept([with_filler(e, filler) for e in examples]) for filler in (np.nan, 0.0)]
+    for with_nan, with_zeros in zip(*results, strict=True):
+        assert with_nan.isfinite().all()
+        torch.testing.assert_close(with_nan, with_zeros, rtol=0, atol=0)
+
+
+V, K = 60, 16
+
+
+def with_filler(example: Example, filler: float) -> Example:
+    """Something else at the tokens that are not learned from."""
+    own, signal, trajectory = example.trajectory.loss_mask, example.signal, example.trajectory
+    assert signal is not None
+
+    def fill(rows: NDArray) -> NDArray:
+        return np.where(own if rows.ndim == 1 else own[:, None], rows, rows.dtype.type(filler))
+
+    floats = {name: rows for name, rows in vars(signal).items() if getattr(rows, "dtype", None) == np.float32}
+    signal = replace(signal, **{name: fill(rows) for name, rows in floats.items()})
+    return replace(
+        example, signal=signal, trajectory=replace(trajectory, sampling_logprobs=fill(trajectory.sampling_logprobs))
+    )
+
+
+def swept(examples: list[Example]) -> list[torch.Tensor]:
+    """Loss, metrics and gradient of objectives that read all there is."""
+    generator = torch.Generator().manual_seed(0)
+    table, found = torch.randn(3, 12, 8, generator=generator), []
+    for config in (
+        *COMPOSITIONS.values(),
+        ObjectiveConfig(support=Support.union, normalisation=Normalisation.tail, k=4),
+    ):
+        weight = torch.randn(V, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        ((micro_batch,),) = pack(examples, 1, 1000, 0).ranks
+        rows = to_tensors(micro_batch, torch.device("cpu")).rows
+        hidden = table[rows.slots, rows.positions]
+        loss, metrics = fused_head_loss(hidden, weight, None, rows, build_objective(config), 5, overlap_k=4)
+        loss.backward()
+        metrics.pop("overlap_token_advantage")  # undefined where fewer than two ids are shared
+        found += [loss.detach(), weight.grad, *metrics.values()]
+    return found

@@ -5,23 +5,32 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from learner.batch import MicroBatch
+from learner.batch import Example, MicroBatch
 from learner.objectives.base import Rows
 from learner.packing import pack
 from learner.tensors import to_tensors
+from scoring.signal import TeacherSignal
 from tests.learner.examples import make_example
 
 CPU = torch.device("cpu")
-FILLED_BY_THE_HEAD = {"future_advantages"}
+FILLED_BY_THE_HEAD = {"future_advantages", "span_tokens", "span_rest"}
 CARRIED = [item.name for item in fields(Rows) if item.name not in FILLED_BY_THE_HEAD]
 
 
 def micro_batch() -> MicroBatch:
     examples = [make_example(slot, 4, 9, top_k=3, reference=True, teacher_width=5) for slot in (3, 8)]
-    weighed = [replace(e, weight=0.5 + i, advantage=1.0 - i) for i, e in enumerate(examples)]
+    weighed = [replace(e, weight=0.5 + i, advantage=1.0 - i, signal=across(e)) for i, e in enumerate(examples)]
     ((found,),) = pack(weighed, 1, 100, 0, special_ids=range(300)).ranks
     assert found is not None and 0 < found.loss_mask.sum() < len(found.loss_mask)
     return found
+
+
+def across(example: Example) -> TeacherSignal:
+    """The marks of a teacher with another tokenizer, which knows nothing of one of the tokens to learn from."""
+    spans, merged = np.array([0, 1, 1, 2, 3, 3, 3, 4, 5]), np.array([0, 1, 1, 0, 1, 1, 1, 1, 0], dtype=np.bool_)
+    known = np.arange(9) != np.flatnonzero(example.trajectory.loss_mask)[-1]
+    assert example.signal is not None
+    return replace(example.signal, known=known, spans=spans, merged=merged)
 
 
 def test_rows_are_the_loss_tokens_with_all_that_belongs_to_them() -> None:

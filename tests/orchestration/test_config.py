@@ -21,6 +21,7 @@ NEEDED_BY_PRESETS = {
     "naive_student_topk": ["objective.unsafe_baseline=true"],
     "symmetric_difference": ["objective.unsafe_baseline=true"],
     "task_reward_mix": ["data.verifier=exact", "sampling.samples_per_prompt=4"],
+    "cross_tokenizer": ["teacher.cross_tokenizer=true"],
     "supervised": ["stage=cold_start"],
     "grpo": ["stage=reinforce", "data.verifier=exact", "sampling.samples_per_prompt=4"],
     "grpo_classic": ["stage=reinforce", "data.verifier=exact", "sampling.samples_per_prompt=4"],
@@ -135,3 +136,41 @@ def test_secrets_are_not_part_of_the_config(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_config_error_explains_itself() -> None:
     assert explain(ConfigError("a.b=1: no")) == "a.b=1: no"
+
+
+SERVER = ("teacher.backend=server", "teacher.server.url=http://127.0.0.1:8000/v1", "teacher.model=big")
+
+
+@pytest.mark.parametrize("objective", ["sampled_reverse_kl", "teacher_topk_forward_kl", "reward_extrapolation"])
+def test_objectives_that_an_endpoint_can_serve(objective: str) -> None:
+    assert configured(*SERVER, f"objective={objective}").teacher.server.max_top_k == 20
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "teacher.backend=server: the objective needs the log-probs of 16 given ids"),
+        (["objective=full_reverse_kl"], "teacher.backend=server: the objective needs its distribution over the whole"),
+        (["objective=entropy_aware"], "its exact entropy"),
+        (["objective=teacher_topk_forward_kl", "objective.k=32"], "its 32 most likely ids (it gives 20 at most)"),
+        (["objective=sampled_reverse_kl", "learner.overlap_k=32"], "learner.overlap_k=32: teacher.server.max_top_k=20"),
+        (["objective=sampled_reverse_kl", "teacher.server.url=''"], "teacher.server.url='': is no endpoint"),
+        (["objective=sampled_reverse_kl", "teacher.weights=ema"], "teacher.weights=ema: teacher.backend=server"),
+        (
+            ["objective=sampled_reverse_kl", "teacher.backend=vllm", "teacher.quantization=nf4"],
+            "teacher.quantization=nf4",
+        ),
+        (["teacher.backend=vllm"], "teacher.backend=vllm: the objective needs the log-probs of 16 given ids"),
+    ],
+)
+def test_a_backend_that_cannot_give_what_the_run_wants_is_refused(overrides: list[str], words: str) -> None:
+    assert words in message(*SERVER, *overrides)
+
+
+def test_an_engine_on_gpus_marks_given_ids() -> None:
+    assert configured("teacher.backend=vllm", "scoring=gpu").objective.name == "student_topk_reverse_kl"
+
+
+def test_teachers_must_take_what_the_engines_write() -> None:
+    for scoring in ("cpu", "gpu"):
+        assert configured(f"scoring={scoring}", "rollout.max_model_len=777").scoring.max_model_len == 777

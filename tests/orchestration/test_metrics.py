@@ -121,3 +121,29 @@ def test_health_is_of_the_students_own_responses() -> None:
     assert found["health/stopped_share"] == found["health/correct_share"] == 1
     assert found["health/absorption_rate"] == 0.5
     assert "health/repetition" not in health_metrics(batch[1:], tokenizer, {}, {})
+
+
+def test_shares_of_another_tokenizer_are_reported_and_what_is_unknown_is_left_out() -> None:
+    example = own(0, 1.0)
+    signal, mask = example.signal, example.trajectory.loss_mask
+    assert signal is not None and signal.entropy is not None and mask.sum() >= 3
+    places = np.flatnonzero(mask)
+    known = np.ones(6, np.bool_)
+    known[places[0]] = False
+    merged = np.isin(np.arange(6), places[1:2])
+    across = replace(
+        signal,
+        logprobs=np.where(known, signal.logprobs, np.nan).astype(np.float32),
+        entropy=np.where(known & ~merged, signal.entropy, np.nan).astype(np.float32),
+        known=known,
+        merged=merged,
+        spans=np.arange(6),
+    )
+    metrics = step_metrics([replace(example, signal=across)], REPORT, {})
+    assert metrics["teacher/unmatched_share"] == pytest.approx(1 / len(places))
+    assert metrics["teacher/merged_share"] == pytest.approx(1 / (len(places) - 1))
+    assert metrics["teacher/mean_logprob"] == pytest.approx(float(signal.logprobs[places[1:]].mean()))
+    assert metrics["teacher/mean_entropy"] == pytest.approx(float(signal.entropy[places[2:]].mean()))
+    shown = sample(replace(example, signal=across), make_tokenizer())
+    assert shown.teacher_logprobs is not None and shown.teacher_logprobs[places[0]] is None
+    assert shown.mean_log_ratio is not None and np.isfinite(shown.mean_log_ratio)

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from orchestration.config import ConfigError
 from orchestration.plan import check_resources, required_cpus
 from orchestration.preparation import Prepared, prepare
-from tests.models import make_tiny_model
+from tests.models import make_tiny_model, make_tokenizer
 from tests.orchestration.test_config import configured
+from tests.tokenizers import pruned
 
 
 @pytest.fixture
@@ -209,3 +211,53 @@ def test_an_overlap_larger_than_the_vocabulary_is_refused(overrides: list[str]) 
 def test_a_gate_that_never_opens_is_refused(overrides: list[str]) -> None:
     assert "teacher.context" in refusal(overrides, "objective.gate.only_with_context=true")
     prepared(overrides, "objective.gate.only_with_context=true", "teacher.context=Be brief.")
+
+
+@pytest.fixture(scope="module")
+def finer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose tokenizer and template are its own."""
+    tokenizer, _ = pruned(make_tokenizer(), 200)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}reply: "
+    return make_tiny_model(tmp_path_factory.mktemp("finer"), tied=True, tokenizer=tokenizer)
+
+
+def test_a_teacher_with_another_tokenizer_reads_by_it(overrides: list[str], finer: Path) -> None:
+    assert "set teacher.cross_tokenizer=true" in refusal(overrides, f"teacher.model={finer}")
+    across = [f"teacher.model={finer}", "teacher.cross_tokenizer=true", "objective=cross_tokenizer"]
+    item, told = (
+        prepared(overrides, *across, f"teacher.context={context}").train[0] for context in ("null", "'Be brief.'")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(finer)
+    assert tokenizer.decode(item.teacher_ids) == f"user: {item.prompt.messages[0].content}<|im_end|>reply: "
+    assert not item.has_context and told.has_context
+
+
+def test_a_tokenizer_that_cannot_be_aligned_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")), unk_token="[UNK]"
+    )
+    make_tiny_model(tmp_path / "words", tied=True)
+    words.save_pretrained(tmp_path / "words")
+    across = [f"teacher.model={tmp_path}/words", "teacher.cross_tokenizer=true", "objective=sampled_reverse_kl"]
+    text = refusal(overrides, *across)
+    assert text.startswith("teacher.") and "byte-level or sentencepiece" in text
+
+
+def test_objectives_that_need_the_students_ids_are_refused_of_another_tokenizer(overrides: list[str]) -> None:
+    text = refusal(overrides, "teacher.cross_tokenizer=true", "objective=full_reverse_kl")
+    assert "objective.support=full" in text and "objective=cross_tokenizer" in text
+
+
+def test_conversations_are_rendered_and_must_fit_as_a_whole(overrides: list[str], prompts: Path) -> None:
+    rows = [{"prompt": "one", "follow_ups": ["two", "three"] if i else None} for i in range(3)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = ["sampling.max_tokens=40", "evaluation.max_tokens=40"]
+    single, conversation, _ = prepared(overrides, *short).train
+    assert single.follow_ups == single.teacher_follow_ups == ()
+    assert [(f.role, f.text) for f in conversation.follow_ups] == [("user", "two"), ("user", "three")]
+    for follow_up, ids in zip(conversation.follow_ups, conversation.teacher_follow_ups, strict=True):
+        assert follow_up.ids.tolist() == ids.tolist()
+    needed = len(conversation.student_ids) + 3 * 40 + sum(len(f.ids) for f in conversation.follow_ups)
+    assert prepared(overrides, *short, f"rollout.max_model_len={needed}").over_length == 0
+    dropped = prepared(overrides, *short, f"rollout.max_model_len={needed - 1}")
+    assert dropped.over_length == 4 and [item.prompt.follow_ups for item in dropped.train] == [()]

@@ -107,6 +107,11 @@ def test_each_teacher_is_counted(two: Callable[..., list[str]]) -> None:
         (["teacher.weights=current", "learner=gpu", "rollout=gpu"], ["shared memory"]),
         (["teacher.weights=ema", "scoring.cache_dir=x"], ["scoring.cache_dir=x"]),
         (["teacher.backend=server", "teacher.quantization=int8"], ["quantization=int8"]),
+        (["teacher.twin_candidates=0"], ["teacher.twin_candidates=0", "at least 1"]),
+        (
+            ["teacher.cross_tokenizer=true", "teacher.backend=server", "objective=sampled_reverse_kl"],
+            ["teacher.tokenizer=null", "name its checkpoint"],
+        ),
         (["teacher.context='{sibling}'"], ["{sibling}", "data.verifier"]),
         (["teacher.context='{sibling}'", "data.verifier=exact"], ["samples_per_prompt=4"]),
         (["teacher.context='{attempt}'", "objective=gkd", "objective.states.others=dataset"], ["student_share=1"]),
@@ -143,7 +148,7 @@ def test_whoever_holds_the_initial_weights_is_the_base(two: Callable[..., list[s
     assert serving() is None
     assert serving("evaluation.base_kl=always") == "base"
     assert serving(f"teacher.model={tiny_tied}", "teacher.context=x") == "teacher"
-    assert serving(f"teacher.model={tiny_tied}", "teacher.weights=ema") is None
+    assert serving(f"teacher.model={tiny_tied}", "teacher.weights=ema", "teacher.context=x") is None
     assert serving(f"teacher.model={tiny_tied}", "teacher.context=x", "evaluation.base_kl=never") is None
     assert serving("objective=reward_extrapolation", "objective.reference.model=student") == REFERENCE
 

@@ -6,7 +6,7 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from rollout.prompts import Message, Prompt
-from rollout.rendering import render_completion, render_prompt, render_teacher_prompt, stop_token_ids
+from rollout.rendering import render_completion, render_follow_ups, render_prompt, render_teacher_prompt, stop_token_ids
 from tests.models import make_tokenizer
 
 QUESTION = Prompt("q", (Message("user", "Why is the sky blue?"),))
@@ -141,3 +141,16 @@ def test_a_completion_ends_its_turn_once(tokenizer: PreTrainedTokenizerFast) -> 
 
 def test_a_completion_has_no_bos(bos_tokenizer: PreTrainedTokenizerFast) -> None:
     assert render_completion(bos_tokenizer, "Hi")[0] != bos_tokenizer.bos_token_id
+
+
+def test_a_template_that_hides_earlier_answers_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    prompt = Prompt("p", (Message("user", "one"),))
+    with pytest.raises(ValueError, match=r"prompt 'p'.*does not show an earlier answer"):
+        render_follow_ups(tokenizer, prompt, prompt.messages, [Message("user", "two")])
+
+
+def test_a_base_model_reads_turns_as_plain_text(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = Prompt("p", (Message("user", "one"),))
+    (ids,) = render_follow_ups(plain_tokenizer, prompt, prompt.messages, [Message("user", "two")])
+    assert decode(plain_tokenizer, ids) == "\n\ntwo"

@@ -100,6 +100,32 @@ def test_a_completion_that_is_no_text_is_refused(tmp_path: Path) -> None:
     refuse(write_jsonl(tmp_path / "x.jsonl", [{"prompt": "?", "completion": 3}]), "row 0", "'completion'", "int")
 
 
+def test_follow_ups_are_texts_of_the_user_or_messages(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "One?", "follow_ups": ["Why?", "And then?"]},
+        {"prompt": "Two?", "follow_ups": None},
+    ]
+    first, second = load_prompts(write_jsonl(tmp_path / "rows.jsonl", rows), "data.train")
+    assert first.follow_ups == (Message("user", "Why?"), Message("user", "And then?")) and second.follow_ups == ()
+    rows = [{"prompt": "One?", "then": [{"role": "user", "content": "Why?"}]}]
+    source = write_jsonl(tmp_path / "other.jsonl", rows)
+    source.follow_ups_column = "then"
+    assert load_prompts(source, "data.train")[0].follow_ups == (Message("user", "Why?"),)
+
+
+@pytest.mark.parametrize(
+    ("follow_ups", "problem"),
+    [
+        ("Why?", "is of type str"),
+        ([" "], "nothing that the student could answer"),
+        ([{"role": "user"}], "is no message"),
+    ],
+)
+def test_wrong_follow_ups_are_refused(follow_ups: object, problem: str, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "One?", "follow_ups": follow_ups}])
+    refuse(source, "row 0, column 'follow_ups'", problem)
+
+
 def test_ids_and_limit(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "x.jsonl", [{"id": f"row-{i}", "prompt": "?"} for i in range(5)])
     source.limit = 2

@@ -1,0 +1,91 @@
+"""Several answers of the student's in one trajectory, each to what others said after the one before.
+
+    prompt ─► answer ─► follow-up ─► answer ─► … ─► one trajectory
+
+A conversation ends early with an answer that does not: one that ran into its limit of tokens.
+
+Shape suffixes: P prompt tokens, T response tokens, K candidates a position.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollout.rendering import after_answer
+from rollout.trajectory import STUDENT_ROLE, FinishReason, FollowUp, PolicySpan, RolloutRequest, Trajectory, Turn
+
+Ask = Callable[[RolloutRequest], Awaitable[Trajectory]]
+
+
+async def converse(request: RolloutRequest, ask: Ask) -> Trajectory:
+    """The whole conversation of a request.
+
+    Args:
+        ask: draws one answer; of the request it is given, `follow_ups` are none of its business.
+    """
+    answers = [await ask(request)]
+    for index, follow_up in enumerate(request.follow_ups):
+        last = answers[-1]
+        if last.finish_reason is not FinishReason.STOP:
+            break
+        between = after_answer(last.response_ids, follow_up.ids)
+        prompt_ids = np.concatenate([last.prompt_ids, last.response_ids, between]).astype(np.int32)
+        answers.append(await ask(replace(request, prompt_ids=prompt_ids, seed=_seed(request.seed, index + 1))))
+    return join(answers, request.follow_ups) if request.follow_ups else answers[0]
+
+
+def most_tokens(request: RolloutRequest) -> int:
+    """Of the prompt and all that may follow it."""
+    answers = (1 + len(request.follow_ups)) * request.max_tokens
+    return len(request.prompt_ids) + answers + sum(len(follow_up.ids) for follow_up in request.follow_ups)
+
+
+def join(answers: Sequence[Trajectory], follow_ups: Sequence[FollowUp]) -> Trajectory:
+    """One trajectory of all answers and what stands between them."""
+    turns = tuple(_turns(answers, follow_ups))
+    tokens = turns[-1].stop
+    first, own = answers[0], [turn for turn in turns if turn.role == STUDENT_ROLE]
+    whole = np.concatenate([answers[-1].prompt_ids, answers[-1].response_ids])[len(first.prompt_ids) :]
+
+    def spread(rows: Sequence[NDArray], filler: float) -> NDArray:
+        """[T, …], with `filler` at what others wrote."""
+        found = np.full((tokens, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
+        for turn, values in zip(own, rows, strict=True):
+            found[turn.start : turn.stop] = values
+        return found
+
+    candidates = [answer.candidate_ids for answer in answers if answer.candidate_ids is not None]
+    return replace(
+        first,
+        response_ids=whole.astype(np.int32),
+        loss_mask=spread([answer.loss_mask for answer in answers], False),
+        sampling_logprobs=spread([answer.sampling_logprobs for answer in answers], np.nan),
+        candidate_ids=spread(candidates, 0) if candidates else None,
+        spans=tuple(_spans(answers, own)),
+        finish_reason=answers[-1].finish_reason,
+        turns=turns,
+    )
+
+
+def _turns(answers: Sequence[Trajectory], follow_ups: Sequence[FollowUp]) -> Iterator[Turn]:
+    start = len(answers[0].prompt_ids)
+    for index, answer in enumerate(answers):
+        if index:
+            asked = follow_ups[index - 1]
+            before = len(answers[index - 1].prompt_ids) + len(answers[index - 1].response_ids)
+            yield Turn(asked.role, before - start, len(answer.prompt_ids) - start, asked.text)
+        begin = len(answer.prompt_ids) - start
+        yield Turn(STUDENT_ROLE, begin, begin + len(answer.response_ids))
+
+
+def _spans(answers: Sequence[Trajectory], turns: Sequence[Turn]) -> Iterator[PolicySpan]:
+    for answer, turn in zip(answers, turns, strict=True):
+        for span in answer.spans:
+            yield PolicySpan(span.version, turn.start + span.start, turn.start + span.stop)
+
+
+def _seed(seed: int, turn: int) -> int:
+    """Of an answer after the first: 31 bits that depend on both."""
+    return int(np.random.SeedSequence((seed, turn)).generate_state(1)[0] & 0x7FFFFFFF)

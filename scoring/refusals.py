@@ -1,0 +1,89 @@
+"""Which teachers cannot do what a run wants of them, judged on the configuration alone."""
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from scoring.capabilities import Wanted, capabilities, shortfalls
+from scoring.config import Quantization, ServerConfig, TeacherBackend, TeacherConfig, TeacherWeights
+
+_FITTING = (
+    "choose an objective on the teacher's own most likely ids (objective=teacher_topk_forward_kl) or on the sampled "
+    "token (objective=sampled_reverse_kl)"
+)
+
+
+def backend_refusals(
+    key: str, teacher: TeacherConfig, wanted: Wanted, gpus: float, overlap_k: int = 0, writes: bool = False
+) -> list[str]:
+    """What is wrong with a teacher's backend for a run: each text names a key, its value and the fix.
+
+    Args:
+        key: of the teacher's settings, for instance teacher.
+        wanted: by the objective.
+        gpus: of a scoring worker.
+        overlap_k: learner.overlap_k, which needs as many of the teacher's most likely ids; 0 where it is not measured.
+        writes: the teacher also writes sequences.
+    """
+    if teacher.backend not in (TeacherBackend.vllm, TeacherBackend.server):
+        return []
+    faults = list(_server_faults(f"{key}.server", teacher.server)) if teacher.backend is TeacherBackend.server else []
+    return [*_unfit_settings(key, teacher, writes), *(faults or _unfit_wishes(key, teacher, wanted, gpus, overlap_k))]
+
+
+def address_fault(url: str) -> str | None:
+    """What is wrong with an endpoint's address, after the name of its key; a password in it is not repeated."""
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query:
+        return (
+            f": the address of {parts.hostname} holds more than host, port and path; put the key into an environment "
+            "variable and name that in api_key_env"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return f"={url!r}: is no endpoint; give its address up to and with /v1, for instance http://127.0.0.1:8000/v1"
+    return None
+
+
+def _unfit_settings(key: str, teacher: TeacherConfig, writes: bool) -> Iterator[str]:
+    backend = f"{key}.backend={teacher.backend.value}"
+    if teacher.quantization is not Quantization.none:
+        value = teacher.quantization.value
+        yield f"{key}.quantization={value}: {backend} takes weights as they are; set none, or backend=transformers"
+    if teacher.weights is not TeacherWeights.fixed:
+        value = teacher.weights.value
+        yield f"{key}.weights={value}: {backend} takes no new weights; set fixed, or backend=transformers"
+    if writes and teacher.backend is TeacherBackend.server:
+        yield (
+            f"{backend}: the teacher also has to write sequences, and an endpoint only marks them; set "
+            "objective.states.student_share=1 or objective.states.others=dataset, or backend=transformers"
+        )
+
+
+def _unfit_wishes(key: str, teacher: TeacherConfig, wanted: Wanted, gpus: float, overlap_k: int) -> Iterator[str]:
+    given = capabilities(teacher, gpus)
+    for missing in shortfalls(wanted, given):
+        other = ", or scoring=gpu" if teacher.backend is TeacherBackend.vllm and wanted.candidates else ""
+        yield (
+            f"{key}.backend={teacher.backend.value}: the objective needs {missing}, which this backend cannot give; "
+            f"{_FITTING}, or set {key}.backend=transformers{other}"
+        )
+    if given.max_top_k is not None and overlap_k > given.max_top_k:
+        yield (
+            f"learner.overlap_k={overlap_k}: {key}.server.max_top_k={given.max_top_k}, so fewer ids are known; lower "
+            "it to that (0: the overlap is not measured), or raise max_top_k to what the endpoint gives"
+        )
+
+
+def _server_faults(key: str, server: ServerConfig) -> Iterator[str]:
+    fault = address_fault(server.url)
+    if fault is not None:
+        yield f"{key}.url{fault}"
+    least = {"attempts": server.attempts, "max_connections": server.max_connections}
+    for name, value in least.items():
+        if value < 1:
+            yield f"{key}.{name}={value}: must be at least 1"
+    if server.max_top_k < 0:
+        yield f"{key}.max_top_k={server.max_top_k}: must be 0 (the log-prob of the token alone) or more"
+    if server.requests_per_minute is not None and server.requests_per_minute < 1:
+        yield f"{key}.requests_per_minute={server.requests_per_minute}: must be at least 1, or null (no limit)"
+    if server.request_timeout <= 0:
+        yield f"{key}.request_timeout={server.request_timeout:g}: counts seconds; must be above 0"
