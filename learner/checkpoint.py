@@ -34,7 +34,8 @@ class CheckpointError(RuntimeError):
 def save_checkpoint(engine: LearnerEngine, directory: Path) -> None:
     """Write the learner's state into `directory`. A collective: every rank must call it."""
     directory.mkdir(parents=True, exist_ok=True)
-    engine.deepspeed.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+    # Weights that adapters leave as they are come from the student's checkpoint again.
+    engine.deepspeed.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     save_file(_random_state(), _random_file(directory, engine.rank))
     dist.barrier()
     if engine.rank == 0:
@@ -56,7 +57,8 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
     for name, here in _setup(engine).items():
         if state[name] != here:
             raise CheckpointError(f"{directory}: saved with learner.{name}={state[name]}, this run has {here}")
-    engine.deepspeed.load_checkpoint(str(directory), tag=_TAG)
+    whole = engine.student.lora.rank == 0
+    engine.deepspeed.load_checkpoint(str(directory), tag=_TAG, load_module_strict=whole)
     _restore_random_state(load_file(_random_file(directory, engine.rank)))
     report = state["last_report"]
     engine.resume(state["version"], None if report is None else StepReport(**report))

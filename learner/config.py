@@ -19,9 +19,20 @@ class WeightTransfer(Enum):
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters: the student's weights stay as they are, and what is added to them is trained."""
+
+    rank: int = 0  # of what is added to a weight; 0: no adapters, all weights are trained
+    alpha: int = 32  # what is added is multiplied by alpha / rank
+    dropout: float = 0.0  # of an adapter's input while it learns; rollouts and log-probs come without it
+    targets: list[str] = field(default_factory=list)  # linear layers, as [q_proj,v_proj]; empty: all but the LM head
+
+
+@dataclass
 class StudentConfig:
     model: str = "smollm2-135m-instruct"
     trust_remote_code: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass

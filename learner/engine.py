@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.batch import Batch, MicroBatch
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, StudentConfig
 from learner.deepspeed_setup import initialise
 from learner.distributed import join_group
 from learner.evaluation import ExampleDivergence, ExampleSums, divergences
@@ -43,6 +43,7 @@ class LearnerEngine:
         model_path: a local checkpoint directory of the student (safetensors).
         total_steps: length of the learning-rate schedule.
         seed: of torch's generators in this process.
+        student: what of it is trained, and how it is loaded; None: the defaults.
         timeout_s: of every collective.
     """
 
@@ -53,20 +54,20 @@ class LearnerEngine:
         model_path: str,
         total_steps: int,
         seed: int = 0,
-        trust_remote_code: bool = False,
+        student: StudentConfig | None = None,
         timeout_s: float = 1800.0,
     ) -> None:
         self.config = config
         self.model_path = model_path
-        self.trust_remote_code = trust_remote_code
+        self.student = student or StudentConfig()
         torch.manual_seed(seed)
         self.device = join_group(config.threads, timeout_s)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._objective = build_objective(objective, seed)
-        student = load_student(model_path, config, trust_remote_code)
-        self._transform = LogitTransform.of(student.causal_lm.config)
-        self._watch = GradientWatch(student)
-        self.deepspeed = initialise(student, config, total_steps)
+        module = load_student(model_path, self.student, config)
+        self._transform = LogitTransform.of(module.causal_lm.config)
+        self._watch = GradientWatch(module)
+        self.deepspeed = initialise(module, config, total_steps)
         self._teacher_heads: dict[str, TeacherHead] = {}
         self._version = 0
         self._last_report: StepReport | None = None

@@ -54,7 +54,7 @@ class _Sweep:
 
     loss: Tensor  # scalar, sum over R
     grad_hidden: Tensor | None  # [R, d]
-    grad_weight: Tensor | None  # [V, d]
+    grad_weight: Tensor | None  # [V, d]; None for a head that is not trained
     grad_bias: Tensor | None  # [V]
     per_token: dict[str, Tensor]  # [R] each
 
@@ -130,27 +130,28 @@ def fused_head_loss(
     with torch.no_grad():
         head = Head.of(weight, bias, transform or LogitTransform())
         work = _ChunkWork(head, objective, teacher, min(chunk_tokens, max(len(rows), 1)), overlap_k)
-        sweep = _sweep(work, head, hidden, rows, objective.requirements)
+        sweep = _sweep(work, head, hidden, rows, objective.requirements, weight.requires_grad)
     if not torch.is_grad_enabled():
         return sweep.loss, sweep.per_token
     return _Precomputed.apply(hidden, weight, bias, sweep), sweep.per_token
 
 
-def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Requirements) -> _Sweep:
+def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Requirements, trains: bool) -> _Sweep:
     if rows.spans is not None:
         rows = _with_span_sums(work, hidden, rows)
     if needs.future_advantages:
         rows = replace(rows, future_advantages=_look_ahead(work, hidden, rows, needs))
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-    grad_weight = torch.zeros_like(head.weight)
-    grad_bias = None if head.bias is None else torch.zeros_like(head.bias)
+    grad_weight = torch.zeros_like(head.weight) if trains else None
+    grad_bias = torch.zeros_like(head.bias) if trains and head.bias is not None else None
     ids = slice(0, len(work.head))
     values: dict[str, Tensor] = {}
     for positions in _chunks(len(rows), work.positions):
         hidden_Cd = hidden[positions].float()
         grad_CV, per_token = work.gradient(hidden_Cd, rows, positions)
         torch.mm(grad_CV, work.head.weight, out=grad_hidden[positions])
-        grad_weight[ids].addmm_(grad_CV.T, hidden_Cd)
+        if grad_weight is not None:
+            grad_weight[ids].addmm_(grad_CV.T, hidden_Cd)
         if grad_bias is not None:
             grad_bias[ids] += grad_CV.sum(0)
         write_rows(values, positions, per_token, len(rows))

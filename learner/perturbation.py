@@ -6,13 +6,16 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from learner.lora import adapters
+
 
 class Perturbation:
     """Perturbs the weights in place when made; the optimiser's float32 copies are not touched.
 
-    The noise is normal with `size` times the root mean square of each weight tensor (1 where it is all zeros). It
-    is the same on all ranks where they hold whole weights; under ZeRO-3 each rank disturbs its own partitions.
-    The copy that `restore` needs is kept in host memory.
+    The noise is normal with `size` times the root mean square of each weight tensor. Where that is all zeros, 1 stands
+    for it; for an adapter's B, 1 / (scaling * rank^0.5), so that what it adds to a weight is of `size` times the size
+    of A, whatever the scaling. The noise is the same on all ranks where they hold whole weights; under ZeRO-3 each
+    rank disturbs its own partitions. The copy that `restore` needs is kept in host memory.
 
     Args:
         sharded: the parameters are partitioned (ZeRO-3). Making and restoring are collectives then.
@@ -24,8 +27,9 @@ class Perturbation:
         weights = self._weights()
         self._kept = [weight.detach().to("cpu", copy=True) for weight in weights]
         generator = torch.Generator(weights[0].device).manual_seed(seed)
-        for weight in weights:
-            _disturb(weight, generator, size)
+        spreads = {id(adapter.up): 1 / (adapter.scaling * adapter.rank**0.5) for adapter in adapters(module).values()}
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            _disturb(weight, generator, size, spreads.get(id(parameter), 1.0))
 
     def restore(self) -> None:
         """The weights as they were, bit for bit."""
@@ -43,7 +47,7 @@ class Perturbation:
         return [parameter.ds_tensor.data for parameter in self._parameters]
 
 
-def _disturb(weight: Tensor, generator: torch.Generator, size: float) -> None:
+def _disturb(weight: Tensor, generator: torch.Generator, size: float, spread_of_zeros: float) -> None:
     noise = torch.randn(weight.shape, generator=generator, device=weight.device)
     spread = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / max(weight.numel(), 1) ** 0.5
-    weight.add_(noise.mul_(size * (spread or 1.0)).to(weight.dtype))
+    weight.add_(noise.mul_(size * (spread or spread_of_zeros)).to(weight.dtype))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, StudentConfig
 from learner.head import output_head
+from learner.lora import add_adapters
 from learner.tensors import PackedTensors
 from scoring.packed_model import final_hidden_states, load_causal_lm
 
@@ -53,12 +54,15 @@ class Student(nn.Module):
         return self.shared_head(hidden[packed.logit_positions], job)
 
 
-def load_student(model_path: str, config: LearnerConfig, trust_remote_code: bool) -> Student:
-    """The student in its training precision, on the CPU, without dropout (rollouts come without it)."""
-    model = load_causal_lm(model_path, getattr(torch, config.dtype.value), config.attention, trust_remote_code)
+def load_student(model_path: str, settings: StudentConfig, config: LearnerConfig) -> Student:
+    """The student in its training precision, on the CPU, without its own dropout (rollouts come without it)."""
+    dtype = getattr(torch, config.dtype.value)
+    model = load_causal_lm(model_path, dtype, config.attention, settings.trust_remote_code)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _remove_dropout(model)
+    if settings.lora.rank:
+        add_adapters(model, settings.lora)
     return Student(model).train()
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
+from learner.lora import CheckpointWeight, checkpoint_weights
+
 
 @dataclass(frozen=True)
-class NamedWeight:
-    name: str  # as in the Hugging Face checkpoint
-    parameter: nn.Parameter
+class NamedWeight(CheckpointWeight):
     nbytes: int  # on the wire
 
     @property
@@ -49,20 +49,20 @@ class CausalLMSource(WeightSource):
         for bucket in self.buckets:
             with self.gathered(bucket):
                 for weight in bucket:
-                    yield weight.name, weight.parameter.detach().to(self.dtype)
+                    yield weight.name, weight.value().to(self.dtype)
 
     def gathered(self, bucket: Sequence[NamedWeight]) -> AbstractContextManager[None]:
-        """While it lasts, the parameters of the bucket are whole."""
+        """While it lasts, the parameters of the bucket are whole, those of adapters too."""
         if not self._sharded:
             return nullcontext()
-        return deepspeed.zero.GatheredParameters([weight.parameter for weight in bucket])
+        return deepspeed.zero.GatheredParameters([part for weight in bucket for part in weight.parts])
 
 
 def _named_weights(model: nn.Module, dtype: torch.dtype) -> list[NamedWeight]:
     weights = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        numel = getattr(parameter, "ds_numel", parameter.numel())
-        weights.append(NamedWeight(name, parameter, numel * dtype.itemsize))
+    for weight in checkpoint_weights(model):
+        numel = getattr(weight.parameter, "ds_numel", weight.parameter.numel())
+        weights.append(NamedWeight(weight.name, weight.parameter, weight.adapter, numel * dtype.itemsize))
     return weights
 
 

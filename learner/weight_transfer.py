@@ -233,7 +233,7 @@ def write_bucket(buffer: Tensor, bucket: Sequence[NamedWeight], dtype: torch.dty
     offset = 0
     for weight in bucket:
         target = buffer[offset : offset + weight.nbytes].view(dtype)
-        source = weight.parameter.detach().reshape(-1)
+        source = weight.value().reshape(-1)
         numel = CHUNK_BYTES // dtype.itemsize
         for target_chunk, source_chunk in zip(target.split(numel), source.split(numel), strict=True):
             target_chunk.copy_(source_chunk)

@@ -70,7 +70,7 @@ class LearnerWorker:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        self._engine = LearnerEngine(config, objective, model_path, total_steps, seed, student.trust_remote_code)
+        self._engine = LearnerEngine(config, objective, model_path, total_steps, seed, student)
         return self._engine.version
 
     def _drop_student(self) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diagnostics.alarms import faults
 from diagnostics.config import AlarmsConfig, AlignmentConfig, PreflightConfig, ProbeConfig
-from learner.config import CheckpointConfig, LearnerConfig, StudentConfig, WeightTransfer
+from learner.config import CheckpointConfig, LearnerConfig, LoraConfig, StudentConfig, WeightTransfer
 from learner.objectives import requirements
 from learner.objectives.config import ObjectiveConfig
 from learner.objectives.rule import RunFacts
@@ -211,6 +211,7 @@ def check(config: RunConfig) -> None:
     """Every rule on the values alone; what needs files or models is checked in `preparation`."""
     _check_ranges(config)
     _check_learner(config.learner)
+    _check_lora(config.student.lora)
     _check_objective(config)
     _check_rewards(config)
     _check_stage(config)
@@ -292,6 +293,20 @@ def _check_learner(learner: LearnerConfig) -> None:
         learner.learning_rate,
         "must be above 0",
     )
+
+
+def _check_lora(lora: LoraConfig) -> None:
+    _require(lora.rank >= 0, "student.lora.rank", lora.rank, "must be 0 (all weights are trained) or more")
+    _require(lora.alpha > 0, "student.lora.alpha", lora.alpha, "multiplies what adapters add; must be above 0")
+    _require(
+        0 <= lora.dropout < 1,
+        "student.lora.dropout",
+        lora.dropout,
+        "is a share of an adapter's inputs; must be at least 0 and below 1",
+    )
+    for name, value in (("dropout", lora.dropout), ("targets", lora.targets)):
+        fix = "there are no adapters with student.lora.rank=0; set a rank, for instance 16, or leave it out"
+        _require(lora.rank > 0 or not value, f"student.lora.{name}", value, fix)
 
 
 def _check_preset(config: RunConfig, chosen: str) -> None:

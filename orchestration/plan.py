@@ -78,6 +78,14 @@ def _named(name: str, paper: str) -> str:
     return f"{name} ({paper})" if paper else name
 
 
+def _student(config: RunConfig, prepared: Prepared) -> str:
+    name, lora = config.student.model, config.student.lora
+    if not lora.rank:
+        return name
+    layers = ", ".join(lora.targets) or "all linear layers"
+    return f"{name}, trained by adapters of rank {lora.rank} on {layers} ({prepared.adapter_parameters:,} parameters)"
+
+
 def _teachers(config: RunConfig, prepared: Prepared) -> str:
     """One line for each, with the training prompts that it marks where there are several."""
     teachers = teachers_of(config)
@@ -109,7 +117,7 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
     objective = describe(config.objective)
     rows = {
         "stage": config.stage.value,
-        "student": config.student.model,
+        "student": _student(config, prepared),
         "teacher": _teachers(config, prepared),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and left out",

@@ -220,7 +220,14 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
     rollout, scoring, learner = config.rollout, config.scoring, config.learner
     student = model_size(prepared.student_path)
     engine = engine_memory(student, _bytes(rollout.dtype), rollout.kv_cache_gib)
-    rank = learner_memory(student, _bytes(learner.dtype), learner.zero_stage, learner.ranks, learner.head_chunk_tokens)
+    rank = learner_memory(
+        student,
+        _bytes(learner.dtype),
+        learner.zero_stage,
+        learner.ranks,
+        learner.head_chunk_tokens,
+        prepared.adapter_parameters,
+    )
     found = [
         WorkerMemory("engine(s)", rollout.workers, engine, rollout.gpus_per_worker > 0),
         WorkerMemory("learner rank(s)", learner.ranks, rank, learner.gpus_per_rank > 0),

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from learner.config import StudentConfig
+from learner.lora import trainable_parameters
 from learner.objectives.rule import TOPK_SUPPORTS
 from orchestration.config import ConfigError, RunConfig, Stage
 from orchestration.contexts import ContextTemplate, static_values
@@ -75,6 +77,7 @@ class Prepared:
     train: tuple[RenderedPrompt, ...]
     heldout: tuple[RenderedPrompt, ...]
     over_length: int  # prompts dropped because they do not fit the model's length
+    adapter_parameters: int = 0  # numbers in the student's adapters; 0: all of its weights are trained
 
     @property
     def teacher_path(self) -> str | None:
@@ -135,7 +138,13 @@ def prepare(config: RunConfig) -> Prepared:
                 f"data.{name}: no prompt fits in {limit} tokens with its response; raise rollout.max_model_len"
             )
     _check_gate(config, kept_train)
-    return Prepared(student_path, teachers, reference_path, tokenizer, kept_train, kept_heldout, fits.count(False))
+    dropped, adapters = fits.count(False), _adapter_parameters(config.student, student_path)
+    return Prepared(student_path, teachers, reference_path, tokenizer, kept_train, kept_heldout, dropped, adapters)
+
+
+def _adapter_parameters(student: StudentConfig, path: str) -> int:
+    """How many numbers its adapters have, once it is known that they fit."""
+    return trainable_parameters(path, student.lora, student.trust_remote_code) if student.lora.rank else 0
 
 
 def _prepare_teachers(

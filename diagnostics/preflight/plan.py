@@ -53,15 +53,20 @@ def scorer_memory(model: ModelSize, dtype_bytes: int, chunk_tokens: int) -> dict
 
 
 def learner_memory(
-    model: ModelSize, dtype_bytes: int, zero_stage: int, ranks: int, chunk_tokens: int
+    model: ModelSize, dtype_bytes: int, zero_stage: int, ranks: int, chunk_tokens: int, adapters: int = 0
 ) -> dict[str, float]:
-    """Of one rank: ZeRO shares out the optimiser's state from stage 1 on, gradients from 2 on, weights at 3."""
-    numbers, share = model.parameters / _GIB, [1 / ranks if zero_stage >= stage else 1.0 for stage in (1, 2, 3)]
+    """Of one rank: ZeRO shares out the optimiser's state from stage 1 on, gradients from 2 on, weights at 3.
+
+    Args:
+        adapters: numbers that are trained in place of the weights; 0: the weights are.
+    """
+    numbers, trained = (model.parameters + adapters) / _GIB, (adapters or model.parameters) / _GIB
+    share = [1 / ranks if zero_stage >= stage else 1.0 for stage in (1, 2, 3)]
     master = 4 if dtype_bytes < 4 else 0
     return {
         "weights": numbers * dtype_bytes * share[2],
-        "gradients": numbers * 4 * share[1],
-        "optimiser": numbers * (8 + master) * share[0],
+        "gradients": trained * 4 * share[1],
+        "optimiser": trained * (8 + master) * share[0],
         "logits": _LOGIT_BUFFERS * chunk_tokens * model.vocabulary * 4 / _GIB,
     }
 

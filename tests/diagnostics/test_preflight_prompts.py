@@ -124,6 +124,8 @@ def test_memory_is_that_of_weights_state_and_caches() -> None:
     assert learner_memory(SIZE, 4, 0, 1, 0) == {"weights": 4.0, "gradients": 4.0, "optimiser": 8.0, "logits": 0.0}
     sharded = learner_memory(SIZE, 2, 3, 4, 0)
     assert sharded == {"weights": 0.5, "gradients": 1.0, "optimiser": 3.0, "logits": 0.0}
+    adapted = learner_memory(SIZE, 4, 0, 1, 0, adapters=2**28)
+    assert adapted == {"weights": 5.0, "gradients": 1.0, "optimiser": 2.0, "logits": 0.0}
 
 
 def test_more_memory_than_there_is_fails() -> None:
