@@ -158,6 +158,10 @@ def _sources(settings: Mapping[str, Any]) -> list[str]:
     teacher, reference = settings["teacher"], settings["objective"]["reference"]["model"]
     told = f", told {teacher['context']!r}" if teacher["context"] else ""
     if settings["stage"] != "reinforce":
-        return [f"- teacher: `{teacher['model']}`{told}"]
+        others = [
+            f"- teacher {key}: " + (f"mixture {other['mixture']}" if other["mixture"] else f"`{other['model']}`")
+            for key, other in settings.get("further_teachers", {}).items()
+        ]
+        return [f"- teacher: `{teacher['model']}`{told}", *others]
     kept_near = [f"- reference: `{reference}`"] if reference else []
     return [f"- rewards: `{settings['data']['verifier']}` verifier", *kept_near]

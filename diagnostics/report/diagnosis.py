@@ -69,7 +69,8 @@ def models_of(config: Mapping[str, Any]) -> str:
     if student is None:
         return ""
     told = ", told more" if (config.get("teacher") or {}).get("context") else ""
-    return f"student {student} · teacher {teacher or student}{told}"
+    others = "".join(f", {key}" for key in config.get("further_teachers") or {})
+    return f"student {student} · teacher {teacher or student}{told}{others}"
 
 
 def _facts(diagnosis: Mapping[str, Any], probe: Mapping[str, Any]) -> list[str]:
