@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from orchestration.cluster import Session
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import RunConfig, build, register_schema
+from orchestration.endpoints import check_endpoints
 from orchestration.plan import check_local_resources, print_plan
 from orchestration.preparation import prepare
 from orchestration.recipe import compose_stages
@@ -53,6 +54,7 @@ def _launch_run(composed: DictConfig, preset: str, session: Session) -> int:
         check_local_resources(config)
         prepared = prepare(config)
         print_plan(config, prepared, locate(config))
+        check_endpoints(config, prepared)
         if config.dry_run:
             return 0
         directory = open_run_directory(config, composed)

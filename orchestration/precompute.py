@@ -21,6 +21,7 @@ from learner.objectives import requirements
 from orchestration.cluster import Cluster, Session, WorkerFailure
 from orchestration.command import refusing_wrong_settings, run
 from orchestration.config import ConfigError, RunConfig, Stage, build, register_schema
+from orchestration.endpoints import check_endpoints
 from orchestration.marking import in_words, reference_request
 from orchestration.needs import learns_from_data
 from orchestration.plan import check_local_resources
@@ -64,6 +65,7 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
         _check(config)
         check_local_resources(config)
         prepared = prepare(config)
+        check_endpoints(config, prepared)
         trajectories = asyncio.run(_trajectories(config, prepared))
         tokens = sum(len(trajectory.response_ids) for trajectory in trajectories)
         console.print(

@@ -20,6 +20,7 @@ from orchestration.artifact import MANIFEST, is_sealed, seal, verify
 from orchestration.cluster import Session
 from orchestration.command import refusing_wrong_settings
 from orchestration.config import ConfigError, build
+from orchestration.endpoints import check_endpoints
 from orchestration.files import write_json
 from orchestration.models import resolve_model
 from orchestration.plan import check_local_resources, print_plan
@@ -124,6 +125,7 @@ def _run(stage: PlannedStage, session: Session) -> str:
     if not is_finished(stage.folder):
         with refusing_wrong_settings(), _introducing(stage):
             prepared = prepare(stage.config)
+            check_endpoints(stage.config, prepared)
             directory = open_run_directory(stage.config, stage.composed)
             directory.check_prompts(prepared.prompts_digest)
         exit_code = asyncio.run(execute(stage.config, stage.composed, prepared, directory, session))

@@ -160,9 +160,8 @@ def _moving(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[F
         )
         yield Fault(name, value, fix)
     if config.scoring.cache_dir is not None:
-        yield Fault(
-            "scoring.cache_dir", config.scoring.cache_dir, f"{name}={value} marks differently each step; set null"
-        )
+        fix = f"keeps what a teacher said, and {name}={value} says something else at each version; set null"
+        yield Fault("scoring.cache_dir", config.scoring.cache_dir, fix)
     if teacher.weights is TeacherWeights.ema and not 0 < teacher.ema_rate < 1:
         yield Fault(f"{setting(key)}.ema_rate", teacher.ema_rate, "must lie between 0 and 1; 0.99 is common")
 

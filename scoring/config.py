@@ -77,7 +77,7 @@ class ScoringConfig:
 
     workers: int = 1  # replicas of each teacher
     cpus_per_worker: float = 0.5
-    gpus_per_worker: float = 0
+    gpus_per_worker: float = 0  # a share of one, or several that the model is spread over
     threads: int = 1
     dtype: DType = DType.bfloat16  # of the model; log-probs are computed in float32
     max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone (vllm: in several parts)

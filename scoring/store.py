@@ -114,13 +114,18 @@ class SignalStore:
         """What `keep_about` kept; None: nothing is kept of this teacher.
 
         Raises:
-            Unreadable: the file there is damaged.
+            Unreadable: the file there is damaged, or of another format.
         """
         path = self.folder / _ABOUT
+        if not path.is_file():
+            return None
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except json.JSONDecodeError as error:
-            raise Unreadable(f"{path}: {error}") from error
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if about["format"] == FORMAT:
+                return about
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise Unreadable(f"{path}: {error!r}; delete its folder, and its marks are computed anew") from error
+        raise Unreadable(f"{path}: its format is {about['format']!r}, not {FORMAT!r}; delete its folder")
 
     @property
     def has_head(self) -> bool:

@@ -20,6 +20,9 @@ from scoring.packed_model import final_hidden_states, shares_prefixes
 from scoring.packing import first_group
 from scoring.prefix_tree import lay_out
 from scoring.signal import ScoringRequest, TeacherSignal
+from scoring.top_ids import top_k
+
+_CPU_ROWS = 8  # of logits that are worked on at a time: what is written stays in the processor's cache until it is read
 
 
 def forward_tokens(request: ScoringRequest) -> int:
@@ -194,10 +197,10 @@ class TeacherModel:
             if self._bias_V is not None:
                 logits += self._bias_V
             self._transform.apply_(logits)
-            torch.log_softmax(logits, dim=-1, out=logprobs)
-            # A log-prob of -inf would make 0 * -inf in an entropy; the lowest finite number makes it 0.
-            logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
-            yield start, logprobs, -_row_dots(torch.exp(logprobs, out=logits), logprobs) if entropy else None
+            rows = _CPU_ROWS if self.device.type == "cpu" else len(logits)
+            parts = zip(logits.split(rows), logprobs.split(rows), strict=True)
+            found = [_normalise(*part, entropy) for part in parts]
+            yield start, logprobs, torch.cat(found) if entropy else None
 
     def _silence(self, request: ScoringRequest) -> TeacherSignal:
         """The signal of a response without tokens."""
@@ -213,9 +216,14 @@ class TeacherModel:
 _Marks = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def _row_dots(a_CV: Tensor, b_CV: Tensor) -> Tensor:
-    """[C], the product of each row with its fellow, without a third matrix."""
-    return torch.bmm(a_CV[:, None], b_CV[:, :, None])[:, 0, 0]
+def _normalise(logits_CV: Tensor, logprobs_CV: Tensor, entropy: bool) -> Tensor:
+    """Write log-probs, and return entropies [C] if they are asked for; the logits are lost then."""
+    torch.log_softmax(logits_CV, dim=-1, out=logprobs_CV)
+    # A log-prob of -inf would make 0 * -inf in an entropy; the lowest finite number makes it 0.
+    logprobs_CV.clamp_(min=torch.finfo(logprobs_CV.dtype).min)
+    if not entropy:
+        return logprobs_CV.new_empty(0)
+    return -torch.exp(logprobs_CV, out=logits_CV).mul_(logprobs_CV).sum(-1)
 
 
 def _overlaps(requests: Sequence[ScoringRequest], first_row: int, rows: int) -> Iterator[tuple[int, slice, slice]]:
@@ -238,7 +246,7 @@ def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entrop
         ids_CK = torch.from_numpy(request.support_ids[positions].astype(np.int64)).to(device)
         support = logprobs_CV.gather(1, ids_CK)
     if request.top_k:
-        top_logprobs, top_ids = logprobs_CV.topk(request.top_k, dim=-1)
+        top_logprobs, top_ids = top_k(logprobs_CV, request.top_k)
     return logprobs_CV.gather(1, targets_C[:, None])[:, 0], entropy_C, support, top_ids, top_logprobs
 
 

@@ -18,6 +18,7 @@ from orchestration.preflight import Preflight, run_preflight
 from orchestration.preparation import Prepared, PreparedTeacher, RenderedPrompt, prepare
 from orchestration.workers import Workers
 from rollout.verifiers import Verifier, make_verifier
+from scoring.config import Quantization, TeacherConfig
 from tests.orchestration.test_config import configured
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -156,3 +157,18 @@ def test_faults_of_texts_and_prompts_are_caught_without_asking_a_worker(running:
         assert not CANARY & named(found).keys()
     rejecting = running.preflight(verifier=lambda prompt, text: 0.0)
     assert failures(rejecting) == {"verifier"}, rejecting.checks
+
+
+def test_a_quantised_teacher_is_compared_with_its_full_weights(running: Running) -> None:
+    """And goes on quantised: its service says what a plain forward of the quantised model says."""
+    assert running.prepared.teacher_path is not None and running.workers.scorers is not None
+    (worker,) = running.workers.scorers.workers
+    for kind in (Quantization.nf4, Quantization.none):
+        teacher = TeacherConfig(quantization=kind)
+        running.runner.run(worker.call("load", running.prepared.teacher_path, teacher, deadline=60))
+        checks = {check.name: check for check in running.preflight().checks}
+        assert checks["canary: teacher's marks"].status is Status.passed
+        if kind is Quantization.nf4:
+            assert "nf4 against full weights: mean |Δ| 0." in checks["canary: quantised teacher"].seen
+        else:
+            assert "canary: quantised teacher" not in checks

@@ -53,8 +53,10 @@ def test_two_teachers_and_their_mixture_mark_their_own_prompts(
         tmp_path / "run", *teachers, *routed, "pipeline.steps=3", "pipeline.batch_size=6", "objective=full_reverse_kl",
         "evaluation.base_kl=always", "cluster.cpus=3",
     )  # fmt: skip
-    for row in run.step_rows():
-        assert row["teacher/teacher/requests"] > 0 and row["teacher/other/requests"] > 0
+    rows = run.step_rows()
+    for key in ("teacher", "other"):  # a mixture asks both; rollouts run ahead, so not in every step
+        assert sum(row[f"teacher/{key}/requests"] for row in rows) >= 12
+    for row in rows:
         assert row["teacher/restarts"] == row["teacher/retries"] == 0
         assert row["train/loss"] > 0 and row["train/reverse_kl"] == pytest.approx(row["train/loss"], rel=1e-3)
     before, after = (run.summary()["evaluation"][name] for name in ("student_before", "student_after"))

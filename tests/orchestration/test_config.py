@@ -174,3 +174,48 @@ def test_an_engine_on_gpus_marks_given_ids() -> None:
 def test_teachers_must_take_what_the_engines_write() -> None:
     for scoring in ("cpu", "gpu"):
         assert configured(f"scoring={scoring}", "rollout.max_model_len=777").scoring.max_model_len == 777
+
+
+OFFLINE = (
+    "objective=teacher_topk_forward_kl",
+    "objective.states.student_share=0",
+    "objective.states.others=dataset",
+    "scoring.cache_dir=marks",
+    "teacher.backend=cache",
+)
+
+
+def test_a_teacher_that_is_only_kept_marks() -> None:
+    configured(*OFFLINE)
+    assert "scoring.cache_dir, which is null" in message(*OFFLINE, "scoring.cache_dir=null")
+    for own_samples in ("objective.states.student_share=0.5", "objective.states.others=teacher"):
+        assert "teacher.backend=cache: cannot mark what the student samples" in message(*OFFLINE, own_samples)
+
+
+@pytest.mark.parametrize("weights", ["current", "ema"])
+def test_what_moves_is_neither_kept_nor_quantised(weights: str) -> None:
+    moving = f"teacher.weights={weights}"
+    assert f"scoring.cache_dir=marks: keeps what a teacher said, and {moving}" in message(
+        "scoring.cache_dir=marks", moving
+    )
+    assert "or teacher.quantization=none" in message("teacher.quantization=nf4", moving)
+
+
+def test_a_cache_of_several_machines_has_one_place() -> None:
+    assert "absolute path" in message("scoring.cache_dir=marks", "cluster.address=auto")
+    configured("scoring.cache_dir=/shared/marks", "cluster.address=auto")
+    configured("scoring.cache_dir='~/marks'", "cluster.address=auto")
+
+
+def test_only_models_of_our_own_are_quantised() -> None:
+    configured("teacher.quantization=int8")
+    configured(*OFFLINE, "teacher.quantization=int8")  # the marks of a quantised teacher
+    assert "teacher.backend=vllm takes weights as they are" in message(
+        "teacher.quantization=int8", "teacher.backend=vllm"
+    )
+
+
+def test_gpus_of_a_scoring_worker_are_a_share_of_one_or_whole() -> None:
+    for gpus in ("0.5", "1", "2"):
+        configured(f"scoring.gpus_per_worker={gpus}")
+    assert "scoring.gpus_per_worker=1.5" in message("scoring.gpus_per_worker=1.5")

@@ -189,6 +189,15 @@ def test_no_half_written_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "tutelage marks 0"}'])
+def test_a_description_that_cannot_be_trusted_is_named(tmp_path: Path, text: str) -> None:
+    store = SignalStore(str(tmp_path), "t")
+    store.keep_about({"model": "m"})
+    (store.folder / "teacher.json").write_text(text)
+    with pytest.raises(Unreadable, match=r"teacher\.json.*delete its folder"):
+        store.about()
+
+
 @pytest.mark.parametrize("bias", [None, np.arange(4, dtype=np.float32)])
 def test_the_head_and_who_the_teacher_is(tmp_path: Path, bias: np.ndarray | None) -> None:
     store = SignalStore(str(tmp_path), "t")
