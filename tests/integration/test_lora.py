@@ -23,7 +23,7 @@ from learner.config import LearnerConfig, LoraConfig, StudentConfig
 from learner.engine import LearnerEngine
 from learner.export import export
 from learner.lora import checkpoint_weights
-from learner.objectives import ObjectiveConfig
+from learner.objectives.config import Divergence, Estimator, ObjectiveConfig, StatesConfig, Support
 from learner.packing import pack
 from learner.weight_source import CausalLMSource
 from rollout.config import DType
@@ -37,6 +37,12 @@ pytestmark = pytest.mark.integration
 
 BUDGET = 40
 STEPS = 3
+CROSS_ENTROPY = ObjectiveConfig(  # what falls from step to step on the same batch
+    support=Support.sampled,
+    divergence=Divergence.forward_kl,
+    estimator=Estimator.likelihood,
+    states=StatesConfig(student_share=0),
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Job:
         config = LearnerConfig(
             zero_stage=self.stage, dtype=self.dtype, learning_rate=1e-2, head_chunk_tokens=16, max_grad_norm=0.05
         )
-        return LearnerEngine(config, ObjectiveConfig(), str(self.model), 10, student=student)
+        return LearnerEngine(config, CROSS_ENTROPY, str(self.model), 10, student=student)
 
 
 def steps(engine: LearnerEngine, count: int, examples: Sequence[Example] | None = None) -> list[tuple[float, float]]:
