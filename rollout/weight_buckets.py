@@ -3,17 +3,20 @@
 A bucket's checksum is verified before any of its weights is touched.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import xxhash
 from torch import Tensor
 
 
-class Bucket(Protocol):
+@dataclass
+class Bucket:
     """Weights that lie end to end, bytes `start` to `start + nbytes` of the buffer; `offsets` count from its start."""
 
-    index: int
+    update: str  # tells an update from an earlier one that broke off
+    index: int  # of this bucket in the update, from 0
+    last: bool
     start: int
     nbytes: int
     checksum: str  # xxh3_64 of the bucket, in hex

@@ -30,7 +30,7 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rollout.shared_buffer import SharedBuffer
-from rollout.weight_buckets import read_bucket
+from rollout.weight_buckets import Bucket, read_bucket
 
 BACKEND = "shared_memory"
 
@@ -44,19 +44,8 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 
 @dataclass
-class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """One bucket, bytes `start` to `start + nbytes` of the buffer; `offsets` count from its start."""
-
-    update: str  # tells an update from an earlier one that broke off
-    index: int  # of this bucket in the update, from 0
-    last: bool
-    start: int
-    nbytes: int
-    checksum: str  # xxh3_64 of the bucket, in hex
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
+class SharedMemoryUpdateInfo(Bucket, WeightTransferUpdateInfo):
+    """One bucket, as vLLM hands it on."""
 
 
 class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):

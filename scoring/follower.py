@@ -9,7 +9,6 @@ No forward runs while an update is under way, so none sees half of one. The aver
 import json
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rollout.shared_buffer import SharedBuffer
-from rollout.weight_buckets import read_bucket
+from rollout.weight_buckets import Bucket, read_bucket
 from scoring.batching import BatchingTeacher
 from scoring.config import TeacherConfig, TeacherWeights
 
 _VERSION = "policy_version"  # in the metadata of a file
-
-
-@dataclass
-class _Bucket:
-    """What the sender says of a bucket; see `rollout.weight_buckets.Bucket`."""
-
-    update: str
-    index: int
-    last: bool
-    start: int
-    nbytes: int
-    checksum: str
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
 
 
 class Follower:
@@ -80,7 +63,7 @@ class Follower:
             return
         if self._buffer is None:
             raise RuntimeError("the shared-memory weight transfer has not been initialised")
-        weights = read_bucket(self._buffer.data, _Bucket(**bucket))
+        weights = read_bucket(self._buffer.data, Bucket(**bucket))
         await self._teacher.in_turn(lambda: self._take(weights))
 
     async def finish_update(self) -> None:

@@ -1,7 +1,7 @@
 """A teacher that follows the student: what is published is what marks, and an average takes each version once."""
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rollout.config import DType
 from rollout.shared_buffer import SharedBuffer
-from rollout.weight_buckets import ChecksumMismatch
+from rollout.weight_buckets import Bucket, ChecksumMismatch
 from scoring.batching import BatchingTeacher
 from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.follower import Follower
@@ -24,27 +24,13 @@ RATE = 0.75
 REQUEST = random_request(6, 9, seed=1, top_k=3)
 
 
-@dataclass
-class Sent:
-    update: str
-    index: int
-    last: bool
-    start: int
-    nbytes: int
-    checksum: str
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
-
-
 class Sender:
     """The learner's end, of whole models in one bucket."""
 
     def __init__(self, nbytes: int) -> None:
         self.buffer = SharedBuffer.create(nbytes)
 
-    def bucket(self, weights: dict[str, Tensor]) -> Sent:
+    def bucket(self, weights: dict[str, Tensor]) -> Bucket:
         names, offsets, at = list(weights), [], 0
         for weight in weights.values():
             offsets.append(at)
@@ -53,7 +39,7 @@ class Sender:
             at += size
         checksum = xxhash.xxh3_64_hexdigest(self.buffer.data[:at].numpy())
         types = [str(weight.dtype).removeprefix("torch.") for weight in weights.values()]
-        return Sent("u", 0, True, 0, at, checksum, names, types, [list(w.shape) for w in weights.values()], offsets)
+        return Bucket("u", 0, True, 0, at, checksum, names, types, [list(w.shape) for w in weights.values()], offsets)
 
     async def publish(self, follower: Follower, version: int, weights: dict[str, Tensor]) -> None:
         await follower.start_update(version)
