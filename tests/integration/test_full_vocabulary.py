@@ -144,6 +144,6 @@ def test_zero_stages_and_ranks_agree(name: str, one: Ranks, two: Ranks, tiny_tie
 def test_what_is_missing_is_named(one: Ranks, tiny_tied: Path) -> None:
     job = Job(tiny_tied, OBJECTIVES["reverse KL"], 0, LMHead(teacher_weight(), None))
     (without_head,) = one.run(refusal, job, make_examples(teacher_width=TEACHER_WIDTH), False)
-    assert "no LM head for teacher None" in without_head
+    assert "no LM head for teacher 'teacher'" in without_head
     (without_states,) = one.run(refusal, job, make_examples(), True)
     assert "set ScoringRequest.hidden_states" in without_states
