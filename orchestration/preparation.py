@@ -171,9 +171,15 @@ def _prepare_teachers(
     return found
 
 
+def is_remote(teacher: TeacherConfig) -> bool:
+    """Whether a server has the model, or had it when it filled the cache: here there is its tokenizer at most."""
+    served = teacher.backend is TeacherBackend.cache and bool(teacher.server.url)
+    return served or teacher.backend is TeacherBackend.server
+
+
 def _teacher_path(teacher: TeacherConfig, key: str, student_path: str) -> tuple[str, str]:
     """The directory of a teacher's checkpoint, or of a server's tokenizer, and the setting that names it."""
-    if teacher.backend is not TeacherBackend.server:
+    if not is_remote(teacher):
         return resolve_model(teacher.model, f"{key}.model"), f"{key}.model"
     if teacher.tokenizer is None:
         return student_path, "student.model"
@@ -185,7 +191,7 @@ def _model_paths(
 ) -> set[str]:
     """Of all models that are run here."""
     settings = teachers_of(config)
-    local = [teacher.path for key, teacher in teachers.items() if settings[key].backend is not TeacherBackend.server]
+    local = [teacher.path for key, teacher in teachers.items() if not is_remote(settings[key])]
     return {student_path, *local, *filter(None, [reference_path])}
 
 
@@ -315,6 +321,9 @@ def _check_supports(config: RunConfig, model: PreTrainedConfig, path: str) -> No
 
 
 def _check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
+    contexts = [teacher.context for teacher in teachers_of(config).values() if teacher.context is not None]
+    if any(ContextTemplate(context).waits_for for context in contexts):
+        return  # it comes with the responses
     if config.objective.gate.only_with_context and not any(item.has_context for item in prompts):
         raise ConfigError(
             "objective.gate.only_with_context=true: no prompt has a context that only the teacher sees, so nothing "
@@ -372,7 +381,7 @@ def _check_teachers_differ(
     """
     for key, teacher in teachers.items():
         settings = teachers_of(config)[key]
-        alone = settings.backend is not TeacherBackend.server and teacher.path == student_path
+        alone = not is_remote(settings) and teacher.path == student_path
         if alone:
             _check_sees_more(config, key, settings, [prompt for prompt in prompts if prompt.teacher == key])
 

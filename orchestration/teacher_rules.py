@@ -51,7 +51,7 @@ def _faults(config: "RunConfig") -> Iterator[Fault]:
     for key, teacher in teachers.items():
         if teacher.mixture:
             yield from _mixture(key, teacher, teachers)
-            yield from _mixed_top(key, teacher, teachers, config)
+            yield from _mixed_marks(key, teacher, teachers, config)
         else:
             yield from _moving(key, teacher, config)
             yield from _kept(key, teacher, config)
@@ -112,14 +112,17 @@ def _mixture(key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherCon
         yield Fault(name, dict(teacher.mixture), f"the weights sum to {total:g}; make it 1")
 
 
-def _mixed_top(
+def _mixed_marks(
     key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig], config: "RunConfig"
 ) -> Iterator[Fault]:
-    """A mixture's own most likely ids are sought among ids that its teachers are given."""
+    """What a mixture cannot tell: its entropy; its most likely ids are sought among ids that its teachers are given."""
     gpus = config.scoring.gpus_per_worker
     members = [member for member in teacher.mixture if member in teachers]
     blind = [member for member in members if not capabilities(teachers[member], gpus).given_ids]
     wanted = requirements(config.objective)
+    if wanted.teacher_entropy:
+        fix = "the entropy of a mixture does not follow from its teachers'; choose an objective without bounds on it"
+        yield Fault(f"{setting(key)}.mixture", dict(teacher.mixture), fix)
     if blind and (wanted.teacher_top_k or (config.learner.overlap_k and not wanted.hidden_states)):
         fix = (
             f"backend={teachers[blind[0]].backend.value} marks no given ids, among which a mixture's most likely ones "

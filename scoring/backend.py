@@ -64,11 +64,10 @@ def _computing_backend(path: str, teacher: TeacherConfig, scoring: ScoringConfig
         from scoring.vllm_engine import VLLMTeacher
 
         return VLLMTeacher(path, teacher, scoring)
-    if teacher.backend is TeacherBackend.server:
-        from scoring.server import ServerTeacher
+    assert teacher.backend is TeacherBackend.server  # `cache`, the only other one, computes nothing
+    from scoring.server import ServerTeacher
 
-        return ServerTeacher(path, teacher, scoring)
-    raise NotImplementedError(f"teacher.backend={teacher.backend.value}")
+    return ServerTeacher(path, teacher, scoring)
 
 
 def follow(backend: Backend, teacher: TeacherConfig) -> "Follower":

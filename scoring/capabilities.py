@@ -41,11 +41,13 @@ def capabilities(teacher: TeacherConfig, gpus: float) -> Capabilities:
     Args:
         gpus: of a scoring worker; vLLM scores given ids on GPUs only.
     """
-    if teacher.backend is TeacherBackend.server:
-        return Capabilities(given_ids=False, max_top_k=teacher.server.max_top_k, entropy=False, hidden_states=False)
+    computes = teacher.backend is not TeacherBackend.cache
+    if teacher.backend is TeacherBackend.server or (not computes and teacher.server.url):  # which filled the cache
+        limit = teacher.server.max_top_k
+        return Capabilities(False, max_top_k=limit, entropy=False, hidden_states=False, new_responses=computes)
     if teacher.backend is TeacherBackend.vllm:
         return Capabilities(given_ids=gpus > 0, max_top_k=None, entropy=False, hidden_states=False)
-    return Capabilities(new_responses=teacher.backend is not TeacherBackend.cache)
+    return Capabilities(new_responses=computes)
 
 
 def shortfalls(wanted: Wanted, given: Capabilities) -> Iterator[str]:

@@ -211,6 +211,8 @@ def test_an_overlap_larger_than_the_vocabulary_is_refused(overrides: list[str]) 
 def test_a_gate_that_never_opens_is_refused(overrides: list[str]) -> None:
     assert "teacher.context" in refusal(overrides, "objective.gate.only_with_context=true")
     prepared(overrides, "objective.gate.only_with_context=true", "teacher.context=Be brief.")
+    waiting = "teacher.context='You said {attempt}.'"  # the prompts alone do not have it
+    prepared(overrides, "objective.gate.only_with_context=true", waiting)
 
 
 @pytest.fixture(scope="module")

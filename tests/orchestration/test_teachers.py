@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def test_each_teacher_is_counted(two: Callable[..., list[str]]) -> None:
         ([*MIXED, "+further_teachers.a.mixture={teacher:0.5,nobody:0.5}"], ["a.mixture=nobody", "there are teacher"]),
         ([*MIXED, B, "+further_teachers.a.mixture={teacher:1.0,b:0.0}"], ["a.mixture.b=0.0"]),
         ([A, "objective=gkd", "objective.states.others=teacher"], ["one teacher"]),
+        ([*MIXED, "+further_teachers.a.mixture={teacher:1.0}", "objective=entropy_aware"], ["entropy of a mixture"]),
         (["teacher.weights=current", "teacher.model=x"], ["teacher.weights=current", "teacher.model=smollm2"]),
         (["teacher.weights=ema", "teacher.ema_rate=1"], ["teacher.ema_rate=1"]),
         (["teacher.weights=current", "objective=full_reverse_kl"], ["another LM head", "student_topk_reverse_kl"]),
@@ -279,3 +281,17 @@ def test_a_diagnosis_looks_at_one_teacher_that_shows_itself(overrides: tuple[str
     with pytest.raises(ConfigError) as caught:
         refuse_what_cannot_be_diagnosed(configured(*overrides))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_marks_that_a_server_gave_need_no_checkpoint(two: Callable[..., list[str]], tiny_tied: Path) -> None:
+    """What is asked of the cache is what the server that filled it was asked."""
+    options = [setting for setting in two({"completion": "1"}) if "further" not in setting]
+    options += [
+        "objective=teacher_topk_forward_kl", "objective.k=5", "objective.states.student_share=0",
+        "objective.states.others=dataset", "teacher.model=big", "teacher.server.url=http://127.0.0.1:1/v1",
+        "scoring.cache_dir=marks",
+    ]  # fmt: skip
+    cached, served = (configured(*options, f"teacher.backend={backend}") for backend in ("cache", "server"))
+    assert prepare(cached).teachers["teacher"].path == prepare(served).teachers["teacher"].path == str(tiny_tied)
+    given = capabilities_of(served, "teacher")
+    assert capabilities_of(cached, "teacher") == replace(given, new_responses=False) and given.new_responses
