@@ -32,9 +32,9 @@ from typing import Any
 from benchmarks.ideal import interleaved_ratio
 from benchmarks.job import CORES, WARM_UP_STEPS, on_two_cores, run_job, window
 from benchmarks.report import finish, print_table
-from orchestration.config import RunConfig
-from orchestration.models import resolve_model
-from rollout.sources import load_prompts
+from orchestration.config.schema import RunConfig
+from orchestration.prepare.checkpoints import resolve_model
+from rollout.data.sources import load_prompts
 
 PEER_PYTHON = Path(".venv-bench/bin/python")
 PEERS: dict[str, dict[str, Any]] = {
@@ -77,8 +77,8 @@ def run_ours() -> tuple[Speed, RunConfig]:
         f"pipeline.max_staleness={MAX_STALENESS}",
         f"pipeline.steps={OUR_STEPS}",
     )
-    marks, config = run_job(overrides)
-    steady = window(marks, MAX_STALENESS)
+    scores, config = run_job(overrides)
+    steady = window(scores, MAX_STALENESS)
     speed = Speed(
         tokens_per_step=steady.tokens / steady.steps,
         seconds_per_step=steady.seconds / steady.steps,

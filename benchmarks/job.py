@@ -14,7 +14,7 @@ from typing import cast
 from omegaconf import OmegaConf
 
 from benchmarks.processes import Process, cpu_seconds, machine_cpu_seconds
-from orchestration.config import RunConfig
+from orchestration.config.schema import RunConfig
 
 CORES = 2
 POLL_SECONDS = 0.05
@@ -88,7 +88,7 @@ def role(process: Process) -> str:
 
 
 def run_job(overrides: Sequence[str]) -> tuple[list[Mark], RunConfig]:
-    """Run `orchestration.launch`; returns a mark for each step, and the composed config.
+    """Run `orchestration.launch`; returns a score for each step, and the composed config.
 
     Raises:
         RuntimeError: the run failed; the message ends with what it printed last.
@@ -103,14 +103,14 @@ def run_job(overrides: Sequence[str]) -> tuple[list[Mark], RunConfig]:
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=on_two_cores
             )
         try:
-            marks = list(_watch(job, run_dir / "metrics.jsonl"))
+            scores = list(_watch(job, run_dir / "metrics.jsonl"))
         finally:
             job.terminate()
             job.wait()
         if job.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {job.returncode}:\n{_tail(output)}")
         composed = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(run_dir / "config.yaml"))
-        return marks, cast(RunConfig, OmegaConf.to_object(composed))
+        return scores, cast(RunConfig, OmegaConf.to_object(composed))
 
 
 def _tail(output: Path) -> str:
@@ -118,7 +118,7 @@ def _tail(output: Path) -> str:
 
 
 def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[Mark]:
-    """Yield a mark as each training step appears, until the run ends."""
+    """Yield a score as each training step appears, until the run ends."""
     seen = 0
     while job.poll() is None:
         time.sleep(POLL_SECONDS)
@@ -133,7 +133,7 @@ def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[Mark]:
         seen = len(lines)
 
 
-def window(marks: Sequence[Mark], max_staleness: int) -> Window:
+def window(scores: Sequence[Mark], max_staleness: int) -> Window:
     """The steady part of a run: after its warm-up, and before rollouts run dry.
 
     With staleness s a run of n steps admits its last prompts when step n − s − 1 ends, so that up to step n − s every
@@ -142,10 +142,10 @@ def window(marks: Sequence[Mark], max_staleness: int) -> Window:
     Raises:
         ValueError: the run was too short to have such a part.
     """
-    first, last = marks[WARM_UP_STEPS - 1], marks[-1 - max_staleness]
-    inside = [mark.metrics for mark in marks if first.step < mark.step <= last.step]
+    first, last = scores[WARM_UP_STEPS - 1], scores[-1 - max_staleness]
+    inside = [mark.metrics for mark in scores if first.step < mark.step <= last.step]
     if not inside:
-        raise ValueError(f"{len(marks)} steps are too few for max_staleness={max_staleness}")
+        raise ValueError(f"{len(scores)} steps are too few for max_staleness={max_staleness}")
     stages = [name for name in inside[0] if name.startswith("time/")]
     return Window(
         steps=len(inside),

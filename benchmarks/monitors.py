@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*", default=DEFAULT)
     arguments = parser.parse_args()
-    marks, config = run_job(arguments.overrides)
-    found = window(marks, config.pipeline.max_staleness)
+    scores, config = run_job(arguments.overrides)
+    found = window(scores, config.pipeline.max_staleness)
     monitors, whole = found.stages["monitors_cpu"], sum(found.cpu.values())
     rows = [(name, spent / found.steps, spent / whole) for name, spent in sorted(found.cpu.items())]
     rows.append(("monitors and alarms (of the driver)", monitors / found.steps, monitors / whole))

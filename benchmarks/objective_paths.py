@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from learner.config import LearnerConfig
-from learner.head import FullTeacher, fused_head_loss
-from learner.lm_head import Head
+from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import ObjectiveConfig, Rows, build_objective
-from learner.objectives.config import Divergence, Importance, Realisation, Support
-from scoring.lm_head import LogitTransform
+from learner.objectives.config import Divergence, Gradient, Importance, Support
+from tutelage.lm.head import Head, LogitTransform
 
 K, BETA = 16, 0.5
 
@@ -61,7 +60,7 @@ OBJECTIVES = {
     "student_topk": ObjectiveConfig(support=Support.student_topk, k=K),
     "teacher_topk": ObjectiveConfig(support=Support.teacher_topk, k=K, divergence=Divergence.forward_kl),
     "sampled": ObjectiveConfig(
-        support=Support.sampled, realisation=Realisation.policy_gradient, importance=Importance.truncated
+        support=Support.sampled, gradient=Gradient.policy_gradient, importance=Importance.truncated
     ),
 }
 

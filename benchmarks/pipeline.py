@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks.ideal import StageTimes, Workload, ideal_seconds, ideal_step_seconds, interleaved_ratio
 from benchmarks.job import CORES, Window, run_job, window
 from benchmarks.report import finish, print_table
-from orchestration.clock import StageClock
-from orchestration.pipeline import Pipeline
-from rollout.trajectory import FinishReason, PolicySpan, Trajectory
-from scoring.signal import TeacherSignal
+from orchestration.pipeline.clock import StageClock
+from orchestration.pipeline.pipeline import Pipeline
+from tutelage.records.signal import TeacherSignal
+from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 BATCH_SIZE, SLEEPING_STEPS = 16, 16
 STALENESS = (0, 1, 2)
@@ -116,8 +116,8 @@ def measure_sleeping() -> dict[str, float]:
 
 
 def job_window(max_staleness: int, steps: int) -> Window:
-    marks, _ = run_job([f"pipeline.max_staleness={max_staleness}", f"pipeline.steps={steps}"])
-    return window(marks, max_staleness)
+    scores, _ = run_job([f"pipeline.max_staleness={max_staleness}", f"pipeline.steps={steps}"])
+    return window(scores, max_staleness)
 
 
 def stage_times(strict: Sequence[Window]) -> StageTimes:

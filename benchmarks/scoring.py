@@ -1,4 +1,4 @@
-"""What a teacher's marks cost: time, memory, bytes on the wire, and reading them instead.
+"""What a teacher's scores cost: time, memory, bytes on the wire, and reading them instead.
 
     python -m benchmarks.scoring [--json PATH] [--quick]
 
@@ -32,8 +32,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.report import finish, print_table
 from benchmarks.scoring_paths import Compared, Peak, make_requests
-from orchestration.models import SMOLLM2, resolve_model
-from scoring.signal import ScoringRequest, TeacherSignal
+from orchestration.prepare.checkpoints import SMOLLM2, resolve_model
+from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 MIB = 2**20
 VOCABULARY, HIDDEN = 49_152, 576  # SmolLM2-135M's
@@ -85,7 +85,7 @@ def compare(quick: bool) -> dict[str, Compared]:
 
 def wire_bytes() -> dict[str, tuple[float, float]]:
     """Of a request and of its signal, for each response token, by what is asked."""
-    (request, *_) = (r for r in make_requests(VOCABULARY) if r.marked_tokens >= 64)
+    (request, *_) = (r for r in make_requests(VOCABULARY) if r.num_scored >= 64)
     bare = replace(request, support_ids=None, top_k=0, entropy=False)
     kinds = {
         "the token that came": bare,
@@ -95,13 +95,13 @@ def wire_bytes() -> dict[str, tuple[float, float]]:
         "all of these": request,
         f"and states of {HIDDEN}": replace(bare, hidden_states=True),
     }
-    tokens = request.marked_tokens
+    tokens = request.num_scored
     return {name: (sent_bytes(kind) / tokens, sent_bytes(answer_to(kind)) / tokens) for name, kind in kinds.items()}
 
 
 def answer_to(request: ScoringRequest) -> TeacherSignal:
     """Of the form of a real one; bytes do not depend on the numbers."""
-    tokens, k = request.marked_tokens, request.top_k
+    tokens, k = request.num_scored, request.top_k
     return TeacherSignal(
         teacher=request.teacher,
         logprobs=np.zeros(tokens, np.float32),
@@ -127,7 +127,7 @@ def figures(found: Mapping[str, Compared], peaks: Mapping[tuple[int, int], Peak]
     return {
         "tokens_per_second_over_bare_forward": found["bare"].speedup_cpu,
         "tokens_per_second_over_prompt_logprobs": small.speedup_cpu,
-        "marks_per_second_over_prompt_logprobs": small.speedup_cpu * small.marked / small.tokens,
+        "scores_per_second_over_prompt_logprobs": small.speedup_cpu * small.scored_mask / small.tokens,
         "tokens_per_second_over_prompt_logprobs_smollm2": found["prompt_logprobs, SmolLM2"].speedup_cpu,
         "cache_hit_over_scoring": 1 / found["cache"].speedup_cpu,
         "peak_memory_8192_over_2048": max(peaks[many, v].peak_bytes / peaks[few, v].peak_bytes for v in VOCABULARIES),
@@ -144,10 +144,20 @@ def main() -> None:
     found = compare(arguments.quick)
     peaks = {(t, v): Peak(**measure("memory", t, v)) for t in TOKENS for v in VOCABULARIES}
     times = [
-        [title, c.tokens, c.marked, c.ours_cpu, c.theirs_cpu, c.speedup_cpu, c.ours_wall, c.theirs_wall, c.speedup_wall]
+        [
+            title,
+            c.tokens,
+            c.scored_mask,
+            c.ours_cpu,
+            c.theirs_cpu,
+            c.speedup_cpu,
+            c.ours_wall,
+            c.theirs_wall,
+            c.speedup_wall,
+        ]
         for title, c in found.items()
     ]
-    columns = ["against", "tokens", "marked", "CPU s", "theirs", "ratio", "wall s", "theirs", "ratio"]
+    columns = ["against", "tokens", "scored", "CPU s", "theirs", "ratio", "wall s", "theirs", "ratio"]
     print_table("Seconds of a pass, float32, one thread", columns, times)
     sizes = [[f"{t} x {v}", p.peak_bytes / MIB, p.logits_bytes / MIB] for (t, v), p in peaks.items()]
     print_table("Memory of scoring", ["tokens x vocabulary", "peak MiB", "all logits MiB"], sizes)

@@ -24,14 +24,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.ideal import interleaved_ratio
 from benchmarks.objective_paths import resident
-from rollout.config import DType
-from scoring.batching import BatchingTeacher
-from scoring.cache import CachedBackend
+from scoring.backends.cached import CachedBackend
+from scoring.backends.identity import identity
+from scoring.backends.model import TeacherModel
+from scoring.backends.store import SignalStore
+from scoring.backends.transformers import BatchingTeacher
 from scoring.config import ScoringConfig, TeacherConfig
-from scoring.identity import identity
-from scoring.signal import ScoringRequest
-from scoring.store import SignalStore
-from scoring.teacher import TeacherModel
+from tutelage.records.signal import ScoringRequest
+from tutelage.settings import DType
 
 SEQUENCES, BATCH, K = 16, 8, 16
 PROMPT_LOGPROBS = 20
@@ -55,10 +55,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two ways to the same marks, in turn."""
+    """Two ways to the same scores, in turn."""
 
     tokens: int  # in all sequences
-    marked: int
+    scored_mask: int
     ours_cpu: float  # median seconds of a pass
     theirs_cpu: float
     ours_wall: float
@@ -70,7 +70,7 @@ class Compared:
     def of(cls, requests: Sequence[ScoringRequest], ours: Seconds, theirs: Seconds) -> "Compared":
         return cls(
             tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in requests),
-            marked=sum(r.marked_tokens for r in requests),
+            scored_mask=sum(r.num_scored for r in requests),
             ours_cpu=statistics.median(ours.cpu),
             theirs_cpu=statistics.median(theirs.cpu),
             ours_wall=statistics.median(ours.wall),

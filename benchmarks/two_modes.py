@@ -64,7 +64,7 @@ class Panel:
 
 ONE_BELL_PANELS = (
     Panel("forward KL", "full_forward_kl"),
-    Panel("JSD, beta 0.5", "gkd", ("states.student_share=1",)),
+    Panel("JSD, beta 0.5", "gkd", ("sequences.on_policy_fraction=1",)),
     Panel("reverse KL", "full_reverse_kl"),
     Panel("sampled token, expected", "sampled_reverse_kl"),
     Panel("entropy-aware", "entropy_aware"),

@@ -26,18 +26,18 @@ from rich.progress import Progress
 from scipy.stats import spearmanr
 
 from benchmarks.report import finish, print_table
-from diagnostics.probe import figures
+from diagnostics.compatibility import figures
 from diagnostics.verdict import Verdict, judge
-from orchestration.cluster import Session
-from orchestration.config import build, register_schema
-from orchestration.files import write_json
+from orchestration.config.compose import build, register_schema
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.phenomena import PAIRS, Variant
 from orchestration.lab.table import mean_interval, run_all
-from orchestration.preparation import prepare
-from orchestration.probe import Prober
-from orchestration.workers import Workers
+from orchestration.measure.probe import Prober
+from orchestration.pipeline.fleet import Fleet
+from orchestration.prepare.inputs import prepare
 from rollout.verifiers import make_verifier
+from tutelage.cluster import Session
+from tutelage.files import write_json
 
 matplotlib.use("Agg")
 SINGLE = {
@@ -109,7 +109,7 @@ def _kept(folder: Path, pair: str, seed: int) -> Path:
 async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
     config = build(compose("config", overrides=overrides))
     prepared = prepare(config)
-    workers = await Workers.start(config, prepared, session.cluster(config))
+    workers = await Fleet.start(config, prepared, session.cluster(config.cluster))
     await workers.connect()
     verifier = make_verifier(config.data.verifier)
     probed = await Prober(config, prepared, workers, verifier, lambda _what, _responses: None).probe()

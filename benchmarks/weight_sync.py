@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.report import finish, print_table
 from learner.config import LearnerConfig
-from learner.report import PublishReport
-from learner.weight_transfer import WeightPublisher
-from orchestration.models import resolve_model
+from learner.records import PublishReport
+from learner.weights.publisher import WeightPublisher
+from orchestration.prepare.checkpoints import resolve_model
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
-from scoring.packed_model import load_causal_lm
+from tutelage.lm.packed import load_causal_lm
 
 MODEL = "smollm2-135m-instruct"
 REPEATS = 9

@@ -1,1 +1,1 @@
-"""Judgement without training: whether a run will work, and whether it still does."""
+"""VerdictReport without training: whether a run will work, and whether it still does."""

@@ -95,7 +95,7 @@ class Watch:
         return any(watch.rule.remedy is Remedy.roll_back for watch in self._rules)
 
 
-def gravest(alarms: Sequence[Alarm]) -> Alarm | None:
+def most_severe(alarms: Sequence[Alarm]) -> Alarm | None:
     """The alarm whose remedy goes furthest, None where all only warn."""
     for remedy in (Remedy.roll_back, Remedy.stop):
         found = [alarm for alarm in alarms if alarm.rule.remedy is remedy]

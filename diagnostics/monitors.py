@@ -8,8 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rollout.trajectory import FinishReason, Trajectory
-from rollout.verifiers import CORRECT
+from tutelage.records.trajectory import CORRECT, FinishReason, Trajectory
 
 REPETITION_TOKENS = 3
 # Words by which a model says that it is not sure; distillation can take them away (epistemic verbalisation).

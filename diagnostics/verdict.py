@@ -5,7 +5,7 @@ Distillation moves the student, at the states that it visits itself, towards wha
 What it may gain or lose is therefore what the teacher gains or loses when it goes on from the student's own
 beginnings: T_d - S_d, with T_d and S_d the scores of teacher and student that go on from the same share d of a
 student's answer. A gain can be learned only on prompts where some answer of the student's own is right, since the
-teacher marks nothing else; a loss needs no such answer:
+teacher scores nothing else; a loss needs no such answer:
 
     gain = mean over prompts x and depths d > 0 of (T_d(x) - S_d(x)) · [the student solves x in a sample, or T_d < S_d]
 
@@ -35,9 +35,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from diagnostics.compatibility import DepthPoint, Graded, NewKnowledge, ProbeSamples, ProbeStatistics
 from diagnostics.intervals import Interval, bootstrap_interval, ratio_interval
-from diagnostics.probe import DepthPoint, Figures, Found, Graded, NewKnowledge
-from rollout.verifiers import CORRECT
+from tutelage.records.trajectory import CORRECT
 
 MARGIN = 0.1  # of accuracy: more than the rule has promised too much on any pair of the lab (0.08)
 SAME_MODEL = 1e-3  # nats a token: below it two models say the same
@@ -52,7 +52,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class VerdictReport:
     verdict: Verdict
     predicted_change: Interval
     unit: str  # of the change
@@ -69,7 +69,7 @@ class Prediction:
     acceptance: Interval
 
 
-def predict(found: Found) -> Prediction:
+def predict(found: ProbeSamples) -> Prediction:
     """From graded answers and continuations."""
     advantages = _advantages(found.student_continuations, found.teacher_continuations)
     scores, right = defaultdict[str, list[float]](list), defaultdict[str, list[float]](lambda: [0.0, 0.0])
@@ -117,17 +117,17 @@ def _by_prompt_and_depth(scores: Sequence[Graded]) -> dict[tuple[str, float], li
     return found
 
 
-def judge(found: Found, figures: Figures) -> Judgement:
+def judge(found: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     """The verdict on a teacher for a student, and what it rests on."""
     if figures.student_accuracy is None:
         return _judge_divergence(found, figures)
     prediction = predict(found)
     change = prediction.change
     parts = {"gain": prediction.gain, "acceptance": prediction.acceptance}
-    return Judgement(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)), parts)
+    return VerdictReport(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)), parts)
 
 
-def _verdict(figures: Figures, change: Interval) -> Verdict:
+def _verdict(figures: ProbeStatistics, change: Interval) -> Verdict:
     if change.low > 0 and change.mean > MARGIN:
         return Verdict.go
     lead = figures.prefix_depth[0].advantage  # at depth 0: of whole answers
@@ -138,7 +138,7 @@ def _verdict(figures: Figures, change: Interval) -> Verdict:
     return Verdict.nothing_to_learn
 
 
-def _evidence(figures: Figures, prediction: Prediction) -> list[str]:
+def _evidence(figures: ProbeStatistics, prediction: Prediction) -> list[str]:
     start, *deeper = figures.prefix_depth
     lines = [f"the student scores {_show(start.student)}, the teacher {_show(start.teacher)}"]
     lines += [_going_on(deeper)] if deeper else []
@@ -152,7 +152,7 @@ def _evidence(figures: Figures, prediction: Prediction) -> list[str]:
     if figures.auroc is not None:
         lines.append(
             f"the teacher's mean log-ratio is higher for a correct answer than for an incorrect one in "
-            f"{figures.auroc.mean:.0%} of pairs (50 %: its marks do not tell them apart)"
+            f"{figures.auroc.mean:.0%} of pairs (50 %: its scores do not tell them apart)"
         )
     return [*lines, *_agreement(figures)]
 
@@ -162,7 +162,7 @@ def _out_of_reach(known: NewKnowledge, solved: Interval) -> str:
     lead = "" if share is None else f", which is {share:.0%} of its lead"
     return (
         f"on {known.prompts_student_failed} of {known.prompts} prompts no answer of the student is right, so the "
-        f"teacher's marks have nothing right to prefer there; the teacher solves {solved.mean:.0%} of them{lead}"
+        f"teacher's scores have nothing right to prefer there; the teacher solves {solved.mean:.0%} of them{lead}"
     )
 
 
@@ -175,7 +175,7 @@ def _going_on(points: Sequence[DepthPoint]) -> str:
     )
 
 
-def _agreement(figures: Figures) -> list[str]:
+def _agreement(figures: ProbeStatistics) -> list[str]:
     stats = figures.statistics
     shared = stats["overlap_mass_student"]
     lines = [
@@ -188,7 +188,7 @@ def _agreement(figures: Figures) -> list[str]:
     return lines
 
 
-def _judge_divergence(found: Found, figures: Figures) -> Judgement:
+def _judge_divergence(found: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     """What can be said where nothing is graded."""
     change, divergence = _reachable_share(found), figures.statistics["reverse_kl"]
     if divergence.mean < SAME_MODEL:
@@ -196,10 +196,10 @@ def _judge_divergence(found: Found, figures: Figures) -> Judgement:
     else:
         verdict = Verdict.go if change.mean < -REACHABLE else Verdict.go_with_cold_start
     evidence = ("there is no verifier: whether the teacher is better is not known, only how it differs",)
-    return Judgement(verdict, change, "reverse KL, as a share of it", (*evidence, *_agreement(figures)))
+    return VerdictReport(verdict, change, "reverse KL, as a share of it", (*evidence, *_agreement(figures)))
 
 
-def _reachable_share(found: Found) -> Interval:
+def _reachable_share(found: ProbeSamples) -> Interval:
     """Minus the share of the reverse KL that lies where the student can follow, Σ_t KL_t m_t / Σ_t KL_t.
 
     m_t is the student's mass on the ids that both models rank among their first k.
@@ -213,7 +213,7 @@ def _reachable_share(found: Found) -> Interval:
     return ratio_interval(columns[:, 0], columns[:, 1].clip(min=1e-12))
 
 
-def overrides_for(judgement: Judgement) -> tuple[str, ...]:
+def overrides_for(judgement: VerdictReport) -> tuple[str, ...]:
     """What to add to the diagnosed settings for the recipe that the verdict recommends."""
     return ("recipe=cold_start_then_distil",) if judgement.verdict is Verdict.go_with_cold_start else ()
 

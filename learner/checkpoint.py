@@ -9,7 +9,6 @@ The directory must be on storage that every rank sees. Atomicity is the caller's
 rename it once every rank has returned.
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +19,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from learner.engine import LearnerEngine
-from learner.report import StepReport
+from learner.records import StepReport
+from tutelage.files import hashes_of
 
 _TAG = "deepspeed"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _STATE = "state.json"
 
 
@@ -41,7 +41,7 @@ def save_checkpoint(engine: LearnerEngine, directory: Path) -> None:
     if engine.rank == 0:
         state = {**_setup(engine), "version": engine.version, "last_report": _report(engine)}
         (directory / _STATE).write_text(json.dumps(state, indent=1))
-        (directory / _MANIFEST).write_text(json.dumps(_hashes(directory), indent=1))
+        (directory / MANIFEST).write_text(json.dumps(hashes_of(directory, MANIFEST), indent=1))
     dist.barrier()
 
 
@@ -90,24 +90,14 @@ def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _hashes(directory: Path) -> dict[str, str]:
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / _MANIFEST)
-    return {str(path.relative_to(directory)): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _verify(directory: Path, run_directory: Path) -> None:
     """DeepSpeed unpickles its files, so nothing is opened that this run did not write."""
     if run_directory.resolve() not in directory.resolve().parents:
         raise CheckpointError(f"{directory} is not under the run directory {run_directory}")
-    manifest = directory / _MANIFEST
+    manifest = directory / MANIFEST
     if not manifest.is_file():
-        raise CheckpointError(f"{directory} has no {_MANIFEST}: it was never completed")
-    expected, found = json.loads(manifest.read_text()), _hashes(directory)
+        raise CheckpointError(f"{directory} has no {MANIFEST}: it was never completed")
+    expected, found = json.loads(manifest.read_text()), hashes_of(directory, MANIFEST)
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} was added" for name in found.keys() - expected.keys()]
     problems += [f"{name} was altered" for name in expected.keys() & found.keys() if expected[name] != found[name]]

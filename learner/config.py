@@ -3,19 +3,13 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from rollout.config import DType
+from tutelage.settings import DType, WeightTransfer
 
 
 class Schedule(Enum):
     constant = "constant_with_warmup"
     linear = "linear"
     cosine = "cosine"
-
-
-class WeightTransfer(Enum):
-    shared_memory = "shared_memory"  # CPU engines on the learner's node
-    nccl = "nccl"  # GPUs, any node
-    ipc = "ipc"  # learner and engine on the same GPU
 
 
 @dataclass

@@ -1,17 +1,21 @@
 """From the learner's configuration to a DeepSpeed engine."""
 
+import os
+import warnings
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from learner.config import LearnerConfig
-from rollout.config import DType
+from tutelage.settings import DType
 
 _BUCKET_ELEMENTS = 50_000_000  # of a collective; DeepSpeed's own 5e8 reserves gigabytes
 
@@ -58,3 +62,29 @@ def _settings(config: LearnerConfig) -> dict[str, Any]:
         },
         "steps_per_print": None,
     }
+
+
+def join_group(threads: int, timeout_s: float) -> torch.device:
+    """Enter the group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
+
+    Args:
+        threads: of torch in this process, when it computes on CPU.
+        timeout_s: of every collective; a rank that waits longer fails.
+
+    Returns:
+        The device of this rank.
+    """
+    torch.set_num_threads(threads)
+    on_gpu = torch.cuda.is_available()
+    # DeepSpeed would compile its shared-memory all-reduce, which only its inference path calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed 0.19 calls names that torch 2.13 has renamed, at every collective.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")

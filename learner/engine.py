@@ -17,23 +17,18 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from learner.batch import Batch, MicroBatch
 from learner.config import LearnerConfig, StudentConfig
-from learner.deepspeed_setup import initialise
-from learner.distributed import join_group
-from learner.evaluation import ExampleDivergence, ExampleSums, divergences
-from learner.examination import ExampleTokens, by_example, examine_rows
+from learner.deepspeed_setup import initialise, join_group
 from learner.finite import GradientWatch, NonFiniteError
-from learner.head import FullTeacher, fused_head_loss
-from learner.lm_head import Head, TeacherHead, received
+from learner.head.compare import ExampleSums, by_example, divergences, examine_rows, split_by_example, token_logprobs
+from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.perturbation import Perturbation
-from learner.report import StepReport
+from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, MicroBatch, StepReport
 from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
-from learner.token_logprobs import ExampleLogprobs, split_by_example, token_logprobs
 from learner.totals import StepTotals
-from scoring.lm_head import LMHead, LogitTransform, MixedHead
+from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHead, received
 
 
 class LearnerEngine:

@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.batch import Batch, Example, MicroBatch
-from rollout.trajectory import Trajectory
-from scoring.prefix_tree import lay_out
-from scoring.signal import TeacherSignal
+from learner.records import Batch, Example, MicroBatch
+from tutelage.lm.prefix_tree import lay_out
+from tutelage.records.signal import TeacherSignal
+from tutelage.records.trajectory import Trajectory
 
 _SIGNAL_ARRAYS = (
     "logprobs",
@@ -51,11 +51,11 @@ def pack(
     `example_index`, which refers to it.
 
     Args:
-        special_ids: the tokenizer's special tokens, to be marked as such.
+        special_ids: the tokenizer's special tokens, to be scored as such.
 
     Raises:
-        ValueError: no examples, an empty prompt or response, a teacher's marks that do not fit the response,
-            or optional marks that only some examples have.
+        ValueError: no examples, an empty prompt or response, a teacher's scores that do not fit the response,
+            or optional scores that only some examples have.
     """
     if not examples:
         raise ValueError("pack: there are no examples")
@@ -182,7 +182,7 @@ def _unmarked(trajectory: Trajectory) -> TeacherSignal:
 
 
 def _with_spans(signals: Sequence[TeacherSignal]) -> Sequence[TeacherSignal]:
-    """Where a teacher marked several tokens together, the others marked each by itself."""
+    """Where a teacher scored several tokens together, the others scored each by itself."""
     if all(signal.spans is None for signal in signals):
         return signals
     return [

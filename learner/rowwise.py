@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 _BLOCK_NUMBERS = {"cpu": 2**18, "cuda": 2**24}  # the size of a temporary tensor
-_GROUP = 64  # neighbouring ids whose maximum is compared first
 
 
 def row_blocks(buffer_CV: Tensor) -> Iterator[slice]:
@@ -46,21 +45,3 @@ def row_dots(left_CV: Tensor, right_CV: Tensor) -> Tensor:
     for block in row_blocks(left_CV):
         torch.sum(left_CV[block] * right_CV[block], dim=-1, out=dots_C[block])
     return dots_C
-
-
-def top_ids(values_CV: Tensor, k: int) -> Tensor:
-    """The ids of the k largest values of each row, [C, K], in no order; ties go to any of the tied.
-
-    The k largest lie in the k groups of neighbours with the largest maxima, and only those are sorted.
-    """
-    rows, width = values_CV.shape
-    whole = width // _GROUP * _GROUP
-    if whole <= k * _GROUP:
-        return values_CV.topk(k, dim=-1, sorted=False).indices
-    maxima = values_CV[:, :whole].unflatten(1, (-1, _GROUP)).amax(-1)
-    groups = maxima.topk(k, dim=-1, sorted=False).indices
-    members = groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=values_CV.device)
-    rest = torch.arange(whole, width, device=values_CV.device).expand(rows, -1)
-    candidates = torch.cat([members.flatten(1), rest], dim=1)
-    best = values_CV.gather(1, candidates).topk(k, dim=-1, sorted=False).indices
-    return candidates.gather(1, best)

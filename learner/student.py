@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from learner.config import LearnerConfig, StudentConfig
-from learner.head import output_head
+from learner.head.fused_loss import output_head
 from learner.lora import add_adapters
 from learner.tensors import PackedTensors
-from scoring.packed_model import final_hidden_states, load_causal_lm
+from tutelage.lm.packed import final_hidden_states, load_causal_lm
 
 # Called with hidden states [R, d], head weight [V, d] and bias [V] or None.
 HeadJob = Callable[[Tensor, Tensor, Tensor | None], Any]

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.batch import MicroBatch
 from learner.objectives.base import Rows
+from learner.records import MicroBatch
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,33 @@ import gc
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
-from learner.batch import Batch
 from learner.config import LearnerConfig, StudentConfig
-from learner.evaluation import ExampleDivergence
-from learner.examination import ExampleTokens
 from learner.objectives import ObjectiveConfig
-from learner.report import StepReport
-from learner.token_logprobs import ExampleLogprobs
-from scoring.lm_head import LMHead, MixedHead
+from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, StepReport
+from tutelage.lm.head import LMHead, MixedHead
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
-    from learner.weight_transfer import WeightPublisher
+    from learner.weights.publisher import WeightPublisher
+
+
+@dataclass(frozen=True)
+class LearnerSetup:
+    """What the ranks of a learner are set up with."""
+
+    model_path: str  # the student's checkpoint
+    student: StudentConfig
+    learner: LearnerConfig
+    objective: ObjectiveConfig
+    total_steps: int  # of the optimiser, for its schedule
+    seed: int
 
 
 class LearnerWorker:
@@ -46,31 +55,20 @@ class LearnerWorker:
             listener.bind((host, 0))
             return host, listener.getsockname()[1]
 
-    def setup(
-        self,
-        model_path: str,
-        student: StudentConfig,
-        config: LearnerConfig,
-        objective: ObjectiveConfig,
-        total_steps: int,
-        rank: int,
-        ranks: int,
-        address: tuple[str, int],
-        seed: int,
-    ) -> int:
-        """Join the group and load the student from `model_path`; returns the version of the weights."""
+    def setup(self, job: LearnerSetup, rank: int, address: tuple[str, int]) -> int:
+        """Join the group and load the student; returns the version of the weights."""
         from learner.engine import LearnerEngine
 
         self._drop_student()
         host, port = address
         os.environ.update(
             RANK=str(rank),
-            WORLD_SIZE=str(ranks),
+            WORLD_SIZE=str(job.learner.ranks),
             LOCAL_RANK="0",  # Ray shows an actor only its own GPU
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        self._engine = LearnerEngine(config, objective, model_path, total_steps, seed, student)
+        self._engine = LearnerEngine(job.learner, job.objective, job.model_path, job.total_steps, job.seed, job.student)
         return self._engine.version
 
     def _drop_student(self) -> None:
@@ -109,7 +107,7 @@ class LearnerWorker:
 
     def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
         """Remember whom `publish` sends the weights to."""
-        from learner.weight_transfer import WeightPublisher
+        from learner.weights.publisher import WeightPublisher
 
         self._publisher = WeightPublisher(
             self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s

@@ -9,16 +9,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from orchestration.cluster import Session
-from orchestration.command import refusing_wrong_settings, run
-from orchestration.config import RunConfig, build, register_schema
-from orchestration.endpoints import check_endpoints
-from orchestration.plan import check_local_resources, print_plan
-from orchestration.preparation import prepare
-from orchestration.recipe import compose_stages
-from orchestration.recipe_run import carry_out, plan
-from orchestration.run import execute
-from orchestration.run_directory import locate, open_recipe_directory, open_run_directory
+from orchestration.cli import refusing_wrong_settings, run
+from orchestration.config.compose import build, register_schema
+from orchestration.config.schema import RunConfig
+from orchestration.prepare.inputs import check_endpoints, prepare
+from orchestration.prepare.plan import check_local_resources, print_plan
+from orchestration.results.directory import locate, open_recipe_directory, open_run_directory
+from orchestration.runs.recipe import compose_stages
+from orchestration.runs.recipe_run import carry_out, plan
+from orchestration.runs.run import execute
+from tutelage.cluster import Session
 
 register_schema()
 
@@ -51,8 +51,8 @@ def launch(composed: DictConfig, preset: str, config_name: str, overrides: Seque
 def _launch_run(composed: DictConfig, preset: str, session: Session) -> int:
     with refusing_wrong_settings():
         config = build(composed, preset)
-        check_local_resources(config)
         prepared = prepare(config)
+        check_local_resources(config, prepared.roles)
         print_plan(config, prepared, locate(config))
         check_endpoints(config, prepared)
         if config.dry_run:

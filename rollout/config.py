@@ -4,10 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-
-class DType(Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+from tutelage.settings import DType
 
 
 class SourceKind(Enum):
@@ -40,7 +37,7 @@ class PromptSourceConfig:
     answer_column: str = "answer"
     context_column: str = "privileged_context"  # a teacher-only system prompt of this row
     domain_column: str = "domain"
-    teacher_column: str = "teacher"  # key of the teacher that marks this row, where several take part
+    teacher_column: str = "teacher"  # key of the teacher that scores this row, where several take part
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
     follow_ups_column: str = "follow_ups"  # a list of user texts, or messages: one after each answer but the last
     limit: int | None = None  # the first n rows

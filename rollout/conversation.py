@@ -13,8 +13,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout.rendering import after_answer
-from rollout.trajectory import STUDENT_ROLE, FinishReason, FollowUp, PolicySpan, RolloutRequest, Trajectory, Turn
+from tutelage.chat import after_answer
+from tutelage.records.trajectory import (
+    STUDENT_ROLE,
+    FinishReason,
+    FollowUp,
+    PolicySpan,
+    RolloutRequest,
+    Trajectory,
+    Turn,
+)
 
 Ask = Callable[[RolloutRequest], Awaitable[Trajectory]]
 

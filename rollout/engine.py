@@ -25,12 +25,12 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from rollout import weight_transfer
+from rollout import weight_receiver as weight_transfer
 from rollout.config import RolloutConfig
 from rollout.conversation import converse, most_tokens
-from rollout.engine_process import prepare_environment
 from rollout.sampling import sampling_params, trajectory
-from rollout.trajectory import RolloutRequest, Trajectory
+from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.vllm_environment import prepare_environment
 
 
 class RolloutEngine:
@@ -286,6 +286,6 @@ def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, 
         max_logprobs=-1,
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=transfer_backend),
-        worker_extension_cls="rollout.weight_transfer.WorkerExtension" if shared_memory else "",
+        worker_extension_cls="rollout.weight_receiver.WorkerExtension" if shared_memory else "",
         **memory,
     )

@@ -10,7 +10,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 
-from rollout.trajectory import FinishReason, PolicySpan, RolloutRequest, Trajectory
+from tutelage.records.trajectory import FinishReason, PolicySpan, RolloutRequest, Trajectory
 
 INITIAL_WEIGHTS = "default"  # vLLM's label of the weights it was started with
 

@@ -1,16 +1,38 @@
 """Verifiers: a prompt and a response in, a score between 0 and 1 out."""
 
+import asyncio
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from rollout.config import VerifierKind
-from rollout.prompts import Prompt
+from tutelage.records.prompt import Prompt, RenderedPrompt, with_ids
+from tutelage.records.trajectory import Trajectory
 
 Verifier = Callable[[Prompt, str], float]
-CORRECT = 1.0  # a verifier's full score; anything less is incorrect
+
+
+class Grader:
+    """Scores responses to `prompts`, a conversation by its last answer; without a verifier they stay as they are."""
+
+    def __init__(
+        self, verifier: Verifier | None, prompts: Sequence[RenderedPrompt], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._verifier, self._prompts, self._tokenizer = verifier, with_ids(prompts), tokenizer
+
+    async def grade(self, trajectory: Trajectory) -> Trajectory:
+        if self._verifier is None:
+            return trajectory
+        last = trajectory.response_ids[trajectory.answers[-1]]
+        text = self._tokenizer.decode(last, skip_special_tokens=True)
+        prompt = self._prompts[trajectory.prompt_id].prompt
+        return replace(trajectory, reward=await asyncio.to_thread(self._verifier, prompt, text))
+
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")

@@ -7,23 +7,14 @@ waits for requests from the driver and weights from learner rank 0, which freeze
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rollout.config import RolloutConfig
-from rollout.trajectory import RolloutRequest, Trajectory
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What the learner must know of an engine to send it weights."""
-
-    weight_dtype: str  # name of the torch dtype
-    workers: int  # processes that hold a part of the model
-    policy_version: int
+from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.weights import EngineInfo
 
 
 class RolloutWorker:

@@ -3,11 +3,18 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from rollout.config import DType
+from tutelage.settings import DType
+
+TEACHER = "teacher"  # key of the teacher that every run has
+
+
+def setting(key: str) -> str:
+    """The full name of a teacher's settings."""
+    return TEACHER if key == TEACHER else f"further_teachers.{key}"
 
 
 class TeacherBackend(Enum):
-    """Who computes a teacher's marks; `scoring.capabilities` says what each can give."""
+    """Who computes a teacher's scores; `scoring.capabilities` says what each can give."""
 
     transformers = "transformers"  # a forward of our own, packed; everything can be asked for
     vllm = "vllm"  # a vLLM engine of the scoring worker's own
@@ -56,7 +63,7 @@ class TeacherConfig:
     quantization: Quantization = Quantization.none
     weights: TeacherWeights = TeacherWeights.fixed
     ema_rate: float = 0.99  # weights=ema: what the average keeps of itself at each published version
-    domains: list[str] = field(default_factory=list)  # of the prompts that this teacher marks
+    domains: list[str] = field(default_factory=list)  # of the prompts that this teacher scores
     mixture: dict[str, float] = field(default_factory=dict)  # of other teachers, by key, with their weights
     trust_remote_code: bool = False
 
@@ -85,5 +92,5 @@ class ScoringConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     head_chunk_tokens: int = 256  # the LM head sees this many positions at a time
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
-    cache_dir: str | None = None  # marks are kept here by the content of their requests, and not computed twice
+    cache_dir: str | None = None  # scores are kept here by the content of their requests, and not computed twice
     max_restarts: int = 3  # of the workers of one teacher, before its failure ends the run

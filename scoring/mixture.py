@@ -7,7 +7,7 @@ Exact for whatever ids all were asked about, and for the whole vocabulary throug
 asks each for its own, a second for the log-probs of all of them, so the log-probs are exact. An id that no teacher has
 among its top k has at most the weighted sum of their k-th probabilities.
 
-Shape suffixes: T marked tokens, K support ids a position, U ids of the union, d hidden size.
+Shape suffixes: T scored tokens, K support ids a position, U ids of the union, d hidden size.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from scoring.signal import ScoringRequest, TeacherSignal
+from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 Score = Callable[[ScoringRequest], Awaitable[TeacherSignal]]
 
@@ -26,7 +26,7 @@ Score = Callable[[ScoringRequest], Awaitable[TeacherSignal]]
 async def score_mixture(
     name: str, weights: Mapping[str, float], requests: Mapping[str, ScoringRequest], score: Score
 ) -> TeacherSignal:
-    """The marks of a mixture.
+    """The scores of a mixture.
 
     Args:
         weights: of each teacher, by key, summing to 1.

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout.worker import EngineInfo
-from scoring.backend import follow, make_backend
-from scoring.cache import CachedBackend, CacheStats, KeptMarks
+from scoring.backends.cached import CachedBackend, CacheOnlyBackend, CacheStats
+from scoring.backends.factory import follow, make_backend
+from scoring.backends.quantization import QuantizationBias, measure_bias
 from scoring.config import Quantization, ScoringConfig, TeacherConfig, TeacherWeights
-from scoring.lm_head import LMHead
-from scoring.quantization import QuantizationBias, measure_bias
-from scoring.signal import ScoringRequest, TeacherSignal
+from tutelage.lm.head import LMHead
+from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tutelage.weights import EngineInfo
 
 if TYPE_CHECKING:
-    from scoring.endpoint import ServerStats
-    from scoring.follower import Follower
+    from scoring.backends.follower import Follower
+    from scoring.backends.server.client import ServerStats
 
 
 class ScoringWorker:
-    """An actor that marks responses; call `score` once a request, many at a time."""
+    """An actor that scores responses; call `score` once a request, many at a time."""
 
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
         """Load the teacher, from the checkpoint directory `path` if it has one."""
@@ -55,24 +55,26 @@ class ScoringWorker:
         return await self._backend.lm_head()
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:
-        """Mark one response.
+        """Score one response.
 
         Raises:
             ValueError: the request cannot be scored; those that wait beside it are not affected.
         """
         return await self._backend.score(request)
 
-    async def plain_logprobs(self, requests: Sequence[ScoringRequest]) -> list[NDArray[np.float32]] | None:
-        """What `score` should say of the marked tokens; None where there are no other means to tell."""
-        return await self._backend.plain_logprobs(requests)
+    async def reference_logprobs_for_check(
+        self, requests: Sequence[ScoringRequest]
+    ) -> list[NDArray[np.float32]] | None:
+        """What `score` should say of the scored tokens; None where there are no other means to tell."""
+        return await self._backend.reference_logprobs_for_check(requests)
 
     async def cache_stats(self) -> CacheStats | None:
-        """How often marks were there already; None: none are kept."""
-        return self._backend.stats if isinstance(self._backend, CachedBackend | KeptMarks) else None
+        """How often scores were there already; None: none are kept."""
+        return self._backend.stats if isinstance(self._backend, CachedBackend | CacheOnlyBackend) else None
 
     async def server_stats(self) -> "ServerStats | None":
         """How often an endpoint had to be asked; None: there is no endpoint."""
-        from scoring.server import ServerTeacher
+        from scoring.backends.server.backend import ServerTeacher
 
         backend = self._backend.computing if isinstance(self._backend, CachedBackend) else self._backend
         return backend.stats() if isinstance(backend, ServerTeacher) else None

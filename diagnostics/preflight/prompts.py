@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from diagnostics.check import Check, Status
-from rollout.prompts import Prompt
+from tutelage.records.prompt import Prompt
 
 GRADED_PROMPTS = 64  # of each split, whose reference answers the verifier is tried on
 MANY_DUPLICATES = 0.05  # share of the training prompts from which on a warning is due

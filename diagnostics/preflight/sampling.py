@@ -2,8 +2,8 @@
 
 from diagnostics.check import Check, Status
 from learner.objectives.config import ObjectiveConfig
-from learner.objectives.rule import Case, RunFacts
-from learner.objectives.rules import refusals
+from learner.objectives.rules.case import Case, RunFacts
+from learner.objectives.rules.refusals import refusals
 
 
 def check_sampling(objective: ObjectiveConfig, run: RunFacts) -> Check:

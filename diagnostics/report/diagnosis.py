@@ -165,7 +165,7 @@ def _prefix_depth(probe: Mapping[str, Any]) -> Section:
         "prefix-depth",
         "Does the teacher still help when the student has begun?",
         "Both models go on from the same beginnings of the student's answers. An advantage that shrinks with depth "
-        "means that the teacher's marks are worth less the later they come.",
+        "means that the teacher's scores are worth less the later they come.",
         charts=[
             Chart("score of the finished answer", curves, place).svg(),
             Chart("the teacher's advantage", advantage, place).svg(),

@@ -24,7 +24,7 @@ class Requirements:
     """What must be known about a trajectory; the composition of a run is checked against it."""
 
     teacher: bool = True  # something is compared with another model's probabilities
-    candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher marks
+    candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher scores
     teacher_top_k: int = 0  # of the teacher's own most likely ids
     teacher_entropy: bool = False  # which tokens are learned from depends on it
     hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
@@ -60,7 +60,7 @@ class Rows:
     example_index: Tensor | None = None  # [R] int64, the trajectory within the step
     slots: Tensor | None = None  # [R] int64, the trajectory within the run: seeds random token masks
     future_advantages: Tensor | None = None  # [R], (discounted) log-ratios of the tokens that follow, detached
-    spans: Tensor | None = None  # [R] int64, tokens of a trajectory that a teacher marked together; they stand together
+    spans: Tensor | None = None  # [R] int64, tokens of a trajectory that a teacher scored together; they stand together
     merged: Tensor | None = None  # [R] bool, spans that are not one token of the student's and one of the teacher's
     span_tokens: Tensor | None = None  # [R], of the row's span
     span_rest: Tensor | None = (

@@ -12,10 +12,10 @@ from torch import Tensor
 from learner.objectives.base import Objective, Requirements, Rows, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.config import (
     Estimator,
+    Gradient,
     Importance,
     Normalisation,
     ObjectiveConfig,
-    Realisation,
     Support,
     TaskRewardMix,
     TermConfig,
@@ -140,7 +140,7 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
         if term.support is not Support.sampled:
             wide = _FullTerm(term) if term.support is Support.full else SupportTerm(term, both_tops)
             yield _Part(name, term, wide, seed)
-        elif term.realisation is Realisation.direct:
+        elif term.gradient is Gradient.backprop:
             yield _Part(name, term, _estimator(term), seed)
         else:
             own = task is None or task.share > 0
@@ -155,15 +155,15 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
 def _estimator(term: TermConfig) -> Term:
     if term.estimator is Estimator.k1:
         raise ValueError(
-            "objective.estimator=k1 with realisation=direct: the expected gradient is zero, the teacher vanishes from "
-            "it; use realisation=policy_gradient, or estimator=k2 (reverse KL) or k3 (forward KL)"
+            "objective.estimator=k1 with gradient=backprop: the expected gradient is zero, the teacher vanishes from "
+            "it; use gradient=policy_gradient, or estimator=k2 (reverse KL) or k3 (forward KL)"
         )
     if is_likelihood(term):
         return Likelihood()
     if term.importance is Importance.ppo_clip:
         raise ValueError(
             f"objective.importance=ppo_clip with estimator={term.estimator.value}: the clip bounds an advantage, and a "
-            "back-propagated estimator has none; use importance=truncated, or realisation=policy_gradient"
+            "back-propagated estimator has none; use importance=truncated, or gradient=policy_gradient"
         )
     return SampledEstimator(term)
 
@@ -172,8 +172,8 @@ def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> boo
     """Whether a term compares the student with another model, or that model chooses the tokens."""
     task = config.task_reward
     rewards_alone = task.mix is not TaskRewardMix.none and task.share == 0
-    marked = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
-    if marked or config.returns.discount > 0:
+    scored_mask = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
+    if scored_mask or config.returns.discount > 0:
         return True
     return any(term.control_variate or _teacher_chooses(term.tokens) for term in terms.values())
 

@@ -38,8 +38,8 @@ class Divergence(Enum):
     skewed_forward_kl = "skewed_forward_kl"  # KL(q || alpha q + (1 - alpha) p)
 
 
-class Realisation(Enum):
-    direct = "direct"  # back-propagate the divergence
+class Gradient(Enum):
+    backprop = "backprop"  # back-propagate the divergence
     policy_gradient = "policy_gradient"  # sum of -sg(w A) log p
     scalar_advantage = "scalar_advantage"  # the divergence as the sampled token's advantage: refused by name
 
@@ -50,7 +50,7 @@ class Estimator(Enum):
     k1 = "k1"  # log p - log q, as a reward (policy_gradient)
     k2 = "k2"  # half its square, back-propagated: expected gradient of the reverse KL
     k3 = "k3"  # r - 1 - log r with r = q/p, back-propagated: expected gradient of the *forward* KL
-    likelihood = "likelihood"  # -log p of a token that another wrote: cross-entropy, no teacher's marks needed
+    likelihood = "likelihood"  # -log p of a token that another wrote: cross-entropy, no teacher's scores needed
 
 
 class Shaping(Enum):
@@ -80,7 +80,7 @@ class Trust(Enum):
 
 
 class Spans(Enum):
-    """Tokens by how a teacher with another tokenizer marked them (`teacher.cross_tokenizer`)."""
+    """Tokens by how a teacher with another tokenizer scored them (`teacher.cross_tokenizer`)."""
 
     all = "all"
     one_to_one = "one_to_one"  # one token of the student's is one of the teacher's
@@ -110,7 +110,7 @@ class TermConfig:
     divergence: Divergence = Divergence.reverse_kl
     beta: float = 0.5  # jsd: 0 is forward KL, 1 reverse KL
     alpha: float = 0.1  # skewed divergences
-    realisation: Realisation = Realisation.direct
+    gradient: Gradient = Gradient.backprop
     estimator: Estimator = Estimator.k1  # support=sampled only
     shaping: Shaping = Shaping.none  # policy_gradient only
     shaping_low: float = -5.0
@@ -126,19 +126,19 @@ class TermConfig:
 
 def is_likelihood(term: TermConfig) -> bool:
     """Whether a term is the cross-entropy of the sequence itself."""
-    direct = term.support is Support.sampled and term.realisation is Realisation.direct
+    direct = term.support is Support.sampled and term.gradient is Gradient.backprop
     return direct and term.estimator is Estimator.likelihood
 
 
-class OtherStates(Enum):
+class OtherSource(Enum):
     teacher = "teacher"  # the teacher's own answers
     dataset = "dataset"  # the completion column of the training data
 
 
 @dataclass
-class StatesConfig:
-    student_share: float = 1.0  # lambda: probability that a sequence is the student's own
-    others: OtherStates = OtherStates.teacher
+class SequencesConfig:
+    on_policy_fraction: float = 1.0  # lambda: probability that a sequence is the student's own
+    other_source: OtherSource = OtherSource.teacher
 
 
 @dataclass
@@ -183,7 +183,7 @@ class TaskRewardConfig:
     divide_by_deviation: bool = False  # A_task over the group's standard deviation (GRPO, arXiv 2402.03300)
 
 
-class Averaging(Enum):
+class LossReduction(Enum):
     """What a step's loss is divided by; a batch of G sequences, of T_i response tokens each."""
 
     tokens = "tokens"  # the sum of all T_i: every token counts alike
@@ -197,8 +197,8 @@ class ObjectiveConfig(TermConfig):
     paper: str = ""  # where the recipe was published
     further_terms: dict[str, TermConfig] = field(default_factory=dict)
     teacher_temperature: float = 1.0  # support=full only: the temperature of both softmaxes
-    averaging: Averaging = Averaging.tokens
-    states: StatesConfig = field(default_factory=StatesConfig)
+    loss_reduction: LossReduction = LossReduction.tokens
+    sequences: SequencesConfig = field(default_factory=SequencesConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     returns: ReturnsConfig = field(default_factory=ReturnsConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)

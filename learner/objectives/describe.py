@@ -8,14 +8,14 @@ follows: dl/dz(j) = g(j) - p(j) Σ g. m(t) stands for a term's choice of tokens.
 from dataclasses import dataclass
 
 from learner.objectives.config import (
-    Averaging,
     Divergence,
     Estimator,
+    Gradient,
     Importance,
+    LossReduction,
     Normalisation,
     ObjectiveConfig,
-    OtherStates,
-    Realisation,
+    OtherSource,
     Shaping,
     Spans,
     Support,
@@ -125,9 +125,9 @@ _SPANS = {
 }
 
 _AVERAGES = {
-    Averaging.tokens: "loss = Σ_t l(t) / number of response tokens",
-    Averaging.sequences: "loss = mean over the sequences of Σ_t l(t) / the sequence's response tokens",
-    Averaging.constant: "loss = Σ_t l(t) / (number of sequences × sampling.max_tokens)",
+    LossReduction.tokens: "loss = Σ_t l(t) / number of response tokens",
+    LossReduction.sequences: "loss = mean over the sequences of Σ_t l(t) / the sequence's response tokens",
+    LossReduction.constant: "loss = Σ_t l(t) / (number of sequences × sampling.max_tokens)",
 }
 
 
@@ -201,8 +201,8 @@ def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
     compared = "the task's reward alone" if _rewards_alone(objective, term) else _fill(_form(term).name, term)
     on = f"{compared} on {_fill(_SUPPORTS[term.support], term)}"
     topk = term.support not in (Support.sampled, Support.full)
-    how = "policy gradient" if term.realisation is Realisation.policy_gradient else "back-propagated"
-    if term.support is Support.sampled and term.realisation is Realisation.direct:
+    how = "policy gradient" if term.gradient is Gradient.policy_gradient else "back-propagated"
+    if term.support is Support.sampled and term.gradient is Gradient.backprop:
         how += f" through its {term.estimator.value} estimate"
     tokens = _token_words(term.tokens)
     return _join(
@@ -219,7 +219,7 @@ def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
 def _sampled_formula(term: TermConfig, advantage: str, mixture: str) -> str:
     weighted = "" if term.importance is Importance.none else "w "
     where = _fill(_IMPORTANCE[term.importance][1], term)
-    if term.realisation is Realisation.direct:
+    if term.gradient is Gradient.backprop:
         if term.estimator is Estimator.k2:
             loss, g = "1/2 log²(p/q)", "log(p/q)"
         elif is_likelihood(term):
@@ -242,7 +242,7 @@ def _support_formula(term: TermConfig) -> str:
     loss, g, where = (_fill(part, term) for part in (form.loss, form.g, form.where))
     space = "Σ_v" if term.support is Support.full else "Σ_S"
     normalised = _NORMALISED_WHERE.get(term.normalisation, "")
-    if term.realisation is Realisation.policy_gradient:
+    if term.gradient is Gradient.policy_gradient:
         advantage = _fill(_SHAPES[term.shaping][1], term).replace("{a}", _fill(form.advantage, term))
         return _where(f"{space} -sg(p A) log p, A(v) = {advantage}", where, normalised)
     if term.normalisation is Normalisation.naive:
@@ -301,14 +301,14 @@ def _returns_words(objective: ObjectiveConfig) -> str:
 
 def _whole_words(objective: ObjectiveConfig) -> tuple[str, ...]:
     """What holds for all terms, a clause each."""
-    gate, states, reward = objective.gate, objective.states, objective.task_reward
+    gate, sequences, reward = objective.gate, objective.sequences, objective.task_reward
     gates = _join(
         "only incorrect answers" if gate.only_incorrect else "",
         "only finished answers" if gate.only_finished else "",
         "" if gate.max_response_tokens is None else f"only answers of at most {gate.max_response_tokens} tokens",
         "only prompts with a teacher context" if gate.only_with_context else "",
     )
-    others = {OtherStates.teacher: "the teacher's own answers", OtherStates.dataset: "the dataset's completions"}
+    others = {OtherSource.teacher: "the teacher's own answers", OtherSource.dataset: "the dataset's completions"}
     temperature, reference = objective.teacher_temperature, objective.reference
     clauses = (
         f"both distributions at temperature {temperature:g}" if temperature != 1 else "",
@@ -319,8 +319,9 @@ def _whole_words(objective: ObjectiveConfig) -> tuple[str, ...]:
         f"{reward.mix.value} mixture with the task's reward, share {reward.share:g}"
         if reward.mix is not TaskRewardMix.none and reward.share > 0
         else "",
-        f"{states.student_share:g} of the sequences are the student's, the others are {others[states.others]}"
-        if states.student_share < 1
+        f"{sequences.on_policy_fraction:g} of the sequences are the student's, "
+        f"the others are {others[sequences.other_source]}"
+        if sequences.on_policy_fraction < 1
         else "",
         gates,
         "a baseline that is known to be wrong" if objective.unsafe_baseline else "",
@@ -340,5 +341,5 @@ def describe(objective: ObjectiveConfig) -> Description:
         formulas.append(f"{sign}{weight}{mask}[{_term_formula(objective, term)}]")
     return Description(
         words=(*words, *_whole_words(objective)),
-        formula=(*formulas, "dl/dz(j) = g(j) - p(j) Σ g", _AVERAGES[objective.averaging]),
+        formula=(*formulas, "dl/dz(j) = g(j) - p(j) Σ g", _AVERAGES[objective.loss_reduction]),
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.objectives.base import StudentChunk, TeacherChunk
-from learner.objectives.config import Realisation, TermConfig
+from learner.objectives.config import Gradient, TermConfig
 from learner.objectives.divergences import divergence_of
 from learner.objectives.shaping import shaping_of
 from learner.rowwise import row_blocks
@@ -24,7 +24,7 @@ def full_term(student: StudentChunk, teacher: TeacherChunk, term: TermConfig) ->
     loss_C = grad_CV.new_empty(len(grad_CV))
     for rows in row_blocks(grad_CV):
         logp, logq = student.logprobs[rows], grad_CV[rows]
-        if term.realisation is Realisation.policy_gradient:
+        if term.gradient is Gradient.policy_gradient:
             grads = -logp.exp() * shape(divergence.advantage(logp, logq))
             values = grads * logp
         else:

@@ -7,7 +7,7 @@ Shape suffixes: C positions.
     k3                 loss = w (r - 1 - log r),  r = q(y)/p(y),  g = w (1 - r):  forward KL in expectation
     likelihood         loss = -log p(y),  g = -1:  KL(writer || student) in expectation, where another wrote y
 
-A is log q(y) - log p(y) for the reverse KL. Where a teacher marked several tokens together, y is all of them (`spans`).
+A is log q(y) - log p(y) for the reverse KL. Where a teacher scored several tokens together, y is all of them (`spans`).
 w corrects for the distribution that y was drawn from.
 Estimators: Schulman, "Approximating KL Divergence", 2020; exact-KL control variate: arXiv 2605.07865; reward
 extrapolation: arXiv 2602.12125; returns over later tokens: Gu et al., "MiniLLM", arXiv 2306.08543.

@@ -1,4 +1,4 @@
-"""Tokens that a teacher with another tokenizer marked together: one action of the student's.
+"""Tokens that a teacher with another tokenizer scored together: one action of the student's.
 
 A span's log-probs are the sums of its tokens' (the chain rule), on both sides and under the sampling distribution. A
 loss f(log p) of the span as one action has the derivative f'(log p) on each of its tokens' log-probs; the loss itself

@@ -11,16 +11,9 @@ p' is the student on the support after normalisation. Without shaping both have 
 from torch import Tensor
 
 from learner.objectives.base import Rows, StudentChunk, TeacherChunk
-from learner.objectives.config import Normalisation, Realisation, TermConfig
+from learner.objectives.config import Gradient, Normalisation, TermConfig
 from learner.objectives.divergences import divergence_of
-from learner.objectives.normalisation import (
-    Normalised,
-    Tail,
-    log_tail,
-    mass,
-    normalise,
-    present_sum,
-)
+from learner.objectives.normalisation import Normalised, Tail, log_tail, mass, normalise, present_sum
 from learner.objectives.shaping import shaping_of
 from learner.objectives.supports import SupportChunk, build_support, top_overlap
 from learner.objectives.term import TermLosses
@@ -47,7 +40,7 @@ class SupportTerm:
     def _realise(self, compared: Normalised) -> tuple[Tensor, Tensor]:
         """Summands of the loss and g on the normalised log-probs."""
         logp, logq = compared.student, compared.teacher
-        if self._config.realisation is Realisation.policy_gradient:
+        if self._config.gradient is Gradient.policy_gradient:
             grad = -logp.exp() * self._shape(self._divergence.advantage(logp, logq))
             return grad * logp, grad
         value, grad = self._divergence.terms(logp, logq)

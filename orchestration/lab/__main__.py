@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra import initialize_config_module
 
-from orchestration.command import refusing_wrong_settings
+from orchestration.cli import refusing_wrong_settings
 from orchestration.lab.build import build
 from orchestration.lab.series import RunFailed
 from orchestration.lab.table import make_table

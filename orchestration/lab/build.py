@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from orchestration.cluster import Session
-from orchestration.files import write_json
 from orchestration.lab.series import Job, perform
 from orchestration.lab.untrained import write_untrained
-from orchestration.models import LAB_MODELS, LAB_PREFIX
+from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX
+from tutelage.cluster import Session
+from tutelage.files import write_json
 
 MADE = "made.json"
 _LAYERS = 3
@@ -57,7 +57,7 @@ def _supervised(mixture: str, problems: int, steps: int, schedule: str = "linear
     return (
         "stage=cold_start",
         "objective=supervised",
-        "objective.states.others=dataset",
+        "objective.sequences.other_source=dataset",
         "cold_start.only_correct=false",
         f"+data.train.task_options.mixture={mixture}",
         f"data.train.size={problems}",

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from orchestration.run_directory import stage_folders
-from orchestration.tracking import read_metrics
+from orchestration.results.directory import stage_folders
+from orchestration.results.tracker import read_metrics
 
 WINDOW = 5  # steps that a figure at the beginning or the end of a run is the mean of
 
@@ -18,7 +18,7 @@ class Outcome:
     before: dict[str, Any]  # evaluation of the student that it began with, in its first stage
     steps: list[dict[str, float]]  # metrics of every step of that stage
     evaluations: list[dict[str, float]]  # on held-out prompts, as the stage went on
-    teacher_tokens: int  # that the teacher wrote or marked, in all stages
+    teacher_tokens: int  # that the teacher wrote or scored, in all stages
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":

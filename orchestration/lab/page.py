@@ -11,7 +11,7 @@ import numpy as np
 from diagnostics.report.charts import PALETTE, Chart, Series
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.phenomena import PHENOMENA, Outcomes
-from orchestration.tracking import X_AXIS
+from orchestration.results.tracker import X_AXIS
 
 _PANELS = (
     ("eval/accuracy", "held-out accuracy", ""),

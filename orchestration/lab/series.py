@@ -4,11 +4,11 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration.cluster import Session
 from orchestration.launch import launch
-from orchestration.recipe import compose_run
-from orchestration.recipe_run import KEPT
-from orchestration.run_directory import check_identity, is_finished
+from orchestration.results.directory import check_identity, is_finished
+from orchestration.runs.recipe import compose_run
+from orchestration.runs.recipe_run import KEPT
+from tutelage.cluster import Session
 
 CONFIG = "config"
 

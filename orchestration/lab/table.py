@@ -16,14 +16,14 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeR
 from rich.table import Table
 
 from diagnostics.intervals import Interval
-from orchestration.cluster import Session
-from orchestration.files import write_json, write_text
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.page import render
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Outcomes, Phenomenon, Variant
 from orchestration.lab.series import Job, perform
-from orchestration.machine import machine
-from orchestration.run_directory import is_finished
+from orchestration.results.directory import is_finished
+from orchestration.results.provenance import machine
+from tutelage.cluster import Session
+from tutelage.files import write_json, write_text
 
 # Student's t at 97.5 % for 1 to 9 degrees of freedom; the normal distribution's beyond.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

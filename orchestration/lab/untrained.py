@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from rollout.column_sums import ColumnSums
 from rollout.config import PromptSourceConfig, SourceKind
-from rollout.digit_tasks import make_digit_tasks
-from rollout.reversed_digits import ReversedDigits
+from rollout.data.column_sums import ColumnSums
+from rollout.data.digit_tasks import make_digit_tasks
+from rollout.data.reversed_digits import ReversedDigits
 
 VOCABULARY = 512
 POSITIONS = 128

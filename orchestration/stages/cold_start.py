@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from learner.batch import Example
-from orchestration.pipeline import Cursor
-from orchestration.preparation import RenderedPrompt
-from orchestration.schedule import PromptSchedule
-from orchestration.sequences import JudgedSequence, Verdict, load_sequences
+from learner.records import Example
+from orchestration.pipeline.pipeline import Cursor
+from orchestration.pipeline.schedule import PromptSchedule
+from orchestration.stages.sequences import JudgedSequence, Verdict, load_sequences
 from orchestration.stages.training import StageContext, TrainingStage
-from rollout.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory
+from tutelage.records.prompt import RenderedPrompt
+from tutelage.records.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory
 
 
 class Epochs:

@@ -1,37 +1,37 @@
-"""What distillation and reinforcement share: trajectories stream through the pipeline, graded, marked and compared.
+"""What distillation and reinforcement share: trajectories stream through the pipeline, graded, scored and compared.
 
-slots ─► rollouts ─► verifier? ─► marks? ─► groups ─► batches
+slots ─► rollouts ─► verifier? ─► scores? ─► groups ─► batches
 """
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
 
-from learner.batch import Example
 from learner.objectives import requirements
 from learner.objectives.config import TaskRewardMix
-from orchestration.gates import with_advantages
-from orchestration.grading import Grader
-from orchestration.pipeline import Keep, Pipeline
-from orchestration.readings import sampled_candidates
+from learner.records import Example
+from orchestration.config.facts import sampled_candidates
+from orchestration.pipeline.pipeline import Keep, Pipeline
+from orchestration.pipeline.sources import TrajectorySource
+from orchestration.pipeline.weighting import with_advantages
 from orchestration.stages.training import StageContext, TrainingStage
-from orchestration.states import StateSource
-from rollout.trajectory import Origin, Trajectory
-from scoring.signal import TeacherSignal
+from rollout.verifiers import Grader
+from tutelage.records.signal import TeacherSignal
+from tutelage.records.trajectory import Origin, Trajectory
 
 
 class OnPolicyStage(TrainingStage):
     """
     Args:
         keep: whether a group of samples is worth training on; None: all are.
-        waits_for_samples: a response is marked only once all samples of its prompt are there.
+        waits_for_samples: a response is scored only once all samples of its prompt are there.
     """
 
     def __init__(self, context: StageContext, keep: Keep | None = None, waits_for_samples: bool = False) -> None:
         super().__init__(context)
         config, prepared, workers = context.config, context.prepared, context.workers
         self.requirements = requirements(config.objective)
-        candidates = sampled_candidates(config, self.requirements)
-        self._states = StateSource(config, prepared.train, candidates, workers.rollouts, workers.teacher_rollouts)
+        candidates = sampled_candidates(config)
+        self._states = TrajectorySource(config, prepared.train, candidates, workers.rollouts, workers.teacher_rollouts)
         self._grader = Grader(context.verifier, prepared.train, prepared.tokenizer)
         self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
         self._pipeline = Pipeline(

@@ -4,21 +4,21 @@ rollouts ─► verifier ─► reference? ─► group ─┬─ rewards differ
                                              └─ they do not: dropped for the next prompt, within a limit, and counted
 
 No teacher takes part. Where the objective compares the student with another model, that is `objective.reference.model`:
-its marks stand where a teacher's do, so A = A_task + share (log ref - log p) pulls the student towards it.
+its scores stand where a teacher's do, so A = A_task + share (log ref - log p) pulls the student towards it.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from learner.batch import Example
-from orchestration.gates import have_spread
-from orchestration.marking import REFERENCE
+from learner.records import Example
+from orchestration.pipeline.weighting import have_spread
 from orchestration.stages.on_policy import OnPolicyStage
 from orchestration.stages.training import StageContext
-from rollout.trajectory import Trajectory
-from scoring.request import build_request
-from scoring.signal import TeacherSignal
+from scoring.pool import REFERENCE
+from scoring.requests import build_request
+from tutelage.records.signal import TeacherSignal
+from tutelage.records.trajectory import Trajectory
 
 REPLACED = "groups_without_spread_replaced"  # among the run's counts
 
@@ -32,20 +32,16 @@ class Reinforcement(OnPolicyStage):
         return super().weigh(batch)
 
     async def score(self, trajectory: Trajectory) -> TeacherSignal | None:
-        """The reference's marks of the response to the student's prompt."""
-        reference = self.workers.reference_scorers
-        if reference is None:
+        """The reference's scores of the response to the student's prompt."""
+        if REFERENCE not in self.workers.teachers:
             return None
         request = build_request(REFERENCE, trajectory.prompt_ids, trajectory, self.requirements)
-        signal = await reference.score(request)
+        signal = await self.workers.teachers.score(request)
         self.tokens["scored"] += len(trajectory.response_ids)
         return replace(signal, reference_logprobs=signal.logprobs)
 
     async def restore(self, checkpoint: Path | None) -> None:
         """As every stage; an objective over the whole vocabulary gets the reference's head."""
         await super().restore(checkpoint)
-        reference = self.workers.reference_scorers
-        if reference is not None and self.requirements.hidden_states:
-            head = await reference.lm_head()
-            assert head is not None  # it is a model of our own
-            await self.workers.learner.set_teacher_head(REFERENCE, head)
+        if REFERENCE in self.workers.teachers and self.requirements.hidden_states:
+            await self.workers.send_reference_head()

@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from learner.batch import Example
 from learner.packing import pack
-from learner.report import StepReport
-from orchestration.clock import StageClock
-from orchestration.config import RunConfig
-from orchestration.evaluation import Answers, Evaluator
-from orchestration.gates import passes, with_averaging
-from orchestration.interruption import Interruption
-from orchestration.outcome import EvaluationStore
-from orchestration.pipeline import Cursor
-from orchestration.preparation import Prepared, with_ids
-from orchestration.teacher_rules import TEACHER
-from orchestration.workers import Workers
+from learner.records import Example, StepReport
+from orchestration.config.schema import RunConfig
+from orchestration.measure.evaluation import Evaluator
+from orchestration.pipeline.clock import StageClock
+from orchestration.pipeline.fleet import Fleet
+from orchestration.pipeline.pipeline import Cursor
+from orchestration.pipeline.weighting import passes, with_loss_reduction
+from orchestration.prepare.inputs import Prepared
+from orchestration.results.summary import Answers, EvaluationStore
 from rollout.verifiers import Verifier
-from scoring.packed_model import shares_prefixes
+from scoring.config import TEACHER
+from tutelage.aio import Interruption
+from tutelage.lm.packed import shares_prefixes
+from tutelage.records.prompt import with_ids
 
 TEACHERS = "teachers"  # in a checkpoint: the averages of teachers that keep one
 
@@ -73,7 +73,7 @@ class StageContext:
 
     config: RunConfig
     prepared: Prepared
-    workers: Workers
+    workers: Fleet
     clock: StageClock
     interruption: Interruption
     evaluations: EvaluationStore
@@ -123,7 +123,7 @@ class TrainingStage(ABC):
         """The batch with the weights of its gates and of the average that the loss is."""
         objective = self.config.objective
         gated = [replace(e, weight=float(passes(objective.gate, e.trajectory, self.has_context(e)))) for e in batch]
-        return with_averaging(gated, objective.averaging, self.config.sampling.max_tokens)
+        return with_loss_reduction(gated, objective.loss_reduction, self.config.sampling.max_tokens)
 
     def has_context(self, example: Example) -> bool:
         """Whether the teacher saw more of its prompt than the student."""
@@ -162,14 +162,12 @@ class TrainingStage(ABC):
         await self.workers.connect()
         if checkpoint is not None:
             await self.workers.learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
-            if self.workers.teachers is not None:
-                await self.workers.teachers.restore(checkpoint / TEACHERS, self.config.timeouts.checkpoint)
+            await self.workers.teachers.restore(checkpoint / TEACHERS, self.config.timeouts.checkpoint)
 
     async def save(self, folder: Path) -> None:
         """All that the workers know, into the folder of a checkpoint."""
         await self.workers.learner.save_checkpoint(str(folder / "learner"))
-        if self.workers.teachers is not None:
-            await self.workers.teachers.save(folder / TEACHERS, self.config.timeouts.checkpoint)
+        await self.workers.teachers.save(folder / TEACHERS, self.config.timeouts.checkpoint)
 
     async def go_back(self, checkpoint: Path, version: int) -> None:
         """Give the learner the weights of an earlier version of this run; the engines keep the later ones."""

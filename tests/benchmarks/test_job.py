@@ -18,8 +18,8 @@ def mark(step: int, cpu: float) -> Mark:
 
 
 def test_a_window_leaves_out_the_warm_up_and_those_without_rollouts_beside_them() -> None:
-    marks = [mark(step, cpu=5.0 * step) for step in range(1, 8)]
-    steady = window(marks, max_staleness=2)
+    scores = [mark(step, cpu=5.0 * step) for step in range(1, 8)]
+    steady = window(scores, max_staleness=2)
     assert steady.steps == 3  # 3, 4 and 5
     assert steady.tokens == 1200
     assert steady.seconds == 30

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diagnostics.alarms import Alarm, Watch, faults, gravest
+from diagnostics.alarms import Alarm, Watch, faults, most_severe
 from diagnostics.config import AlarmRule, Comparison, Remedy, Statistic
 
 METRIC = "rollout/truncated_share"
@@ -110,9 +110,9 @@ def test_the_gravest_remedy_wins_and_goes_furthest_back() -> None:
     watch = Watch(rules)
     watch.observe(1, {METRIC: -1.0})
     alarms = watch.observe(2, {METRIC: 5.0})
-    found = gravest(alarms)
+    found = most_severe(alarms)
     assert found is not None and (found.name, found.since) == ("c", 1)
-    assert gravest([alarm for alarm in alarms if alarm.name == "d"]) is None
+    assert most_severe([alarm for alarm in alarms if alarm.name == "d"]) is None
 
 
 def test_a_rule_whose_metric_never_comes_is_named_unless_it_may_be_absent() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diagnostics.monitors import compression_ratio, repetition, signal_monitors, text_monitors
-from rollout.trajectory import FinishReason, Trajectory
 from tests.learner.examples import make_example
+from tutelage.records.trajectory import FinishReason, Trajectory
 
 
 def response(ids: list[int], reason: FinishReason = FinishReason.STOP, reward: float | None = None) -> Trajectory:

@@ -274,7 +274,7 @@ def test_a_recipe_links_the_pages_of_its_stages() -> None:
     assert "0.910 [0.890, 0.940]" in Text(page).text
 
 
-# Figures and charts
+# ProbeStatistics and charts
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from diagnostics.probe import Found, Graded, figures
-from diagnostics.verdict import Judgement, Verdict, judge, overrides_for, predict
-from tests.diagnostics.answers import answer
+from diagnostics.compatibility import Graded, ProbeSamples, figures
+from diagnostics.verdict import Verdict, VerdictReport, judge, overrides_for, predict
+from tests.diagnostics.preflight.answers import answer
 
 PROMPTS = 40
 
@@ -16,7 +16,7 @@ def _found(
     teacher_on: float,
     always_wrong: float = 0.0,
     accepted: float = 0.0,
-) -> Found:
+) -> ProbeSamples:
     """Accuracies of whole answers, and from half of the student's; a share of prompts it never gets right.
 
     Of two answers to each other prompt, one is right with twice the student's accuracy.
@@ -32,10 +32,10 @@ def _found(
         theirs.append(Graded(prompt, float(rank < teacher)))
         ours_on.append(Graded(prompt, float(solved and rank < student_on), 0.5))
         theirs_on.append(Graded(prompt, float(rank < teacher_on), 0.5))
-    return Found(answers, theirs, ours_on, theirs_on)
+    return ProbeSamples(answers, theirs, ours_on, theirs_on)
 
 
-def _judge(found: Found) -> Judgement:
+def _judge(found: ProbeSamples) -> VerdictReport:
     return judge(found, figures(found))
 
 
@@ -93,6 +93,6 @@ def test_without_a_verifier_the_divergence_decides(divergence: float, mass: floa
         answer(str(i), None, [0.0] * 2, [0.0] * 2, reverse_kl=[divergence] * 2, overlap_mass_student=[mass] * 2)
         for i in range(5)
     ]
-    judgement = _judge(Found(answers))
+    judgement = _judge(ProbeSamples(answers))
     assert judgement.verdict is verdict
     assert judgement.predicted_change.mean == pytest.approx(-mass, rel=1e-5)

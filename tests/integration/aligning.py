@@ -7,17 +7,17 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
-from orchestration.alignment import Alignment, measure_alignment
-from orchestration.cluster import Session
-from orchestration.config import RunConfig, build, register_schema
-from orchestration.preparation import Prepared, prepare
-from orchestration.workers import Workers
+from orchestration.config.compose import build, register_schema
+from orchestration.config.schema import RunConfig
+from orchestration.measure.alignment import Alignment, measure_alignment
+from orchestration.pipeline.fleet import Fleet
+from orchestration.prepare.inputs import Prepared, prepare
 from rollout.verifiers import make_verifier
+from tutelage.cluster import Session
 
 
 async def measure(config: RunConfig, prepared: Prepared, session: Session) -> Alignment:
-    workers = await Workers.start(config, prepared, session.cluster(config))
-    assert workers.scorers is not None
+    workers = await Fleet.start(config, prepared, session.cluster(config.cluster))
     await workers.connect()
     return await measure_alignment(config, prepared, workers, make_verifier(config.data.verifier), print)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from orchestration.models import LAB_MODELS
+from orchestration.prepare.checkpoints import LAB_MODELS
 
 Weights = dict[str, torch.Tensor]
 EOS, UNUSED = 3, 500  # ids of the lab's vocabulary

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from hydra import initialize_config_module
 
-from orchestration.cluster import Session
 from orchestration.diagnose import diagnose
 from orchestration.launch import launch
 from orchestration.precompute import precompute
-from orchestration.recipe import compose_run
+from orchestration.runs.recipe import compose_run
+from tutelage.cluster import Session
 
 
 def perform(command: str, overrides: list[str], session: Session) -> int:

@@ -12,11 +12,12 @@ from ray.actor import ActorHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.config import LearnerConfig
-from learner.report import PublishReport
-from learner.weight_transfer import WeightPublisher
-from rollout.config import DType, RolloutConfig
-from rollout.trajectory import RolloutRequest, Trajectory
+from learner.records import PublishReport
+from learner.weights.publisher import WeightPublisher
+from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
+from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.settings import DType
 
 MAX_MODEL_LEN = 384
 ENGINE = RolloutConfig(dtype=DType.float32, max_model_len=MAX_MODEL_LEN, max_num_seqs=64, kv_cache_gib=0.25, threads=1)

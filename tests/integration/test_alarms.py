@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from orchestration.models import LAB_MODELS
+from orchestration.prepare.checkpoints import LAB_MODELS
 from tests.integration.launching import Run, Series
 from tests.integration.planted import teacher_that_never_stops, teacher_that_repeats
 

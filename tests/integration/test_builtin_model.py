@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from orchestration.models import SMOLLM2, resolve_model
-from rollout.prompts import Message, Prompt
-from rollout.rendering import render_prompt, stop_token_ids
+from orchestration.prepare.checkpoints import SMOLLM2, resolve_model
+from tutelage.chat import render_prompt, stop_token_ids
+from tutelage.records.prompt import Message, Prompt
 
 
 @pytest.mark.integration

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 Launch = Callable[..., Launched]
 COLD_START = ("stage=cold_start", "objective=supervised", "sampling.max_tokens=8", "pipeline.batch_size=8")
-FROM_DATA = (*COLD_START, "objective.states.others=dataset", "pipeline.steps=20", "checkpoint.every=5")
+FROM_DATA = (*COLD_START, "objective.sequences.other_source=dataset", "pipeline.steps=20", "checkpoint.every=5")
 FROM_TEACHER = (*COLD_START, "pipeline.steps=20", "sampling.samples_per_prompt=2", "data.verifier=exact")
 ANSWER = "warm"
 
@@ -99,10 +99,10 @@ def test_a_teachers_correct_answers_are_learned_and_the_rest_is_counted(
     assert len({(item["prompt_id"], item["response"]) for item in kept}) == len(kept) <= 40
     assert summary["tokens"]["rollout"] == sum(len(item["response_ids"]) for item in found)
     last = [row for row in run.rows() if "train/loss" in row][-1]
-    assert last["rollout/sequences_kept"] == len(kept) and last["rollout/student_share"] == 0
+    assert last["rollout/sequences_kept"] == len(kept) and last["rollout/on_policy_fraction"] == 0
     before, after, of_teacher = (summary["evaluation"][r] for r in ("student_before", "student_after", "teacher"))
     assert after["accuracy"] > before["accuracy"] and of_teacher["accuracy"] > 0.5
-    assert after["reverse_kl"] < before["reverse_kl"]  # exact, though no step was told the teacher's marks
+    assert after["reverse_kl"] < before["reverse_kl"]  # exact, though no step was told the teacher's scores
 
 
 def test_a_teacher_that_is_never_right_ends_the_run_with_the_counts(

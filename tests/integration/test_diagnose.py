@@ -85,5 +85,5 @@ def test_what_has_no_teacher_is_refused_before_anything_starts(lab: Series, tmp_
         tmp_path / "d", "experiment=lab/compatible", "stage=reinforce", "objective=grpo",
         "sampling.samples_per_prompt=4", exit_code=1, command="diagnose",
     )  # fmt: skip
-    assert "stage=reinforce: a diagnosis asks whether a teacher's marks will help" in run.text()
+    assert "stage=reinforce: a diagnosis asks whether a teacher's scores will help" in run.text()
     assert not run.run_dir.exists()

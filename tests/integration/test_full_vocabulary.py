@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from learner.batch import Example
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.objectives import ObjectiveConfig
-from learner.objectives.config import Divergence, Importance, Realisation, ReturnsConfig, Support
+from learner.objectives.config import Divergence, Gradient, Importance, ReturnsConfig, Support
 from learner.packing import pack
-from learner.report import StepReport
-from rollout.config import DType
-from scoring.lm_head import LMHead
+from learner.records import Example, StepReport
 from tests.integration.ranks import Ranks
 from tests.learner.examples import make_examples
+from tutelage.lm.head import LMHead
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +30,7 @@ OBJECTIVES = {
     "JSD": ObjectiveConfig(support=Support.full, divergence=Divergence.jsd, beta=0.3),
     "control variate": ObjectiveConfig(
         support=Support.sampled,
-        realisation=Realisation.policy_gradient,
+        gradient=Gradient.policy_gradient,
         importance=Importance.truncated,
         control_variate=True,
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.lab.outcome import Outcome
-from orchestration.models import LAB_MODELS
+from orchestration.prepare.checkpoints import LAB_MODELS
 from tests.integration.launching import Launched
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rollout.config import DType, RolloutConfig
+from rollout.config import RolloutConfig
 from rollout.engine import RolloutEngine
 from tests.integration.launching import Launched, descendants
+from tutelage.settings import DType
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -88,14 +89,14 @@ def test_the_final_checkpoint_loads_in_vllm(uninterrupted: Launched) -> None:
     config = RolloutConfig(dtype=DType.float32, max_model_len=128, kv_cache_gib=0.2)
     ids = AutoTokenizer.from_pretrained(final)("Winter nights are long and cold").input_ids
 
-    async def marks() -> np.ndarray:
+    async def scores() -> np.ndarray:
         engine = RolloutEngine(final, config, "shared_memory", 0)
         try:
             return await engine.prompt_logprobs(ids)
         finally:
             engine.shutdown()
 
-    found = asyncio.run(marks())
+    found = asyncio.run(scores())
     logits = AutoModelForCausalLM.from_pretrained(final, dtype=torch.float32)(torch.tensor([ids])).logits[0]
     expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     assert np.abs(found - expected.detach().numpy()).max() < 1e-3

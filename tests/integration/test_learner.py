@@ -13,21 +13,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.batch import Batch, Example
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig, Schedule
 from learner.engine import LearnerEngine
-from learner.evaluation import ExampleDivergence
 from learner.export import export
 from learner.finite import NonFiniteError
 from learner.packing import pack
-from learner.report import StepReport
-from rollout.config import DType
-from scoring.lm_head import LMHead
+from learner.records import Batch, Example, ExampleDivergence, StepReport
 from tests.integration.ranks import Ranks
-from tests.learner.compositions import COMPOSITIONS
 from tests.learner.examples import make_example, make_examples
+from tests.learner.objectives.compositions import COMPOSITIONS
 from tests.models import make_tiny_model
+from tutelage.lm.head import LMHead
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 
@@ -108,7 +106,7 @@ def load_only(job: Job, checkpoint: Path, run_directory: Path) -> str:
     return ""
 
 
-def step_on_bad_marks(job: Job, bad: Batch, good: Batch, out: Path) -> str:
+def step_on_bad_scores(job: Job, bad: Batch, good: Batch, out: Path) -> str:
     engine = job.engine()
     try:
         engine.step(bad)
@@ -291,7 +289,7 @@ def test_a_nan_stops_both_ranks_before_the_step(stage: int, two: Ranks, tiny_tie
     bad[3] = replace(examples[3], signal=replace(examples[3].signal, support_logprobs=spoilt))
     job = Job(tiny_tied, settings(stage))
     batches = pack(bad, 2, BUDGET, 0), pack(examples, 2, BUDGET, 0)
-    errors = two.run(step_on_bad_marks, job, *batches, tmp_path / "after")
+    errors = two.run(step_on_bad_scores, job, *batches, tmp_path / "after")
     assert all("step 1: " in error and "is not finite" in error for error in errors)
     assert any("the loss" in error for error in errors)
     before, after = weights(tiny_tied), weights(tmp_path / "after")

@@ -13,9 +13,9 @@ from learner.config import LearnerConfig, StudentConfig
 from learner.objectives import ObjectiveConfig
 from learner.packing import pack
 from learner.worker import LearnerWorker
-from rollout.config import DType
-from scoring.lm_head import LMHead
 from tests.learner.examples import make_examples
+from tutelage.lm.head import LMHead
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 

@@ -17,21 +17,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from diagnostics.check import Status
-from learner.batch import Batch, Example
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig, LoraConfig, StudentConfig
 from learner.engine import LearnerEngine
 from learner.export import export
 from learner.lora import checkpoint_weights
-from learner.objectives.config import Divergence, Estimator, ObjectiveConfig, StatesConfig, Support
+from learner.objectives.config import Divergence, Estimator, ObjectiveConfig, SequencesConfig, Support
 from learner.packing import pack
-from learner.weight_source import CausalLMSource
-from rollout.config import DType
-from scoring.signal import ScoringRequest
+from learner.records import Batch, Example
+from learner.weights.source import CausalLMSource
 from tests.integration.launching import Series
 from tests.integration.ranks import Ranks
 from tests.learner.examples import make_examples
 from tests.scoring.reference import load_teacher
+from tutelage.records.signal import ScoringRequest
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +41,7 @@ CROSS_ENTROPY = ObjectiveConfig(  # what falls from step to step on the same bat
     support=Support.sampled,
     divergence=Divergence.forward_kl,
     estimator=Estimator.likelihood,
-    states=StatesConfig(student_share=0),
+    sequences=SequencesConfig(on_policy_fraction=0),
 )
 
 
@@ -185,8 +185,8 @@ def test_the_base_of_a_trained_student_is_what_the_fixed_teacher_marks_with(one:
     ((on, off),) = one.run(with_adapters_off, Job(tiny_tied, 2), batch)
     trajectories = [example.trajectory for example in examples]
     asked = [ScoringRequest("teacher", item.prompt_ids, item.response_ids) for item in trajectories]
-    marks = load_teacher(tiny_tied).score(asked)
-    for before, after, signal_of, item in zip(on, off, marks, trajectories, strict=True):
+    scores = load_teacher(tiny_tied).score(asked)
+    for before, after, signal_of, item in zip(on, off, scores, trajectories, strict=True):
         np.testing.assert_allclose(after, signal_of.logprobs[item.loss_mask], atol=2e-5)
         assert np.abs(before - after).max() > 1e-2
 

@@ -1,4 +1,4 @@
-"""Recipes that need more of a run than a rollout and a teacher's marks, through the real command.
+"""Recipes that need more of a run than a rollout and a teacher's scores, through the real command.
 
 The teacher has the student's initial weights and is told more, so that it needs no engine of its own.
 """
@@ -58,7 +58,7 @@ def test_half_of_the_sequences_are_the_teachers(series: Series, tmp_path: Path) 
     origins = [sample["origin"] for sample in run.samples()]
     assert len(origins) == 16 and set(origins) == {"student", "teacher"}
     for row, start in zip(rows, range(0, 16, 4), strict=True):
-        assert row.get("rollout/student_share", 1.0) == origins[start : start + 4].count("student") / 4
+        assert row.get("rollout/on_policy_fraction", 1.0) == origins[start : start + 4].count("student") / 4
         assert 0 <= row["rollout/staleness_max"] <= 1
     for sample in run.samples():
         assert (sample["student_logprobs"] is None) == (sample["origin"] == "teacher")
@@ -66,10 +66,10 @@ def test_half_of_the_sequences_are_the_teachers(series: Series, tmp_path: Path) 
 
 
 def test_the_data_can_be_learned_from(series: Series, tmp_path: Path) -> None:
-    states = ("objective.states.student_share=0", "objective.states.others=dataset")
+    states = ("objective.sequences.on_policy_fraction=0", "objective.sequences.other_source=dataset")
     run = series.run(tmp_path / "run", "objective=full_forward_kl", *states, *STREAMING)
     rows = run.step_rows()
-    assert {row["rollout/student_share"] for row in rows} == {0}
+    assert {row["rollout/on_policy_fraction"] for row in rows} == {0}
     assert run.summary()["tokens"]["rollout"] == 0 < run.summary()["tokens"]["trained"]
     for sample in run.samples():
         words = sample["prompt"].split("train ")[1].split(" ?")[0]

@@ -11,10 +11,10 @@ from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.objectives import ObjectiveConfig
 from learner.packing import pack
-from learner.weight_source import CausalLMSource
-from rollout.config import DType
+from learner.weights.source import CausalLMSource
 from tests.integration.ranks import Ranks
 from tests.learner.examples import make_examples
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 

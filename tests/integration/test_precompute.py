@@ -1,4 +1,4 @@
-"""Off-line distillation: the teacher marks the data's completions once, and runs only read."""
+"""Off-line distillation: the teacher scores the data's completions once, and runs only read."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 OFFLINE = (
     "objective=teacher_topk_forward_kl",
-    "objective.states.student_share=0",
-    "objective.states.others=dataset",
+    "objective.sequences.on_policy_fraction=0",
+    "objective.sequences.other_source=dataset",
     "data.train.completion_column=completion",
     "pipeline.steps=2",
     "pipeline.max_staleness=0",
@@ -43,7 +43,7 @@ def test_marks_computed_before_a_run_are_those_of_the_run(series: Series, tmp_pa
     assert evaluation["student_after"]["mean_response_tokens"] > 0
     assert evaluation["student_after"]["reverse_kl"] is None and evaluation["teacher"] is None
     checks = {row["name"]: row for row in json.loads((read.run_dir / "preflight.json").read_text())["checks"]}
-    assert "not checked" in checks["canary: teacher's marks"]["seen"]
+    assert "not checked" in checks["canary: teacher's scores"]["seen"]
 
 
 def test_a_response_that_nobody_marked_ends_the_run_with_the_way_to_mark_it(series: Series, tmp_path: Path) -> None:
@@ -53,4 +53,4 @@ def test_a_response_that_nobody_marked_ends_the_run_with_the_way_to_mark_it(seri
     quick = "preflight.enabled=false"
     run = series.run(tmp_path / "run", *OFFLINE, quick, cache, "teacher.backend=cache", exit_code=1)
     said = (run.run_dir / "run.log").read_text()  # in lines of any length
-    assert "no marks are kept of a response" in said and "orchestration.precompute" in said
+    assert "no scores are kept of a response" in said and "orchestration.precompute" in said

@@ -12,19 +12,21 @@ import pytest
 from transformers import AutoTokenizer
 
 from diagnostics.check import Check, Status
-from orchestration.cluster import Cluster
-from orchestration.config import RunConfig
-from orchestration.preflight import Preflight, run_preflight
-from orchestration.preparation import Prepared, PreparedTeacher, RenderedPrompt, prepare
-from orchestration.workers import Workers
+from orchestration.config.schema import RunConfig
+from orchestration.measure.preflight import Preflight, run_preflight
+from orchestration.pipeline.fleet import Fleet
+from orchestration.prepare.inputs import Prepared, prepare
+from orchestration.prepare.models import PreparedTeacher
 from rollout.verifiers import Verifier, make_verifier
 from scoring.config import Quantization, TeacherConfig
-from tests.orchestration.test_config import configured
+from tests.orchestration.config.test_rules import configured
+from tutelage.cluster import Cluster
+from tutelage.records.prompt import RenderedPrompt
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CANARY = {
-    "canary: engine and learner", "canary: ends", "canary: ended answer", "canary: teacher's marks", "teacher differs",
+    "canary: engine and learner", "canary: ends", "canary: ended answer", "canary: teacher's scores", "teacher differs",
     "canary: new weights", "canary: old weights again",
 }  # fmt: skip
 
@@ -35,7 +37,7 @@ class Running:
 
     config: RunConfig
     prepared: Prepared
-    workers: Workers
+    workers: Fleet
     runner: asyncio.Runner
 
     def preflight(self, prepared: Prepared | None = None, verifier: Verifier | None = None) -> Preflight:
@@ -52,8 +54,7 @@ class Running:
         self.runner.run(worker.call("__ray_call__", function, deadline=60))
 
     def load_teacher(self, path: str) -> None:
-        assert self.workers.scorers is not None
-        self.runner.run(self.workers.scorers.load(path, self.config.teacher))
+        self.runner.run(self.workers.teachers.groups["teacher"].load(path, self.config.teacher))
         self.connect()
 
 
@@ -66,12 +67,12 @@ def running(
     config = configured(*settings, *models, "sampling.max_tokens=16", "sampling.temperature=0.7")
     prepared = prepare(config)
     with asyncio.Runner() as runner:
-        workers = runner.run(Workers.start(config, prepared, Cluster(local_ray)))
+        workers = runner.run(Fleet.start(config, prepared, Cluster(local_ray)))
         found = Running(config, prepared, workers, runner)
         found.connect()
         yield found
         runner.run(workers.rollouts.stop())
-        for worker in (*workers.learner.workers, *workers.scorers.workers):
+        for worker in (*workers.learner.workers, *workers.teachers.groups["teacher"].workers):
             worker.stop()
 
 
@@ -118,12 +119,12 @@ def test_scores_that_are_off_by_one_are_caught(running: Running) -> None:
 
         model.score = shifted
 
-    scorer = running.workers.scorers.workers[0]
+    scorer = running.workers.teachers.groups["teacher"].workers[0]
     running.inside(scorer, shift)
     found = running.preflight()
     running.inside(scorer, lambda worker: vars(worker._backend.model).pop("score"))
-    assert failures(found) == {"canary: teacher's marks"}, found.checks
-    assert "off by one" in named(found)["canary: teacher's marks"].seen
+    assert failures(found) == {"canary: teacher's scores"}, found.checks
+    assert "off by one" in named(found)["canary: teacher's scores"].seen
 
 
 def test_a_teacher_that_is_the_student_is_caught(running: Running) -> None:
@@ -161,13 +162,13 @@ def test_faults_of_texts_and_prompts_are_caught_without_asking_a_worker(running:
 
 def test_a_quantised_teacher_is_compared_with_its_full_weights(running: Running) -> None:
     """And goes on quantised: its service says what a plain forward of the quantised model says."""
-    assert running.prepared.teacher_path is not None and running.workers.scorers is not None
-    (worker,) = running.workers.scorers.workers
+    assert running.prepared.teacher_path is not None
+    (worker,) = running.workers.teachers.groups["teacher"].workers
     for kind in (Quantization.nf4, Quantization.none):
         teacher = TeacherConfig(quantization=kind)
         running.runner.run(worker.call("load", running.prepared.teacher_path, teacher, deadline=60))
         checks = {check.name: check for check in running.preflight().checks}
-        assert checks["canary: teacher's marks"].status is Status.passed
+        assert checks["canary: teacher's scores"].status is Status.passed
         if kind is Quantization.nf4:
             assert "nf4 against full weights: mean |Δ| 0." in checks["canary: quantised teacher"].seen
         else:

@@ -12,18 +12,10 @@ from ray.actor import ActorHandle
 
 from learner.config import LearnerConfig, StudentConfig
 from learner.objectives import ObjectiveConfig
-from learner.report import PublishReport
-from learner.worker import LearnerWorker
-from rollout.config import DType
-from tests.integration.students import (
-    ONE_THREAD,
-    Student,
-    load,
-    perturbed,
-    reference_logprobs,
-    request,
-    sampled,
-)
+from learner.records import PublishReport
+from learner.worker import LearnerSetup, LearnerWorker
+from tests.integration.students import ONE_THREAD, Student, load, perturbed, reference_logprobs, request, sampled
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 
@@ -35,11 +27,11 @@ def learner(path: Path, config: LearnerConfig) -> Iterator[list[ActorHandle]]:
     ranks = [actor.remote() for _ in range(config.ranks)]
     try:
         address = ray.get(ranks[0].address.remote(), timeout=120)
-        shared = (config, ObjectiveConfig(), 10)
+        setup = LearnerSetup(str(path), StudentConfig(), config, ObjectiveConfig(), 10, seed=0)
         call_all(
             ranks,
             "setup",
-            [(str(path), StudentConfig(), *shared, rank, config.ranks, address, 0) for rank in range(config.ranks)],
+            [(setup, rank, address) for rank in range(config.ranks)],
         )
         yield ranks
     finally:

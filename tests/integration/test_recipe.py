@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestration.artifact import verify
-from orchestration.tracking import read_metrics
+from orchestration.results.tracker import read_metrics
+from orchestration.runs.artifact import verify
 from tests.integration.launching import Launched
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]

@@ -7,8 +7,8 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from rollout.trajectory import FinishReason, PolicySpan
 from tests.integration.students import MAX_MODEL_LEN, Student, reference_logprobs, request, sampled
+from tutelage.records.trajectory import FinishReason, PolicySpan
 
 pytestmark = pytest.mark.integration
 

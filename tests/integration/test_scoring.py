@@ -1,4 +1,4 @@
-"""Scoring from rendered prompts to marks: against a plain float32 forward, in process and through the Ray worker."""
+"""Scoring from rendered prompts to scores: against a plain float32 forward, in process and through the Ray worker."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,17 +10,17 @@ import ray
 from transformers import AutoTokenizer
 
 from learner.objectives import ObjectiveConfig, build_objective
-from rollout.config import DType
-from rollout.prompts import Message, Prompt
-from rollout.rendering import render_prompt, render_teacher_prompt
-from rollout.trajectory import FinishReason, PolicySpan, Trajectory
 from scoring.config import ScoringConfig, TeacherConfig
-from scoring.lm_head import LogitTransform
-from scoring.request import build_request
-from scoring.signal import ScoringRequest
+from scoring.requests import build_request
 from scoring.worker import ScoringWorker
+from tests.scoring.backends.test_model import assert_matches
 from tests.scoring.reference import Reference, load_teacher, random_request
-from tests.scoring.test_teacher import assert_matches
+from tutelage.chat import render_prompt, render_teacher_prompt
+from tutelage.lm.head import LogitTransform
+from tutelage.records.prompt import Message, Prompt
+from tutelage.records.signal import ScoringRequest
+from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 
@@ -81,7 +81,7 @@ def test_teacher_marks_the_students_tokens(
         assert signal.support_logprobs is not None and signal.support_logprobs.shape[1] == 8
 
 
-def test_context_changes_the_marks(tiny_untied: Path) -> None:
+def test_context_changes_the_scores(tiny_untied: Path) -> None:
     """Otherwise the test above could not tell one rendering from the other."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
     response = np.array(tokenizer("Paris.")["input_ids"], np.int32)

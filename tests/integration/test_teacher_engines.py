@@ -1,4 +1,4 @@
-"""Marks by vLLM, in an engine of the worker's own and behind HTTP, against a plain float32 forward."""
+"""Scores by vLLM, in an engine of the worker's own and behind HTTP, against a plain float32 forward."""
 
 import asyncio
 import os
@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import ray
 
-from rollout.config import DType
-from scoring import endpoint as endpoint_module
+from scoring.backends.server import client as endpoint_module
+from scoring.backends.server.backend import ServerTeacher
 from scoring.config import EngineConfig, ScoringConfig, ServerConfig, TeacherBackend, TeacherConfig
-from scoring.server import ServerTeacher
-from scoring.signal import ScoringRequest, TeacherSignal
 from scoring.worker import ScoringWorker
 from tests.integration.launching import Launched
 from tests.scoring.reference import Reference, random_request
+from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
 
@@ -44,10 +44,10 @@ FEW_SECONDS = 90.0  # more than vLLM's start takes
 
 
 def request_of(
-    prompt: int, response: int, seed: int = 0, top_k: int = 0, marked: tuple[int, ...] = ()
+    prompt: int, response: int, seed: int = 0, top_k: int = 0, scored_mask: tuple[int, ...] = ()
 ) -> ScoringRequest:
     request = random_request(prompt, response, seed, entropy=False, top_k=top_k)
-    return replace(request, marked=np.isin(np.arange(response), marked)) if marked else request
+    return replace(request, scored_mask=np.isin(np.arange(response), scored_mask)) if scored_mask else request
 
 
 SHAPES = [
@@ -58,22 +58,22 @@ SHAPES = [
     request_of(PART, 1, seed=3, top_k=3),  # one more
     request_of(PART + 1, PART, seed=4, top_k=3),
     request_of(200, MAX_MODEL_LEN - 200, seed=5, top_k=16),  # as long as can be
-    request_of(20, 30, seed=6, top_k=5, marked=(0,)),
-    request_of(20, 30, seed=7, top_k=5, marked=(29,)),
-    request_of(20, 30, seed=8, top_k=5, marked=(3, 4, 17)),
+    request_of(20, 30, seed=6, top_k=5, scored_mask=(0,)),
+    request_of(20, 30, seed=7, top_k=5, scored_mask=(29,)),
+    request_of(20, 30, seed=8, top_k=5, scored_mask=(3, 4, 17)),
     request_of(20, 0, seed=9, top_k=5),
 ]
 
 
 def assert_agrees(signal_: TeacherSignal, request: ScoringRequest, path: Path) -> None:
-    assert len(signal_.logprobs) == request.marked_tokens and signal_.entropy is None
-    if not request.marked_tokens:
+    assert len(signal_.logprobs) == request.num_scored and signal_.entropy is None
+    if not request.num_scored:
         return
-    expected = Reference(path).logprobs(request).numpy()[request.marked_places]
-    own = np.take_along_axis(expected, request.marked_ids[:, None].astype(np.int64), -1)[:, 0]
+    expected = Reference(path).logprobs(request).numpy()[request.scored_positions]
+    own = np.take_along_axis(expected, request.scored_ids[:, None].astype(np.int64), -1)[:, 0]
     np.testing.assert_allclose(signal_.logprobs, own, atol=1e-4)
     if request.top_k:
-        assert signal_.top_ids is not None and signal_.top_ids.shape == (request.marked_tokens, request.top_k)
+        assert signal_.top_ids is not None and signal_.top_ids.shape == (request.num_scored, request.top_k)
         np.testing.assert_allclose(signal_.top_logprobs, -np.sort(-expected)[:, : request.top_k], atol=1e-4)
         of_ids = np.take_along_axis(expected, signal_.top_ids.astype(np.int64), -1)
         np.testing.assert_allclose(signal_.top_logprobs, of_ids, atol=1e-4)
@@ -149,8 +149,8 @@ def engine(served: VLLMServer, local_ray: Path, tiny_untied: Path) -> Iterator[r
 
 def test_an_engine_marks_as_a_plain_forward_does(engine: ray.actor.ActorHandle, tiny_untied: Path) -> None:
     """All shapes at once, so that parts of some share forwards with parts of others."""
-    for request, marks in zip(SHAPES, ray.get([engine.score.remote(request) for request in SHAPES]), strict=True):
-        assert_agrees(marks, request, tiny_untied)
+    for request, scores in zip(SHAPES, ray.get([engine.score.remote(request) for request in SHAPES]), strict=True):
+        assert_agrees(scores, request, tiny_untied)
 
 
 def test_an_engine_asked_again_says_the_same(engine: ray.actor.ActorHandle, tiny_untied: Path) -> None:
@@ -179,8 +179,8 @@ def test_an_engine_refuses_and_goes_on(
     first, refused, last = (engine.score.remote(request) for request in (good, request_, good))
     with pytest.raises(ValueError, match=words):
         ray.get(refused)
-    for marks in ray.get([first, last]):
-        assert_agrees(marks, good, tiny_untied)
+    for scores in ray.get([first, last]):
+        assert_agrees(scores, good, tiny_untied)
 
 
 def remote_teacher(served: VLLMServer, model: str = NAME, **server: Any) -> TeacherConfig:
@@ -216,8 +216,8 @@ def test_a_server_marks_as_a_plain_forward_does(
 ) -> None:
     async def work(backend: ServerTeacher) -> None:
         found = await asyncio.gather(*(backend.score(request) for request in SHAPES))
-        for request, marks in zip(SHAPES, found, strict=True):
-            assert_agrees(marks, request, tiny_untied)
+        for request, scores in zip(SHAPES, found, strict=True):
+            assert_agrees(scores, request, tiny_untied)
         stats = backend.stats()
         assert stats.attempts == 2 + len(SHAPES) - 1 and stats.retries == stats.garbled == 0  # models, canary
 
@@ -261,8 +261,8 @@ def test_a_server_killed_at_work_loses_nothing(
         served.start()
         found = await asyncio.gather(*tasks)
         assert 20 <= done < len(requests) - 8  # it was in the middle of them
-        for request, marks in zip(requests, found, strict=True):
-            assert_agrees(marks, request, tiny_untied)
+        for request, scores in zip(requests, found, strict=True):
+            assert_agrees(scores, request, tiny_untied)
         stats = backend.stats()
         assert stats.retries >= 8 and stats.attempts == 2 + len(requests) + stats.retries
 
@@ -272,7 +272,7 @@ def test_a_server_killed_at_work_loses_nothing(
 def test_a_run_outlives_its_server(
     served: VLLMServer, launch: Callable[..., Launched], tiny_untied: Path, tmp_path: Path
 ) -> None:
-    """The server dies after the first step and comes back: every trajectory is marked and trained once."""
+    """The server dies after the first step and comes back: every trajectory is scored and trained once."""
     options = [
         "teacher.backend=server", f"teacher.model={NAME}", f"teacher.tokenizer={tiny_untied}",
         f"teacher.server.url={served.url}", "teacher.server.api_key_env=TEACHER_KEY", "teacher.server.attempts=60",

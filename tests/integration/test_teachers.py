@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner.batch import Example
 from learner.packing import pack
-from orchestration.cluster import Cluster
-from orchestration.evaluation import requests
-from orchestration.preparation import prepare
-from orchestration.workers import Workers
-from scoring.signal import ScoringRequest
+from learner.records import Example
+from orchestration.measure.evaluation import requests
+from orchestration.pipeline.fleet import Fleet
+from orchestration.prepare.inputs import prepare
 from tests.integration.conftest import WORDS
 from tests.integration.launching import Launched, Series, descendants
-from tests.orchestration.test_config import configured
+from tests.orchestration.config.test_rules import configured
+from tutelage.cluster import Cluster
+from tutelage.records.signal import ScoringRequest
 
 pytestmark = pytest.mark.integration
 
@@ -63,7 +63,7 @@ def test_two_teachers_and_their_mixture_mark_their_own_prompts(
     assert before["base_reverse_kl"] == pytest.approx(0, abs=1e-4) and after["base_reverse_kl"] > 1e-3
     assert before["reverse_kl"] > 0
     checks = {c["name"] for c in json.loads((run.run_dir / "preflight.json").read_text())["checks"]}
-    assert {"canary: teacher's marks", "canary: other's marks"} <= checks
+    assert {"canary: teacher's scores", "canary: other's scores"} <= checks
 
 
 def test_a_replica_that_dies_is_replaced_and_nothing_is_lost(launch: Callable[..., Launched], tmp_path: Path) -> None:
@@ -89,23 +89,23 @@ class Following:
         self.config = configured(*overrides)
         self.prepared = prepare(self.config)
         self.runner = runner
-        self.workers = runner.run(Workers.start(self.config, self.prepared, Cluster(session)))
+        self.workers = runner.run(Fleet.start(self.config, self.prepared, Cluster(session)))
         runner.run(self.workers.connect())
 
     async def gap(self, version: int) -> tuple[float, float]:
-        """Largest difference of the teacher's marks from the learner's log-probs, and from a plain forward."""
+        """Largest difference of the teacher's scores from the learner's log-probs, and from a plain forward."""
         config, workers = self.config, self.workers
-        assert workers.scorers is not None
+        scorers = workers.teachers.groups["teacher"]
         asked = requests(self.prepared.heldout, config)
         answers = sorted([item async for item in workers.rollouts.roll_out(asked)], key=lambda item: item.slot)
         batch = pack([Example(answer, None) for answer in answers], 1, 512, version)
         learner = await workers.learner.logprobs(batch)
         about = [ScoringRequest("teacher", answer.prompt_ids, answer.response_ids) for answer in answers]
-        marks = [signal.logprobs for signal in await workers.scorers.score_all(about)]
-        plain = await workers.scorers.plain_logprobs(about)
+        scores = [signal.logprobs for signal in await scorers.score_all(about)]
+        plain = await scorers.reference_logprobs_for_check(about)
         assert plain is not None
         return tuple(
-            max(float(np.abs(a - b).max()) for a, b in zip(marks, other, strict=True)) for other in (learner, plain)
+            max(float(np.abs(a - b).max()) for a, b in zip(scores, other, strict=True)) for other in (learner, plain)
         )  # type: ignore[return-value]
 
     async def move(self, seed: int) -> None:

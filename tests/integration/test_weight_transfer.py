@@ -12,19 +12,12 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from learner.weight_source import CausalLMSource
-from learner.weight_transfer import SLOTS, RayWeightSyncClient, WeightSyncError, write_bucket
-from rollout.shared_buffer import DIRECTORY, PREFIX, SharedBuffer
-from rollout.weight_transfer import SharedMemoryUpdateInfo
-from tests.integration.students import (
-    Student,
-    load,
-    perturbed,
-    reference_logprobs,
-    request,
-    sampled,
-    start_worker,
-)
+from learner.weights.client import RayWeightSyncClient, WeightSyncError
+from learner.weights.shared_memory import SLOTS, write_bucket
+from learner.weights.source import CausalLMSource
+from rollout.weight_receiver import SharedMemoryUpdateInfo
+from tests.integration.students import Student, load, perturbed, reference_logprobs, request, sampled, start_worker
+from tutelage.weights import DIRECTORY, PREFIX, SharedBuffer
 
 pytestmark = pytest.mark.integration
 

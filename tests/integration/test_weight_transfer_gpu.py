@@ -10,12 +10,13 @@ import torch
 from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
-from learner.config import LearnerConfig, WeightTransfer
-from learner.report import PublishReport
-from learner.weight_transfer import WeightPublisher
-from rollout.trajectory import Trajectory
+from learner.config import LearnerConfig
+from learner.records import PublishReport
+from learner.weights.publisher import WeightPublisher
 from rollout.worker import RolloutWorker
 from tests.integration.students import ENGINE, perturbed, reference_logprobs, request, sampled
+from tutelage.records.trajectory import Trajectory
+from tutelage.settings import WeightTransfer
 
 pytestmark = [
     pytest.mark.integration,

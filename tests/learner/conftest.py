@@ -64,7 +64,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     # A run that was interrupted has items that neither passed nor failed.
     every_item_passed = ledger.items == sum(any(item.iter_markers("verifies")) for item in session.items)
     whole = ledger.complete and every_item_passed and not partial
-    if whole and set(here.glob("test_objectives_*.py")) <= ran:
+    if whole and set((here / "objectives").glob("test_*.py")) <= ran:
         TABLE.write_text(_render(ledger), encoding="utf-8")
 
 
@@ -86,12 +86,12 @@ def _render(ledger: Ledger) -> str:
 
 
 def _matrix(ledger: Ledger) -> list[str]:
-    """A table a realisation: for each divergence and normalisation, on how many supports."""
+    """A table a gradient: for each divergence and normalisation, on how many supports."""
     lines = ["## Loss and gradient on the logits against autograd of the formula", ""]
-    for realisation in dict.fromkeys(realisation for realisation, _ in ledger.matrix):
-        tables = {name: cells for (found, name), cells in ledger.matrix.items() if found == realisation}
+    for gradient in dict.fromkeys(gradient for gradient, _ in ledger.matrix):
+        tables = {name: cells for (found, name), cells in ledger.matrix.items() if found == gradient}
         columns = list(dict.fromkeys(column for cells in tables.values() for column in cells))
-        lines += [f"Supports, {realisation}:", "", f"| divergence | {' | '.join(columns)} |"]
+        lines += [f"Supports, {gradient}:", "", f"| divergence | {' | '.join(columns)} |"]
         lines += ["|---" * (len(columns) + 1) + "|"]
         lines += [f"| {name} | {' | '.join(str(len(cells[c])) for c in columns)} |" for name, cells in tables.items()]
         lines += ["", *_legend(tables), ""]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from learner.batch import Example
-from rollout.trajectory import FinishReason, PolicySpan, Trajectory
-from scoring.signal import TeacherSignal
+from learner.records import Example
+from tutelage.records.signal import TeacherSignal
+from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 
 def make_example(

@@ -17,10 +17,10 @@ from learner.packing import pack
 from learner.perturbation import Perturbation
 from learner.student import Student, load_student
 from learner.tensors import PackedTensors, to_tensors
-from learner.weight_source import CausalLMSource
-from learner.weight_transfer import write_bucket
-from rollout.config import DType
+from learner.weights.shared_memory import write_bucket
+from learner.weights.source import CausalLMSource
 from tests.learner.examples import make_examples
+from tutelage.settings import DType
 
 RANK, ALPHA = 3, 6
 PARTS = ("base_layer", "lora_A.default", "lora_B.default")
@@ -65,8 +65,8 @@ def test_gradients_are_those_of_autograd_through_the_merged_weights(
     path = tiny_tied if tied else tiny_untied
     student = adapted_student(path, torch.float64)
     packed = to_tensors(pack(make_examples(), 1, 10_000, 0).ranks[0][0], torch.device("cpu"))
-    marks_RV = torch.randn(len(packed.logit_positions), 576, generator=torch.Generator().manual_seed(1)).double()
-    student(packed, lambda hidden, head, bias: loss_of(hidden @ head.T, marks_RV)).backward()
+    scores_RV = torch.randn(len(packed.logit_positions), 576, generator=torch.Generator().manual_seed(1)).double()
+    student(packed, lambda hidden, head, bias: loss_of(hidden @ head.T, scores_RV)).backward()
     ours = {n.removeprefix("causal_lm."): p.grad for n, p in student.named_parameters() if p.requires_grad}
 
     leaves = {
@@ -74,7 +74,7 @@ def test_gradients_are_those_of_autograd_through_the_merged_weights(
     }
     weights, model = merged_by_hand(path, leaves), plain(path, torch.float64)
     logits = [functional_call(model, weights, (ids[None],)).logits[0] for ids in sequences(packed)]
-    loss_of(torch.cat(logits)[packed.logit_positions], marks_RV).backward()
+    loss_of(torch.cat(logits)[packed.logit_positions], scores_RV).backward()
     assert ours.keys() == leaves.keys() and len(ours) == 2 * 7 * 2  # A and B of seven layers in each of two blocks
     for name, leaf in leaves.items():
         assert leaf.grad is not None and ours[name] is not None

@@ -5,14 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.head import FullTeacher, fused_head_loss
-from learner.lm_head import Head, Mixture, received
+from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Divergence, Support
 from learner.packing import pack
-from scoring.lm_head import LMHead, LogitTransform, MixedHead
 from tests.learner.examples import make_example
-from tests.learner.test_full_vocabulary import Case, make_case
+from tests.learner.head.test_full_vocabulary import Case, make_case
+from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, Mixture, received
 
 WEIGHTS = (0.3, 0.7)
 WIDTHS = (12, 7)

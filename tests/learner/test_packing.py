@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from learner.batch import Batch, Example, MicroBatch
-from learner.head import fused_head_loss
+from learner.head.fused_loss import fused_head_loss
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Normalisation, Support
 from learner.packing import pack
+from learner.records import Batch, Example, MicroBatch
 from learner.tensors import to_tensors
-from tests.learner.compositions import COMPOSITIONS
 from tests.learner.examples import make_example, make_examples
+from tests.learner.objectives.compositions import COMPOSITIONS
 
 SPECIAL = (0, 7)
 
@@ -144,13 +144,13 @@ def test_bad_examples_are_named() -> None:
 
 
 def test_an_example_without_a_teacher_is_packed_like_any_other() -> None:
-    marked, bare = make_example(0, 4, 3), replace(make_example(1, 5, 2), signal=None)
-    (m,) = micro_batches(pack([replace(marked, signal=None), bare], 1, 100, 0))
-    (with_marks,) = micro_batches(pack([marked, make_example(1, 5, 2)], 1, 100, 0))
+    scored_mask, bare = make_example(0, 4, 3), replace(make_example(1, 5, 2), signal=None)
+    (m,) = micro_batches(pack([replace(scored_mask, signal=None), bare], 1, 100, 0))
+    (with_scores,) = micro_batches(pack([scored_mask, make_example(1, 5, 2)], 1, 100, 0))
     assert np.isnan(m.teacher_logprobs).all() and np.isnan(m.teacher_entropy).all() and len(m.teacher_logprobs) == 5
     assert m.support_ids is m.teacher_top_ids is m.teacher_hidden_states is None
     for name in ("token_ids", "target_ids", "loss_mask", "logit_positions", "weights"):
-        np.testing.assert_array_equal(getattr(m, name), getattr(with_marks, name))
+        np.testing.assert_array_equal(getattr(m, name), getattr(with_scores, name))
 
 
 def test_what_nobody_needs_is_not_there() -> None:

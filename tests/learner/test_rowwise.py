@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner import rowwise
-from learner.rowwise import log_softmax_, row_blocks, row_dots, top_ids, write_rows
+from learner.rowwise import log_softmax_, row_blocks, row_dots, write_rows
+from tutelage.lm.top_k import top_ids
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from learner.batch import Example, MicroBatch
 from learner.objectives.base import Rows
 from learner.packing import pack
+from learner.records import Example, MicroBatch
 from learner.tensors import to_tensors
-from scoring.signal import TeacherSignal
 from tests.learner.examples import make_example
+from tutelage.records.signal import TeacherSignal
 
 CPU = torch.device("cpu")
 FILLED_BY_THE_HEAD = {"future_advantages", "span_tokens", "span_rest"}
@@ -26,7 +26,7 @@ def micro_batch() -> MicroBatch:
 
 
 def across(example: Example) -> TeacherSignal:
-    """The marks of a teacher with another tokenizer, which knows nothing of one of the tokens to learn from."""
+    """The scores of a teacher with another tokenizer, which knows nothing of one of the tokens to learn from."""
     spans, merged = np.array([0, 1, 1, 2, 3, 3, 3, 4, 5]), np.array([0, 1, 1, 0, 1, 1, 1, 1, 0], dtype=np.bool_)
     known = np.arange(9) != np.flatnonzero(example.trajectory.loss_mask)[-1]
     assert example.signal is not None

@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
-from learner.objectives import requirements
-from orchestration.cluster import Session
-from orchestration.config import register_schema
-from orchestration.marking import in_words, reference_request
+from orchestration.config.compose import register_schema
+from orchestration.pipeline.sources import TrajectorySource
 from orchestration.precompute import _trajectories, precompute
-from orchestration.preparation import Prepared, prepare, with_ids
-from orchestration.readings import Readings
-from orchestration.states import StateSource
-from scoring.cache import CacheStats
-from tests.orchestration.test_config import configured
+from orchestration.prepare.inputs import Prepared, make_request_builder, prepare
+from scoring.backends.cached import CacheStats, in_words
+from tests.orchestration.config.test_rules import configured
+from tutelage.cluster import Session
+from tutelage.records.prompt import with_ids
 
 OFFLINE = [
-    "objective=teacher_topk_forward_kl", "objective.k=5", "objective.states.student_share=0",
-    "objective.states.others=dataset", "data.train.completion_column=completion", "pipeline.batch_size=4",
-    "sampling.max_tokens=3", "scoring.cache_dir=marks",
+    "objective=teacher_topk_forward_kl", "objective.k=5", "objective.sequences.on_policy_fraction=0",
+    "objective.sequences.other_source=dataset", "data.train.completion_column=completion", "pipeline.batch_size=4",
+    "sampling.max_tokens=3", "scoring.cache_dir=scores",
 ]  # fmt: skip
 
 
@@ -40,7 +38,7 @@ def overrides(tmp_path: Path, tiny_tied: Path, tiny_untied: Path) -> list[str]:
 def test_each_completion_that_the_run_comes_by_once(
     overrides: list[str], steps: int, share: str, expected: int | None
 ) -> None:
-    config = configured(*overrides, f"pipeline.steps={steps}", f"objective.states.student_share={share}")
+    config = configured(*overrides, f"pipeline.steps={steps}", f"objective.sequences.on_policy_fraction={share}")
     prepared = prepare(config) if share != "1" else prepare(configured(*overrides))
     found = asyncio.run(_trajectories(config, prepared))
     keys = [trajectory.prompt_id for trajectory in found]
@@ -52,7 +50,7 @@ def test_each_completion_that_the_run_comes_by_once(
 
 async def rolled_out(config: object, prepared: Prepared) -> dict[str, np.ndarray]:
     """What the slots of the run that are not the student's bring, as its stage gets them."""
-    source = StateSource(config, prepared.train, 0, None, None)  # type: ignore[arg-type]
+    source = TrajectorySource(config, prepared.train, 0, None, None)  # type: ignore[arg-type]
     pipeline = config.pipeline  # type: ignore[attr-defined]
     slots = source.foreign(range(pipeline.steps * pipeline.batch_size))
     return {t.prompt_id: t.response_ids async for t in source.roll_out(slots)}
@@ -63,25 +61,25 @@ def test_the_requests_ask_what_the_objective_and_the_monitors_need(overrides: li
     prepared = prepare(config)
     trajectory, *_ = asyncio.run(_trajectories(config, prepared))
     item = with_ids(prepared.train)[trajectory.prompt_id]
-    readings = Readings(config, prepared, requirements(config.objective))
-    request = readings.of(item, item.teacher_ids, trajectory).request
+    builder = make_request_builder(config, prepared)
+    request = builder.build("teacher", item.teacher_ids, trajectory).request
     np.testing.assert_array_equal(request.prompt_ids, item.teacher_ids)
     np.testing.assert_array_equal(request.response_ids, trajectory.response_ids)
     assert len(request.response_ids) == 3  # cut as the run cuts it
     assert (request.top_k, request.entropy, request.hidden_states) == (9, True, False)
-    of_reference = reference_request(trajectory)
-    np.testing.assert_array_equal(of_reference.prompt_ids, item.student_ids)
-    assert (of_reference.top_k, of_reference.entropy) == (0, False)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["objective.states.student_share=1"], "only the data's completions are known"),
-        (["objective.states.others=teacher"], "objective.states.others=teacher with student_share=0"),
+        (["objective.sequences.on_policy_fraction=1"], "only the data's completions are known"),
+        (
+            ["objective.sequences.other_source=teacher"],
+            "objective.sequences.other_source=teacher with on_policy_fraction=0",
+        ),
         (["scoring.cache_dir=null"], "scoring.cache_dir=null"),
         (["teacher.backend=cache"], "computes nothing"),
-        (["stage=cold_start", "objective=supervised"], "stage=cold_start: no teacher's marks"),
+        (["stage=cold_start", "objective=supervised"], "stage=cold_start: no teacher's scores"),
         (["+recipe.stages=[{name: a}]"], "recipe.stages"),
     ],
 )
@@ -112,5 +110,5 @@ def run(overrides: list[str], changes: list[str], session: Session) -> int:
 
 
 def test_hits_and_misses_in_words() -> None:
-    assert in_words(CacheStats(hits=3, misses=1)) == "kept marks: 3 of 4 requests were there already, 1 were not"
+    assert in_words(CacheStats(hits=3, misses=1)) == "kept scores: 3 of 4 requests were there already, 1 were not"
     assert "2 files could not be read, 1 could not be written" in in_words(CacheStats(0, 2, 2, 1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rollout.conversation import converse, most_tokens
-from rollout.trajectory import FinishReason, FollowUp, PolicySpan, RolloutRequest, Trajectory
+from tutelage.records.trajectory import FinishReason, FollowUp, PolicySpan, RolloutRequest, Trajectory
 
 EOS = 2
 FOLLOW_UPS = tuple(

@@ -6,7 +6,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, WeightVersionSpan
 
 from rollout.sampling import sampling_params, trajectory
-from rollout.trajectory import FinishReason, PolicySpan, RolloutRequest
+from tutelage.records.trajectory import FinishReason, PolicySpan, RolloutRequest
 
 REQUEST = RolloutRequest(
     slot=4,

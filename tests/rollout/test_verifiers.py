@@ -3,9 +3,9 @@ import threading
 import pytest
 
 from rollout.config import PromptSourceConfig, SourceKind, VerifierKind
-from rollout.prompts import Message, Prompt
-from rollout.sources import load_prompts
+from rollout.data.sources import load_prompts
 from rollout.verifiers import extract_answer, make_verifier
+from tutelage.records.prompt import Message, Prompt
 
 
 def question(answer: str | None) -> Prompt:

@@ -1,4 +1,4 @@
-"""What a teacher's marks should be: a plain float32 transformers forward of one sequence alone."""
+"""What a teacher's scores should be: a plain float32 transformers forward of one sequence alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from rollout.config import DType
+from scoring.backends.model import TeacherModel
 from scoring.config import ScoringConfig, TeacherConfig
-from scoring.signal import ScoringRequest
-from scoring.teacher import TeacherModel
+from tutelage.records.signal import ScoringRequest
+from tutelage.settings import DType
 
 
 @dataclass(frozen=True)

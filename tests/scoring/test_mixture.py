@@ -1,4 +1,4 @@
-"""A mixture's marks against the weighted sum of its teachers' whole distributions."""
+"""A mixture's scores against the weighted sum of its teachers' whole distributions."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scoring.mixture import score_mixture
-from scoring.signal import ScoringRequest, TeacherSignal
+from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 V = 23
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from orchestration.lab.build import MADE, RECIPES, build, missing
-from orchestration.models import LAB_MODELS, LAB_PREFIX, resolve_model
-from tests.orchestration.test_config import CONF, configured
+from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX, resolve_model
+from tests.orchestration.config.test_rules import CONF, configured
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment" / "lab").glob("*.yaml") if path.stem != "base")
 NAMES = {recipe.name for recipe in RECIPES}

@@ -7,11 +7,11 @@ import pytest
 from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
-from orchestration.cluster import Session
-from orchestration.config import ConfigError
-from orchestration.files import write_json, write_text
 from orchestration.lab.series import CONFIG, Job, perform
-from orchestration.recipe import compose_run
+from orchestration.runs.recipe import compose_run
+from tutelage.cluster import Session
+from tutelage.files import write_json, write_text
+from tutelage.settings import ConfigError
 
 OVERRIDES = ("experiment=lab/compatible", "pipeline.steps=7")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.files import write_json, write_text
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Claim, Phenomenon, Variant
 from orchestration.lab.table import conclude, judge, make_table, mean_interval
+from tutelage.files import write_json, write_text
 
 STEPS = 20
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from orchestration.lab.untrained import make_tokenizer, write_untrained
-from orchestration.preparation import prepare
-from rollout.prompts import Message, Prompt
-from rollout.rendering import render_completion, render_prompt, stop_token_ids
-from tests.orchestration.test_config import configured
+from orchestration.prepare.inputs import prepare
+from tests.orchestration.config.test_rules import configured
+from tutelage.chat import render_completion, render_prompt, stop_token_ids
+from tutelage.records.prompt import Message, Prompt
 
 TOKENIZER = make_tokenizer()
 

@@ -1,0 +1,219 @@
+"""Where a prompt begins, what the chat templates make of it, where the response begins and what ends it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from difflib import SequenceMatcher
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from diagnostics.check import Check, Status
+from tutelage.chat import render_prompt
+from tutelage.records.prompt import Prompt
+
+_ANSWER = "Blue whales sing."
+_THINKING = "<think>"
+_TAIL_TOKENS = 8  # of a prompt, shown where the response begins
+_SHOWN_EDITS = 4
+
+
+def check_templates(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    system_prompt: str | None,
+) -> list[Check]:
+    """The prompts by the student's template, which both models see in a run, and by the teacher's own."""
+    ours = [render_prompt(student, prompt, system_prompt) for prompt in prompts]
+    checks = [_check_contents(student, prompts, ours), _check_boundary(student, ours[0])]
+    try:
+        theirs = [render_prompt(teacher, prompt, system_prompt) for prompt in prompts]
+    except ValueError as error:
+        fix = "prompts of these roles are new to the teacher; choose another teacher, or other prompts"
+        return [*checks, Check("chat templates", Status.warned, f"the teacher's own template refuses: {error}", fix)]
+    return [*checks, _compare(student, teacher, ours, theirs)]
+
+
+def _check_contents(
+    student: PreTrainedTokenizerBase, prompts: Sequence[Prompt], rendered: Sequence[NDArray[np.int32]]
+) -> Check:
+    texts = [_folded(student.decode(ids)) for ids in rendered]
+    lost = [p.id for p, text in zip(prompts, texts, strict=True) if _folded(p.messages[-1].content) not in text]
+    if lost:
+        seen = f"{len(lost)} of {len(prompts)} rendered prompts lack their last message (first: {lost[0]!r})"
+        return Check("prompt texts", Status.failed, seen, "repair chat_template in the student's tokenizer")
+    return Check("prompt texts", Status.passed, f"{len(prompts)} rendered prompts have their last message")
+
+
+def _folded(text: str) -> str:
+    return "".join(text.split())
+
+
+def _check_boundary(student: PreTrainedTokenizerBase, ids: NDArray[np.int32]) -> Check:
+    tail = student.decode(ids[-_TAIL_TOKENS:])
+    thinks = ", inside a thinking part" if tail.rstrip().endswith(_THINKING) else ""
+    seen = f"it begins after {tail!r}{thinks}"
+    if student.chat_template and not _has_generation_prompt(student):
+        fix = "add the assistant's header under add_generation_prompt to chat_template in the student's tokenizer"
+        return Check("first response token", Status.warned, f"{seen}: the template opens no answer", fix)
+    return Check("first response token", Status.passed, seen)
+
+
+def _has_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
+    chat = [{"role": "user", "content": _ANSWER}]
+    with_it, without = (
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wanted) for wanted in (True, False)
+    )
+    return with_it != without
+
+
+def _compare(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    ours: Sequence[NDArray[np.int32]],
+    theirs: Sequence[NDArray[np.int32]],
+) -> Check:
+    different = [index for index in range(len(ours)) if not np.array_equal(ours[index], theirs[index])]
+    if not different:
+        seen = f"{len(ours)} prompts rendered by the student's and by the teacher's template are the same tokens"
+        return Check("chat templates", Status.passed, seen)
+    first = different[0]
+    pieces = [_pieces(student, ours[first]), _pieces(teacher, theirs[first])]
+    seen = (
+        f"{len(different)} of {len(ours)} prompts differ between the student's template, which both see, and the "
+        f"teacher's own; the first one: {_edits(*pieces)}"
+    )
+    return Check(
+        "chat templates",
+        Status.warned,
+        f"{seen}. {_boundaries(*pieces)}",
+        "give both models one chat_template (the teacher's, if it was trained with it): the teacher scores answers to "
+        "prompts of a form that is not its own",
+    )
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.int32]) -> list[str]:
+    return [tokenizer.decode([token]) for token in ids.tolist()]
+
+
+def _edits(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Token diff: what only the student's rendering has as -'…', what only the teacher's has as +'…'."""
+    changes = [op for op in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes() if op[0] != "equal"]
+    shown = [
+        f"at token {i} " + " ".join(f"{sign}{''.join(part)!r}" for sign, part in sides if part)
+        for _tag, i, i_end, j, j_end in changes[:_SHOWN_EDITS]
+        for sides in [(("-", ours[i:i_end]), ("+", theirs[j:j_end]))]
+    ]
+    return ", ".join(shown) + (f" and {len(changes) - _SHOWN_EDITS} more" if len(changes) > _SHOWN_EDITS else "")
+
+
+def _boundaries(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    tails = ["".join(side[-_TAIL_TOKENS:]) for side in (ours, theirs)]
+    if tails[0] == tails[1]:
+        return "The response begins after the same tokens"
+    return f"The response begins after {tails[0]!r} and after {tails[1]!r}"
+
+
+def check_bos(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[NDArray[np.int32]]) -> Check:
+    """The BOS token stands at the beginning once where the tokenizer begins texts with one, and never twice.
+
+    Args:
+        rendered: the prompts as the models see them, [P] each.
+    """
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("a")["input_ids"][0] == bos
+    twice = sum(len(ids) > 1 and ids[0] == ids[1] == bos for ids in rendered)
+    missing = sum(ids[0] != bos for ids in rendered) if begins else 0
+    if twice or missing:
+        seen = f"of {len(rendered)} prompts {twice} begin with BOS twice, {missing} lack it"
+        fix = "let either chat_template or the tokenizer write BOS (add_bos_token in tokenizer_config.json), not both"
+        return Check("BOS", Status.failed, seen, fix)
+    seen = f"once at the beginning of {len(rendered)} prompts" if begins else "the tokenizer begins texts without one"
+    return Check("BOS", Status.passed, seen)
+
+
+def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int], name: str = "EOS") -> Check:
+    """Whether what ends an assistant's turn in the template also ends a response in the engine.
+
+    Args:
+        generation_ids: `eos_token_id` of the generation config, none if it has none.
+        name: of the check.
+    """
+    eos, stops = tokenizer.eos_token_id, {tokenizer.eos_token_id, *generation_ids} - {None}
+    ids = f"tokenizer {eos}, generation config {sorted(generation_ids) or 'none'}"
+    if not stops:
+        fix = "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json: no answer would end"
+        return Check(name, Status.failed, f"there is none: {ids}", fix)
+    written = _turn_end(tokenizer) if tokenizer.chat_template else eos
+    ids += "" if written is None else f", template {written} ({tokenizer.decode([written])!r})"
+    if tokenizer.chat_template and written is None:
+        fix = "end the assistant's messages with eos_token in chat_template: the model learns no end from it"
+        return Check(name, Status.warned, f"the template writes no special token after an answer; {ids}", fix)
+    if written is not None and written not in stops:
+        fix = f"add {written} to eos_token_id in generation_config.json: answers would go on behind the end of the turn"
+        return Check(name, Status.failed, f"the template ends turns with what does not stop a response; {ids}", fix)
+    if eos is None or (generation_ids and eos not in generation_ids):
+        fix = "make eos_token of the tokenizer one of eos_token_id in generation_config.json"
+        return Check(name, Status.warned, f"tokenizer and generation config disagree; {ids}", fix)
+    return Check(name, Status.passed, f"one end of a response: {ids}")
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the template writes first after an answer, or None."""
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TemplateError:
+        return None
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    after = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+    return next((token for token in after if token in special), None)
+
+
+PROBE = "Let f(x) = 3x² + 12, x ∈ ℝ.\n\tWhat's  f(1024)? Ünïcode 你好 🙂 <think>\n```py\nprint('a', 0.5)\n```"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+
+
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[Check]:
+    """Id maps, special ids, and what a text with some of everything is cut into."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        return [_other_ids(ours, theirs)]
+    ids = Check("tokenizer ids", Status.passed, f"student and teacher have the same {len(ours)} ids")
+    return [ids, _check_special(student, teacher), _check_cutting(student, teacher)]
+
+
+def _other_ids(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Check:
+    different = [token for token in sorted(ours.keys() | theirs.keys()) if ours.get(token) != theirs.get(token)]
+    shown = ", ".join(f"{token!r} is {ours.get(token)} and {theirs.get(token)}" for token in different[:3])
+    return Check(
+        "tokenizer ids",
+        Status.failed,
+        f"{len(different)} tokens have other ids in the student's and the teacher's tokenizer: {shown}",
+        "choose a teacher of the same family: token log-probs are comparable only with one vocabulary",
+    )
+
+
+def _check_special(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> Check:
+    pairs = {name: (getattr(student, name), getattr(teacher, name)) for name in _SPECIAL}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    seen = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in (different or pairs).items())
+    if "eos_token_id" in different:
+        fix = "set the same eos_token in both tokenizer_config.json: one would end where the other goes on"
+        return Check("special ids", Status.failed, f"student and teacher: {seen}", fix)
+    if different:
+        fix = "harmless unless a prompt has them; else set the same tokens in both tokenizer_config.json"
+        return Check("special ids", Status.warned, f"student and teacher: {seen}", fix)
+    agreed = ", ".join(f"{name} {ours}" for name, (ours, _theirs) in pairs.items())
+    return Check("special ids", Status.passed, f"the same in both: {agreed}")
+
+
+def _check_cutting(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> Check:
+    ours, theirs = (tokenizer(PROBE, add_special_tokens=False)["input_ids"] for tokenizer in (student, teacher))
+    if ours == theirs:
+        return Check("text into tokens", Status.passed, f"a text of {len(ours)} tokens is cut alike by both")
+    place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
+    seen = f"the same ids, but a text is cut otherwise from token {place} on: {len(ours)} and {len(theirs)} tokens"
+    fix = "use one tokenizer.json for both: the teacher has learned from texts that were cut in its own way"
+    return Check("text into tokens", Status.warned, seen, fix)

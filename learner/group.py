@@ -1,0 +1,116 @@
+"""The learner's ranks as one: one call a step, one failure."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from learner.config import LearnerConfig
+from learner.records import Batch, ExampleDivergence, ExampleTokens, PublishReport, StepReport
+from learner.worker import LearnerSetup, LearnerWorker
+from tutelage.cluster import (
+    Cluster,
+    ReuseKey,
+    Worker,
+    WorkerFailure,
+    call_all,
+    from_actor,
+    numbered,
+    thread_environment,
+)
+from tutelage.lm.head import LMHead, MixedHead
+from tutelage.settings import TimeoutConfig
+
+
+class LearnerFailure(WorkerFailure):
+    """An optimiser step failed: what the learner holds now must not be kept."""
+
+
+class LearnerGroup:
+    KIND = "learner"
+
+    def __init__(self, workers: list[Worker], settings: LearnerConfig, timeouts: TimeoutConfig) -> None:
+        self.workers, self.reuse_key = workers, self._reuse_key(settings)
+        self._timeouts = timeouts
+
+    @staticmethod
+    def _reuse_key(learner: LearnerConfig) -> ReuseKey:
+        """The settings that must match for idle learner processes to be reused; the student is loaded anew."""
+        return (learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
+
+    def set_idle(self, cluster: Cluster) -> None:
+        cluster.set_idle(self.KIND, self.reuse_key, self.workers)
+
+    @classmethod
+    async def start(cls, setup: LearnerSetup, timeouts: TimeoutConfig, cluster: Cluster) -> "LearnerGroup":
+        """Start the ranks, or take idle processes, and load the student in each."""
+        settings, deadline = setup.learner, timeouts.start
+        workers = cluster.reuse(cls.KIND, "learner", cls._reuse_key(settings))
+        if not workers:
+            actor = ray.remote(LearnerWorker).options(
+                num_cpus=settings.cpus_per_rank,
+                num_gpus=settings.gpus_per_rank,
+                runtime_env=thread_environment(settings.threads),
+            )
+            handles = [actor.remote() for _ in range(settings.ranks)]
+            workers = await from_actor(numbered("learner", settings.ranks), handles, cluster, deadline)
+        address = await workers[0].call("address", deadline=deadline)
+        setups = (worker.call("setup", setup, rank, address, deadline=deadline) for rank, worker in enumerate(workers))
+        await asyncio.gather(*setups)
+        return cls(workers, settings, timeouts)
+
+    async def connect(self, readers: Sequence[Worker]) -> None:
+        """Let rank 0 send weights to engines and to whoever else follows the student."""
+        handles = [worker.handle for worker in readers]
+        await self._all("connect", handles, self._timeouts.weight_sync, deadline=self._timeouts.start)
+
+    async def step(self, batch: Batch) -> StepReport:
+        try:
+            reports = await self._all("step", ray.put(batch), deadline=self._timeouts.learning)
+        except WorkerFailure as error:
+            raise LearnerFailure(str(error)) from error
+        return reports[0]
+
+    async def publish(self, version: int, again: bool = False) -> PublishReport:
+        reports = await self._all("publish", version, again, deadline=self._timeouts.weight_sync)
+        return reports[0]
+
+    async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """The student's log-probs of each example's loss tokens [T], in the order of the batch."""
+        everywhere = await self._all("logprobs", ray.put(batch), deadline=self._timeouts.learning)
+        found = sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
+        return [record.values for record in found]
+
+    async def perturb(self, seed: int, size: float) -> None:
+        await self._all("perturb", seed, size, deadline=self._timeouts.learning)
+
+    async def restore_weights(self) -> None:
+        await self._all("restore_weights", deadline=self._timeouts.learning)
+
+    async def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
+        """One record an example, in the order of the batch."""
+        everywhere = await self._all("evaluate", ray.put(batch), teacher, deadline=self._timeouts.learning)
+        return everywhere[0]
+
+    async def examine(self, batch: Batch, k: int, teacher: str) -> list[ExampleTokens]:
+        """One record an example, in the order of the batch, with the top `k` ids of student and teacher."""
+        everywhere = await self._all("examine", ray.put(batch), k, teacher, deadline=self._timeouts.learning)
+        return sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
+
+    async def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
+        await self._all("set_teacher_head", teacher, ray.put(head), deadline=self._timeouts.learning)
+
+    async def save_checkpoint(self, directory: str) -> None:
+        await self._all("save_checkpoint", directory, deadline=self._timeouts.checkpoint)
+
+    async def load_checkpoint(self, directory: str, run_dir: str) -> None:
+        await self._all("load_checkpoint", directory, run_dir, deadline=self._timeouts.checkpoint)
+
+    async def export(self, directory: str) -> None:
+        await self._all("export", directory, deadline=self._timeouts.checkpoint)
+
+    async def _all(self, method: str, *args: Any, deadline: float) -> list[Any]:
+        return await call_all(self.workers, method, *args, deadline=deadline)

@@ -1,0 +1,1 @@
+"""The fused LM head: losses and comparisons without whole logits."""

@@ -1,0 +1,1 @@
+"""Which compositions of an objective are refused, and why."""

@@ -1,0 +1,86 @@
+"""What a rule about an objective is: one entry of a table, judged on one term within its objective and run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from learner.objectives.config import Divergence, Gradient, ObjectiveConfig, Support, TermConfig, is_likelihood
+
+TOPK_SUPPORTS = frozenset(
+    {
+        Support.student_topk,
+        Support.teacher_topk,
+        Support.intersection,
+        Support.union,
+        Support.symmetric_difference,
+    }
+)
+STUDENT_SUPPORTS = TOPK_SUPPORTS - {Support.teacher_topk}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the rest of a run's configuration says that an objective depends on."""
+
+    temperature: float = 1.0  # of sampling
+    top_p: float = 1.0
+    top_k: int = -1
+    max_staleness: int = 0
+    samples_per_prompt: int = 1
+    batch_size: int = 1
+    has_verifier: bool = False
+    cross_tokenizer: bool = False  # a teacher's tokens are not the student's
+
+
+@dataclass(frozen=True)
+class Case:
+    """One term within its objective and run."""
+
+    term: TermConfig
+    objective: ObjectiveConfig
+    run: RunFacts
+
+    @property
+    def is_first(self) -> bool:
+        return self.term is self.objective
+
+    @property
+    def terms(self) -> dict[str, TermConfig]:
+        """Every term of the objective under the key of its settings."""
+        further = {f"objective.further_terms.{name}": term for name, term in self.objective.further_terms.items()}
+        return {"objective": self.objective, **further}
+
+    @property
+    def has_returns(self) -> bool:
+        return self.is_first and self.objective.returns.discount > 0
+
+    @property
+    def learns_from_sample(self) -> bool:
+        """The term is about a token that the student sampled, so the sampling distribution matters."""
+        sampled = self.term.support is Support.sampled and not is_likelihood(self.term)
+        return sampled or self.has_returns
+
+    @property
+    def on_sample_as_reward(self) -> bool:
+        return self.term.support is Support.sampled and self.term.gradient is Gradient.policy_gradient
+
+    @property
+    def on_topk(self) -> bool:
+        return self.term.support in TOPK_SUPPORTS
+
+    @property
+    def is_forward(self) -> bool:
+        term = self.term
+        ends = (
+            term.divergence is Divergence.jsd and term.beta == 0,
+            term.divergence is Divergence.skewed_forward_kl and term.alpha == 0,
+        )
+        return term.divergence is Divergence.forward_kl or any(ends)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`setting` is relative to the term, or to the objective; `why` says the reason and the right alternative."""
+
+    setting: str
+    broken: Callable[[Case], bool]
+    why: str

@@ -1,0 +1,152 @@
+"""How weights leave the learner: through vLLM's weight-transfer interface, whatever carries the bytes.
+
+    publish(version) ─► every rank iterates the source in lockstep (ZeRO-3 gathers by bucket)
+                        rank 0 also drives the engines: start ─► buckets ─► finish(version)
+
+The learner waits for the engines here, up to a deadline; the engines wait for nobody but freeze their requests.
+`nccl` and `ipc` are vLLM's own trainer engines, `shared_memory` is ours.
+"""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Self
+
+import torch
+import xxhash
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    VLLMWeightSyncClient,
+    WeightSource,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+from learner.weights.client import Call, RayWeightSyncClient
+from learner.weights.source import CausalLMSource, NamedWeight
+from tutelage.settings import WeightTransfer
+from tutelage.weights import Bucket, SharedBuffer
+
+SLOTS = 3  # buckets that the shared buffer holds
+CHUNK_BYTES = 2**18  # copied, then hashed while still in the cache
+
+
+BACKEND = WeightTransfer.shared_memory.value
+
+
+@dataclass
+class SharedMemoryTrainerInitInfo(TrainerInitInfo):
+    backend: ClassVar[str] = BACKEND
+
+
+class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
+    """Rank 0 copies buckets in turn into the slots of a buffer that it shares with the engines of its node.
+
+    While the engines verify and load one, the next already lies ready and the one after it is being written.
+    """
+
+    init_info_cls = SharedMemoryTrainerInitInfo
+    source: CausalLMSource
+    client: RayWeightSyncClient
+
+    def __init__(
+        self,
+        *,
+        client: RayWeightSyncClient,
+        source: CausalLMSource,
+        is_sender: bool,
+        buffer: SharedBuffer | None,
+    ) -> None:
+        super().__init__(client=client, source=source, is_sender=is_sender)
+        self.checksum = ""  # of the latest update: xxh3_64 of its buckets' checksums
+        self.write_seconds = 0.0  # of the latest update: copying and hashing
+        self._buffer = buffer
+
+    @classmethod
+    def trainer_init(
+        cls,
+        init_info: SharedMemoryTrainerInitInfo,
+        *,
+        client: VLLMWeightSyncClient,
+        source: WeightSource | None = None,
+    ) -> Self:
+        if not isinstance(source, CausalLMSource):
+            raise ValueError(f"learner.weight_transfer={BACKEND} sends from a CausalLMSource, not {source!r}")
+        if not isinstance(client, RayWeightSyncClient):
+            raise ValueError(f"learner.weight_transfer={BACKEND} sends through Ray, not {client!r}")
+        if not init_info.is_sender:
+            return cls(client=client, source=source, is_sender=False, buffer=None)
+        nbytes = SLOTS * source.largest_bucket_bytes
+        buffer = SharedBuffer.create(nbytes)
+        try:
+            client.init_weight_transfer_engine({"path": str(buffer.path), "nbytes": nbytes})
+        finally:
+            buffer.unlink()
+        return cls(client=client, source=source, is_sender=True, buffer=buffer)
+
+    def send_weights(self) -> None:
+        self.write_seconds = 0.0
+        if self.is_sender:
+            self.client.start_weight_update()
+        checksums = self._send_buckets(secrets.token_hex(8))
+        if self.is_sender:
+            self.client.finish_weight_update()
+        self.checksum = xxhash.xxh3_64_hexdigest("".join(checksums).encode())
+
+    def _send_buckets(self, update: str) -> list[str]:
+        """Returns the checksum of each; ranks that do not send only take part in gathering."""
+        checksums, loading = [], deque[Call]()
+        for index, bucket in enumerate(self.source.buckets):
+            if len(loading) == SLOTS:
+                self.client.wait(loading.popleft())  # the slot that this bucket goes to is free now
+            info = self._write(update, index, bucket)
+            if info is not None:
+                checksums.append(info.checksum)
+                loading.append(self.client.begin_update_weights(asdict(info)))
+        for call in loading:
+            self.client.wait(call)
+        return checksums
+
+    def _write(self, update: str, index: int, bucket: Sequence[NamedWeight]) -> Bucket | None:
+        start = (index % SLOTS) * self.source.largest_bucket_bytes
+        with self.source.gathered(bucket):
+            if self._buffer is None:
+                return None
+            started = time.perf_counter()
+            checksum = write_bucket(self._buffer.data[start:], bucket, self.source.dtype)
+            self.write_seconds += time.perf_counter() - started
+        sizes = [weight.nbytes for weight in bucket]
+        return Bucket(
+            update=update,
+            index=index,
+            last=index == len(self.source.buckets) - 1,
+            start=start,
+            nbytes=sum(sizes),
+            checksum=checksum,
+            names=[weight.name for weight in bucket],
+            dtype_names=[str(self.source.dtype).removeprefix("torch.") for _ in bucket],
+            shapes=[list(weight.shape) for weight in bucket],
+            offsets=[sum(sizes[:i]) for i in range(len(sizes))],
+        )
+
+
+def write_bucket(buffer: Tensor, bucket: Sequence[NamedWeight], dtype: torch.dtype) -> str:
+    """Lay the weights end to end into `buffer` ([nbytes] uint8), cast to `dtype`; returns their xxh3_64."""
+    digest = xxhash.xxh3_64()
+    offset = 0
+    for weight in bucket:
+        target = buffer[offset : offset + weight.nbytes].view(dtype)
+        source = weight.value().reshape(-1)
+        numel = CHUNK_BYTES // dtype.itemsize
+        for target_chunk, source_chunk in zip(target.split(numel), source.split(numel), strict=True):
+            target_chunk.copy_(source_chunk)
+            digest.update(target_chunk.view(torch.uint8).numpy())
+        offset += weight.nbytes
+    return digest.hexdigest()
+
+
+if BACKEND not in WeightTransferTrainerFactory._registry:
+    WeightTransferTrainerFactory.register_engine(BACKEND, SharedMemoryTrainerWeightTransferEngine)

@@ -1,0 +1,1 @@
+"""The run's configuration: schema, composition, facts and the rules across rooms."""

@@ -1,0 +1,78 @@
+"""What follows from a configuration."""
+
+from learner.objectives import requirements
+from learner.objectives.config import OtherSource
+from learner.objectives.rules.case import RunFacts
+from orchestration.config.schema import RunConfig, Stage
+from rollout.config import VerifierKind
+from scoring.capabilities import Capabilities, capabilities, mixed
+from scoring.config import TEACHER, TeacherConfig
+
+
+def run_facts(config: RunConfig) -> RunFacts:
+    """What the objective's rules have to know of the run."""
+    sampling, pipeline = config.sampling, config.pipeline
+    return RunFacts(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_staleness=pipeline.max_staleness,
+        samples_per_prompt=sampling.samples_per_prompt,
+        batch_size=pipeline.batch_size,
+        has_verifier=config.data.verifier is not VerifierKind.none,
+        cross_tokenizer=config.stage is not Stage.reinforce
+        and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
+    )
+
+
+INITIAL_STUDENT = "student"  # as objective.reference.model
+
+
+def uses_teacher(config: RunConfig) -> bool:
+    """Whether a teacher scores or writes any of the sequences that are learned from; in reinforcement none does."""
+    if config.stage is Stage.reinforce:
+        return False
+    return requirements(config.objective).teacher or _learns_from_teacher(config)
+
+
+def _learns_from_teacher(config: RunConfig) -> bool:
+    sequences = config.objective.sequences
+    return sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher
+
+
+def learns_from_data(config: RunConfig) -> bool:
+    """Whether some sequences are the data's completions."""
+    sequences = config.objective.sequences
+    return sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.dataset
+
+
+def needs_teacher_rollouts(config: RunConfig) -> bool:
+    """Whether engines have to sample from the teacher all through the run."""
+    return config.stage is not Stage.cold_start and _learns_from_teacher(config)
+
+
+def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:
+    """By key, mixtures included; empty where no teacher takes part."""
+    return {TEACHER: config.teacher, **config.further_teachers} if uses_teacher(config) else {}
+
+
+def capabilities_of(config: RunConfig, key: str) -> Capabilities:
+    """What a teacher of the run can give, mixtures included."""
+    teachers, gpus = teachers_of(config), config.scoring.gpus_per_worker
+    mixture = teachers[key].mixture
+    if not mixture:
+        return capabilities(teachers[key], gpus)
+    return mixed([capabilities(teachers[member], gpus) for member in mixture])
+
+
+def shows_whole(config: RunConfig, key: str) -> bool:
+    """Whether the student's new responses can be compared with this teacher over the whole vocabulary."""
+    given = capabilities_of(config, key)
+    return given.hidden_states and given.new_responses and not teachers_of(config)[key].cross_tokenizer
+
+
+def sampled_candidates(config: RunConfig) -> int:
+    """Most likely ids that rollouts return: more than are compared where some have no equal at a teacher."""
+    needed = requirements(config.objective).candidates
+    across = [teacher.twin_candidates for teacher in teachers_of(config).values() if teacher.cross_tokenizer]
+    return max([needed, *across]) if needed else 0

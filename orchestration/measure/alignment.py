@@ -1,0 +1,392 @@
+"""Where a teacher's gradient points to what the student succeeds with, measured on the run's own workers.
+
+    prompts ─► the student's answers, graded ─► some correct, some incorrect ─► every teacher ─► learner: p and q
+            ─► nodes in each answer ─► targeted rollouts from their candidates ─► ideal gradient ─► alignment
+
+The engines and the learner hold the student that is to be trained; the scorers hold the run's teacher again at the
+end.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from diagnostics.alignment import summary
+from diagnostics.alignment.gradients import Node, NodeAlignment, View, judge
+from diagnostics.alignment.nodes import choose, node_view
+from learner.records import Example, ExampleTokens
+from orchestration.config.schema import RunConfig
+from orchestration.measure.evaluation import examined_k, pack_to_examine
+from orchestration.measure.targeted import Completed, Judge, Plan, Target, complete, fit
+from orchestration.pipeline.fleet import Fleet
+from orchestration.pipeline.schedule import derive_seed
+from orchestration.prepare.inputs import Prepared
+from orchestration.prepare.models import alignment_teachers
+from rollout.verifiers import Verifier
+from scoring.config import TEACHER
+from scoring.group import ScoringGroup
+from tutelage.chat import stop_token_ids
+from tutelage.records.prompt import RenderedPrompt
+from tutelage.records.signal import ScoringRequest
+from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.settings import ConfigError
+
+Say = Callable[[str], None]
+_ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own
+
+
+@dataclass(frozen=True)
+class Cost:
+    """In tokens generated and scored; the common prompt of a candidate's completions counts once."""
+
+    questions: int
+    nodes: int
+    candidates: int
+    requests: int
+    completions: int  # a candidate
+    max_tokens: int  # the bound
+    tokens_at_most: int  # stated beforehand
+    tokens_predicted: int
+    seconds_predicted: float  # from the pace of the student's own answers
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Teacher:
+    name: str
+    path: str
+    sees_context: bool  # that of the run's teacher
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A student's answer that is looked at."""
+
+    question: int  # index of its prompt
+    trajectory: Trajectory
+    correct: bool
+    probability: float  # of having been chosen among the correct or the incorrect answers
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node and what every teacher says there."""
+
+    node: Node
+    answer: Answer
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    rows: tuple[NodeAlignment, ...]  # of every node under every teacher; the run's own teacher first
+    teachers: tuple[str, ...]
+    cost: Cost
+    accuracy: dict[str, float]  # of the student, by question
+    texts: dict[int, str]  # of the candidates
+
+    def of(self, teacher: str) -> list[NodeAlignment]:
+        return [row for row in self.rows if row.view.teacher == teacher]
+
+    def as_json(self) -> dict[str, Any]:
+        """Summary, proxies, questions and candidates are of the run's own teacher, the other tables of all."""
+        own = self.of(self.teachers[0])
+        strata = summary.summarise(own)
+        return {
+            "teacher": self.teachers[0],
+            "cost": asdict(self.cost),
+            "summary": {name: {key: i.as_json() for key, i in part.items()} for name, part in strata.items()},
+            "nodes": {name: len(part) for name, part in summary.strata(summary.counting(own)).items()},
+            "skipped": summary.skipped_counts(own),
+            "tables": self._tables(own),
+            "proxies": {name: estimate.as_json() for name, estimate in summary.proxies(own).items()},
+            "candidates": [summary.candidate_rows(row, self.texts) for row in own],
+        }
+
+    def _tables(self, own: Sequence[NodeAlignment]) -> dict[str, list[dict[str, Any]]]:
+        contexts = {True: "more than the student sees", False: "what the student sees"}
+        by_context = [
+            (name, has, [row for row in self.of(name) if row.view.has_context is has])
+            for name in self.teachers
+            for has in contexts
+        ]
+        return {
+            "by teacher": [
+                row for name in self.teachers for row in summary.group_rows(self.of(name), {"teacher": name})
+            ],
+            "by context": [
+                row
+                for name, has, rows in by_context
+                if rows
+                for row in summary.group_rows(rows, {"teacher": name, "context": contexts[has]})
+            ],
+            "between teachers": [
+                row
+                for name in self.teachers[1:]
+                for row in summary.difference_rows(own, self.of(name), {"teacher": self.teachers[0], "minus": name})
+            ],
+            "by question": summary.question_rows(own, self.accuracy),
+            "by token": [summary.token_row(row, self.texts) for row in self.rows],
+        }
+
+
+async def measure_alignment(
+    config: RunConfig, prepared: Prepared, workers: Fleet, verifier: Verifier | None, say: Say
+) -> Alignment:
+    """Measure the alignment of the run's teacher, and of those in `alignment.teachers`, on the same nodes.
+
+    Raises:
+        ConfigError: without a verifier or a teacher, or if not even one question fits in `alignment.max_tokens`.
+    """
+    if verifier is None:
+        raise ConfigError("data.verifier=none: the gradient alignment needs one; choose exact, math or final_answer")
+    if TEACHER not in workers.teachers:
+        raise ConfigError(f"stage={config.stage.value}: the gradient alignment needs a teacher; set stage=distil")
+    return await _Measurement(config, prepared, workers, workers.teachers.groups[TEACHER], verifier, say).carry_out()
+
+
+class _Measurement:
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        workers: Fleet,
+        scorers: ScoringGroup,
+        verifier: Verifier,
+        say: Say,
+    ) -> None:
+        self._config, self._settings, self._prepared = config, config.alignment, prepared
+        self._workers, self._scorers, self._say = workers, scorers, say
+        self._teachers = _teachers(config, prepared)
+        self._prompts = prepared.train[: self._questions()]
+        self._judge = Judge(verifier, self._prompts, prepared.tokenizer)
+        self._stops = _stop_ids(prepared)
+        self._tokens, self._started = 0, time.monotonic()
+
+    async def carry_out(self) -> Alignment:
+        trajectories, pace = await self._survey()
+        correct = [self._judge.succeeds(int(item.prompt_id), item.response_ids) for item in trajectories]
+        answers = self._choose_answers(trajectories, correct)
+        sites = await self._sites(answers)
+        targets = self._targets(sites)
+        plan = fit(targets, self._settings, self._settings.max_tokens - self._tokens)
+        self._announce(plan, targets, pace)
+        before = self._tokens
+        done = await complete(plan, self._workers.rollouts, self._judge)
+        cost = self._cost(plan, before, done, pace)
+        return Alignment(
+            rows=self._judged(sites, done),
+            teachers=tuple(teacher.name for teacher in self._teachers),
+            cost=cost,
+            accuracy=self._accuracy(trajectories, correct),
+            texts=_texts(sites, self._prepared.tokenizer),
+        )
+
+    # The student's answers
+
+    def _questions(self) -> int:
+        """As many as leave half of the tokens to the targeted rollouts, whatever the answers' length."""
+        settings, room = self._settings, self._config.sampling.max_tokens
+        prompts = self._prepared.train[: settings.questions]
+        looked_at = min(2 * settings.rollouts_per_stratum, settings.rollouts_per_question) * len(self._teachers)
+        costs = [
+            len(item.student_ids) + settings.rollouts_per_question * room + looked_at * (len(item.teacher_ids) + room)
+            for item in prompts
+        ]
+        fitting = int((np.cumsum(costs) <= settings.max_tokens / 2).sum())
+        if not fitting:
+            raise ConfigError(
+                f"alignment.max_tokens={settings.max_tokens}: the student's answers to one question may take "
+                f"{costs[0]}, and must leave half of the tokens; raise it, or lower alignment.rollouts_per_question"
+            )
+        self._say(
+            f"alignment: {fitting} questions{_instead_of(fitting, len(prompts))}, {settings.rollouts_per_question} "
+            f"answers of the student each, at most {sum(costs[:fitting]):,} tokens of {settings.max_tokens:,} …"
+        )
+        return fitting
+
+    async def _survey(self) -> tuple[list[Trajectory], float]:
+        """The student's answers, and the seconds that each of their tokens took."""
+        started, each = time.monotonic(), self._settings.rollouts_per_question
+        requests = [
+            RolloutRequest(
+                slot=question * each + sample,
+                prompt_id=str(question),
+                sample_index=sample,
+                prompt_ids=item.student_ids,
+                seed=derive_seed(self._config.seed, _ANSWERS, question, sample),
+                max_tokens=self._config.sampling.max_tokens,
+            )
+            for question, item in enumerate(self._prompts)
+            for sample in range(each)
+        ]
+        found = [item async for item in self._workers.rollouts.roll_out(requests)]
+        generated = sum(len(item.response_ids) for item in found)
+        self._tokens += generated + sum(len(item.student_ids) for item in self._prompts)
+        return sorted(found, key=lambda item: item.slot), (time.monotonic() - started) / generated
+
+    def _choose_answers(self, trajectories: Sequence[Trajectory], correct: Sequence[bool]) -> list[Answer]:
+        """Some of the correct and some of the incorrect answers to each question, whatever the teacher."""
+        groups: dict[tuple[int, bool], list[Trajectory]] = {}
+        for trajectory, right in zip(trajectories, correct, strict=True):
+            groups.setdefault((int(trajectory.prompt_id), right), []).append(trajectory)
+        found = []
+        for (question, right), group in groups.items():
+            generator = np.random.default_rng([self._config.seed, _CHOICE, question, right])
+            kept = min(self._settings.rollouts_per_stratum, len(group))
+            for index in sorted(generator.choice(len(group), kept, replace=False)):
+                found.append(Answer(question, group[index], right, kept / len(group)))
+        return found
+
+    def _accuracy(self, trajectories: Sequence[Trajectory], correct: Sequence[bool]) -> dict[str, float]:
+        right = Counter(t.prompt_id for t, succeeded in zip(trajectories, correct, strict=True) if succeeded)
+        each = self._settings.rollouts_per_question
+        return {item.prompt.id: right[str(index)] / each for index, item in enumerate(self._prompts)}
+
+    # Nodes
+
+    async def _sites(self, answers: Sequence[Answer]) -> list[Site]:
+        everywhere = [await self._examine(answers, teacher) for teacher in self._teachers]
+        if len(self._teachers) > 1:
+            await self._load(self._teachers[0])
+        found = []
+        for index, answer in enumerate(answers):
+            divergence = everywhere[0][index].values["reverse_kl"]
+            slot = answer.trajectory.slot
+            generator = np.random.default_rng([self._config.seed, _CHOICE, slot])
+            for choice in choose(divergence, self._settings.nodes_per_window, self._settings.selection, generator):
+                node = Node(
+                    question=self._prompts[answer.question].prompt.id,
+                    sample_index=answer.trajectory.sample_index,
+                    position=choice.position,
+                    correct=answer.correct,
+                    inclusion_probability=answer.probability * choice.probability,
+                )
+                views = [
+                    self._view(tokens[index], node, answer, teacher)
+                    for tokens, teacher in zip(everywhere, self._teachers, strict=True)
+                ]
+                found.append(Site(node, answer, tuple(views)))
+        return found
+
+    def _view(self, tokens: ExampleTokens, node: Node, answer: Answer, teacher: Teacher) -> View:
+        sampled = int(answer.trajectory.response_ids[node.position])
+        has_context = teacher.sees_context and self._prompts[answer.question].has_context
+        return node_view(tokens, sampled, node, self._settings.candidates, teacher.name, has_context)
+
+    async def _load(self, teacher: Teacher) -> None:
+        await self._scorers.load(teacher.path, self._config.teacher)
+        head = await self._scorers.lm_head()
+        assert head is not None  # a diagnosis refuses teachers that do not show theirs
+        await self._workers.learner.set_teacher_head(TEACHER, head)
+
+    async def _examine(self, answers: Sequence[Answer], teacher: Teacher) -> list[ExampleTokens]:
+        if teacher is not self._teachers[0]:
+            self._say(f"alignment: {teacher.name} looks at the same answers …")
+            await self._load(teacher)
+        requests = [
+            ScoringRequest(TEACHER, _prompt_ids(self._prompts[a.question], teacher), a.trajectory.response_ids,
+                           hidden_states=True)
+            for a in answers
+        ]  # fmt: skip
+        self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
+        signals = await self._scorers.score_all(requests)
+        examples = [Example(answer.trajectory, signal) for answer, signal in zip(answers, signals, strict=True)]
+        batch = pack_to_examine(examples, self._config.learner, 0)
+        k = max(examined_k(self._config.learner), self._settings.candidates)
+        return await self._workers.learner.examine(batch, k, TEACHER)
+
+    # Targeted rollouts
+
+    def _targets(self, sites: Sequence[Site]) -> list[Target]:
+        return [
+            self._target(index, site, candidate)
+            for index, site in enumerate(sites)
+            for candidate in dict.fromkeys(int(token) for view in site.views for token in view.candidate_ids)
+        ]
+
+    def _target(self, index: int, site: Site, candidate: int) -> Target:
+        answer, place = site.answer, site.node.position
+        response = answer.trajectory.response_ids
+        ends = candidate in self._stops
+        return Target(
+            question=answer.question,
+            node=index,
+            candidate=candidate,
+            prompt_ids=answer.trajectory.prompt_ids,
+            response_ids=np.append(response[:place], np.int32(candidate)),
+            room=0 if ends else self._config.sampling.max_tokens - place - 1,
+            expected=len(response) - place - 1,
+            seed=derive_seed(self._config.seed, _COMPLETIONS, answer.trajectory.slot, place, candidate),
+        )
+
+    def _announce(self, plan: Plan, targets: Sequence[Target], pace: float) -> None:
+        questions = len({target.question for target in plan.targets})
+        wanted = len({target.question for target in targets})
+        self._say(
+            f"alignment: {questions} questions{_instead_of(questions, wanted)}, "
+            f"{len({target.node for target in plan.targets})} places, {len(plan.targets)} candidates, "
+            f"{plan.completions} completions each{_instead_of(plan.completions, self._settings.completions)}: "
+            f"{plan.requests:,} requests, about {plan.predicted:,} and at most {plan.at_most:,} tokens, "
+            f"about {plan.predicted * pace:.0f} s …"
+        )
+
+    def _cost(self, plan: Plan, before: int, done: Completed, pace: float) -> Cost:
+        return Cost(
+            questions=len({target.question for target in plan.targets}),
+            nodes=len({target.node for target in plan.targets}),
+            candidates=len(plan.targets),
+            requests=plan.requests,
+            completions=plan.completions,
+            max_tokens=self._settings.max_tokens,
+            tokens_at_most=before + plan.at_most,
+            tokens_predicted=before + plan.predicted,
+            seconds_predicted=plan.predicted * pace,
+            tokens=before + done.tokens,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _judged(self, sites: Sequence[Site], done: Completed) -> tuple[NodeAlignment, ...]:
+        return tuple(
+            judge(site.node, site.views[which], done.outcomes[index], self._settings)
+            for which in range(len(self._teachers))
+            for index, site in enumerate(sites)
+            if index in done.outcomes
+        )
+
+
+def _teachers(config: RunConfig, prepared: Prepared) -> list[Teacher]:
+    """The run's own, and the further ones, under names that tell them apart."""
+    assert prepared.teacher_path is not None  # there are scorers
+    own = Teacher(config.teacher.model, prepared.teacher_path, sees_context=True)
+    others = [
+        Teacher(f"{item.model}, {'with' if item.sees_context else 'without'} context", path, item.sees_context)
+        for item, path in zip(config.alignment.teachers, alignment_teachers(config), strict=True)
+    ]
+    return [own, *others]
+
+
+def _prompt_ids(item: RenderedPrompt, teacher: Teacher) -> Any:
+    return item.teacher_ids if teacher.sees_context else item.student_ids
+
+
+def _stop_ids(prepared: Prepared) -> frozenset[int]:
+    path = Path(prepared.student_path)
+    has_own = (path / "generation_config.json").exists()
+    return stop_token_ids(prepared.tokenizer, GenerationConfig.from_pretrained(path) if has_own else GenerationConfig())
+
+
+def _texts(sites: Sequence[Site], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    ids = {int(token) for site in sites for view in site.views for token in view.candidate_ids}
+    return {token: tokenizer.decode([token]) for token in ids}
+
+
+def _instead_of(found: int, wanted: int) -> str:
+    return "" if found == wanted else f" instead of {wanted} to fit alignment.max_tokens"

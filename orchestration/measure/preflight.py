@@ -1,0 +1,264 @@
+"""The preflight: will this run mean anything? Checked on the real workers before they train, in seconds.
+
+texts, prompts, sampling, plan ─► checks that need no worker
+canary ─► engine, learner, teacher on the same few tokens, with the initial weights, with others, with the initial again
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from diagnostics.check import Check, Status, worst
+from diagnostics.preflight.budget import (
+    StepPlan,
+    WorkerMemory,
+    check_arithmetic,
+    check_memory,
+    check_time,
+    engine_memory,
+    host_memory_gib,
+    learner_memory,
+    model_size,
+    scorer_memory,
+)
+from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
+from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
+from diagnostics.preflight.tokenizers import check_bos, check_ends, check_templates, check_tokenizers
+from orchestration.config.facts import capabilities_of, needs_teacher_rollouts, run_facts, teachers_of
+from orchestration.config.schema import RunConfig, Stage
+from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
+from orchestration.pipeline.fleet import Fleet
+from orchestration.prepare.inputs import Prepared
+from rollout.verifiers import Verifier
+from scoring.capabilities import can_answer
+from scoring.config import TEACHER
+from scoring.pool import REFERENCE
+from tutelage.records.prompt import with_ids
+from tutelage.records.trajectory import FinishReason
+from tutelage.settings import DType
+
+SHOWN_PROMPTS = 16  # rendered by both templates
+_COLOURS = {Status.passed: "green", Status.warned: "yellow", Status.failed: "red"}
+
+
+@dataclass(frozen=True)
+class Preflight:
+    checks: list[Check]
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return worst(self.checks) is Status.failed
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [{**asdict(check), "status": check.status.value} for check in self.checks]
+        return {"checks": rows, "seconds": self.seconds}
+
+
+async def run_preflight(
+    config: RunConfig, prepared: Prepared, workers: Fleet, verifier: Verifier | None, say: Callable[[str], None]
+) -> Preflight:
+    """Every check that applies to this run; the workers go on to be used, with the weights that they had.
+
+    The engines must hold the initial student, and learner and engines be connected; the learner needs the teacher's
+    head where there is a teacher (`TrainingStage.restore` does all of it).
+
+    Raises:
+        WorkerFailure: a worker died, or missed a deadline.
+    """
+    started = time.monotonic()
+    say("preflight: tokenizers, templates, prompts and plan …")
+    checks = await asyncio.to_thread(_check_texts, config, prepared)
+    checks += await asyncio.to_thread(_check_prompts, config, prepared, verifier)
+    if worst(checks) is Status.failed:
+        say("preflight: what failed has to be repaired first; the workers are not checked")
+    else:
+        say("preflight: a canary through engine, learner and teacher, with other weights and back …")
+        checks += await _check_workers(config, prepared, workers, verifier)
+    return Preflight(checks, time.monotonic() - started)
+
+
+def print_checks(console: Console, checks: Sequence[Check]) -> None:
+    table = Table(title="preflight", title_justify="left", show_lines=True)
+    for column in ("check", "", "seen", "what to do"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        status = Text(check.status.value, style=_COLOURS[check.status])
+        table.add_row(check.name, status, Text(check.seen), Text(check.fix))
+    console.print(table)
+
+
+def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
+    """Tokenizers, templates, beginnings and ends."""
+    student, items = prepared.tokenizer, (*prepared.train, *prepared.heldout)
+    checks = [
+        check_bos(student, [ids for item in items for ids in (item.student_ids, item.teacher_ids)]),
+        check_ends(student, _generation_ends(prepared.student_path)),
+    ]
+    if not prepared.teachers:
+        return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
+    prompts = [item.prompt for item in prepared.train[:SHOWN_PROMPTS]]
+    about_teachers: list[Check] = []
+    for key, teacher in prepared.teachers.items():
+        if teachers_of(config)[key].cross_tokenizer:
+            continue  # its ids, template and ends are its own, and aligned
+        found = [
+            *check_tokenizers(student, teacher.tokenizer),
+            *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
+            _check_teacher_ends(teacher.tokenizer, teacher.path),
+        ]
+        about_teachers += found if key == TEACHER else [replace(one, name=f"{key}: {one.name}") for one in found]
+    return [*about_teachers, *checks]
+
+
+def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
+    """The teacher scores what the student ends; only answers of its own would not end."""
+    found = check_ends(teacher, _generation_ends(path), "teacher's EOS")
+    return replace(found, status=Status.warned) if found.status is Status.failed else found
+
+
+def _not_applicable(name: str, why: str) -> Check:
+    return Check(name, Status.passed, f"not checked: {why}")
+
+
+def _generation_ends(path: str) -> list[int]:
+    """The ids that end a response by the generation config, as the engine reads it: of config.json if it has none."""
+    if Path(path, "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    else:
+        ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path)).eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> list[Check]:
+    """The prompts, the verifier, the sampling, and what the workers are asked for."""
+    train, heldout = ([item.prompt for item in items] for items in (prepared.train, prepared.heldout))
+    checks = [*check_prompts(train, prepared.over_length, len(heldout)), check_overlap(train, heldout)]
+    if verifier is None:
+        checks.append(_not_applicable("verifier", "data.verifier=none grades nothing"))
+    else:
+        checks.append(check_verifier(verifier, train, heldout))
+    checks.append(check_sampling(config.objective, run_facts(config)))
+    if prepared.teacher_path is not None:
+        checks.append(check_teacher_temperature(config.objective))
+    return [
+        *checks,
+        check_memory(_memory(config, prepared), _memory_there(config)),
+        check_arithmetic(_plan(config, prepared)),
+    ]
+
+
+async def _check_workers(
+    config: RunConfig, prepared: Prepared, workers: Fleet, verifier: Verifier | None
+) -> list[Check]:
+    """The canary, and the time that follows from it."""
+    canary = Canary(config, prepared, workers, version=0)
+    first = await canary.sample()
+    stops = {*_generation_ends(prepared.student_path), prepared.tokenizer.eos_token_id} - {None}
+    checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
+    about_scores, scores = await _check_scores(config, canary, first, workers)
+    about_weights, perturbed, sync_seconds = await canary.check_weights(first)
+    checks += [*about_scores, *about_weights]
+    if verifier is not None:
+        checks.append(await asyncio.to_thread(_check_grades, prepared, first, verifier))
+    measured = canary.measured([first, perturbed], scores, sync_seconds)
+    return [*checks, check_time(_plan(config, prepared), measured)]
+
+
+async def _check_scores(
+    config: RunConfig, canary: Canary, first: Sampled, workers: Fleet
+) -> tuple[list[Check], ScoredAnswers | None]:
+    """What the teacher's service says, and the reference's where it is another; with the teacher's scores."""
+    checks: list[Check] = []
+    scores: ScoredAnswers | None = None
+    groups = workers.teachers.teachers
+    if not groups:
+        checks.append(_not_applicable("canary: teacher's scores", "no teacher takes part"))
+    for key, group in groups.items():
+        if not capabilities_of(config, key).new_responses:
+            checks.append(_not_applicable(f"canary: {key}'s scores", f"{key} knows no new responses (backend=cache)"))
+            continue
+        found = await canary.ask(first, group, key)
+        if not found.requests:
+            checks.append(_not_applicable(f"canary: {key}'s scores", "none of the training prompts is this teacher's"))
+            continue
+        scores = scores or found
+        checks.append(await canary.check_scores(found, group, key))
+        checks += await canary.check_quantised(found, group)
+        if canary.compares(key):
+            checks.append(await canary.check_teacher_differs(found, key))
+    reference = workers.teachers.groups.get(REFERENCE)
+    if reference is not None and reference not in groups.values():
+        checks.append(await canary.check_scores(await canary.ask(first, reference), reference, "reference"))
+    return checks, scores
+
+
+def _check_grades(prepared: Prepared, sampled: Sampled, verifier: Verifier) -> Check:
+    prompts, tokenizer = with_ids(prepared.train), prepared.tokenizer
+    ended = [t for t in sampled.trajectories if t.finish_reason is FinishReason.STOP]
+    texts = [tokenizer.decode(t.response_ids, skip_special_tokens=True) for t in ended]
+    return check_grades([verifier(prompts[t.prompt_id].prompt, x) for t, x in zip(ended, texts, strict=True)])
+
+
+def _bytes(dtype: DType) -> int:
+    return 4 if dtype is DType.float32 else 2
+
+
+def _memory_there(config: RunConfig) -> float | None:
+    return host_memory_gib() if config.cluster.address == "local" else None
+
+
+def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
+    rollout, scoring, learner = config.rollout, config.scoring, config.learner
+    student = model_size(prepared.student_path)
+    engine = engine_memory(student, _bytes(rollout.dtype), rollout.kv_cache_gib)
+    rank = learner_memory(
+        student,
+        _bytes(learner.dtype),
+        learner.zero_stage,
+        learner.ranks,
+        learner.head_chunk_tokens,
+        prepared.adapter_parameters,
+    )
+    found = [
+        WorkerMemory("engine(s)", rollout.workers, engine, rollout.gpus_per_worker > 0),
+        WorkerMemory("learner rank(s)", learner.ranks, rank, learner.gpus_per_rank > 0),
+    ]
+    for scorer in prepared.roles.groups:
+        if can_answer(scorer.teacher):
+            parts = scorer_memory(model_size(scorer.path), _bytes(scoring.dtype), scoring.head_chunk_tokens)
+            count = 1 if scorer.occasional else scoring.workers
+            found.append(WorkerMemory(scorer.name, count, parts, scoring.gpus_per_worker > 0))
+    if needs_teacher_rollouts(config) and prepared.teacher_path is not None:
+        parts = engine_memory(model_size(prepared.teacher_path), _bytes(rollout.dtype), rollout.kv_cache_gib)
+        found.append(WorkerMemory("teacher's engine(s)", rollout.workers, parts, rollout.gpus_per_worker > 0))
+    return found
+
+
+def _plan(config: RunConfig, prepared: Prepared) -> StepPlan:
+    pipeline, rollout, learner = config.pipeline, config.rollout, config.learner
+    lengths = [len(item.student_ids) for item in prepared.train]
+    numbers = model_size(prepared.student_path).cache * _bytes(rollout.dtype)
+    return StepPlan(
+        batch_size=pipeline.batch_size,
+        max_staleness=pipeline.max_staleness,
+        max_tokens=config.sampling.max_tokens,
+        prompt_tokens=sum(lengths) / len(lengths),
+        longest=max(lengths) + config.sampling.max_tokens,
+        steps=pipeline.steps,
+        engines=rollout.workers,
+        max_num_seqs=rollout.max_num_seqs,
+        cache_tokens=None if rollout.gpus_per_worker else int(rollout.kv_cache_gib * 2**30 / numbers),
+        scorers=config.scoring.workers * sum(not scorer.occasional for scorer in prepared.roles.groups),
+        ranks=learner.ranks,
+        micro_batch_tokens=learner.micro_batch_tokens,
+        is_on_policy=config.stage is not Stage.cold_start,
+    )

@@ -1,0 +1,236 @@
+"""The compatibility probe on real workers: what student and teacher do with the same prompts, without training.
+
+prompts ─► student's answers ─► the teacher's states ─► learner: every token under both models
+                             └─► prefixes ─► both go on from them ─► verifier
+        └─► teacher's answers ─────────────────────────────────────► verifier
+
+The engines hold the student first and the teacher then; whoever trains afterwards gives them the student again.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diagnostics.compatibility import Graded, ProbedAnswer, ProbeSamples
+from diagnostics.representation import Layer, Reading, compare_models
+from learner.records import Example
+from orchestration.config.schema import RunConfig
+from orchestration.measure.evaluation import examined_k, full_request, pack_to_examine
+from orchestration.pipeline.fleet import Fleet, start_engines
+from orchestration.pipeline.schedule import derive_seed
+from orchestration.prepare.checkpoints import resolve_model
+from orchestration.prepare.inputs import Prepared
+from rollout.group import RolloutGroup
+from rollout.verifiers import Grader, Verifier
+from scoring.config import TEACHER
+from scoring.group import ScoringGroup
+from tutelage.records.prompt import RenderedPrompt, with_ids
+from tutelage.records.signal import ScoringRequest
+from tutelage.records.trajectory import RolloutRequest, Trajectory
+
+PREFIXED_SAMPLES = 2  # of each prompt's answers are continued
+_STUDENT, _TEACHER, _CONTINUATION = 0, 1, 2  # parts of seeds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a probe generates and scores at most, known before it begins."""
+
+    prompts: int
+    answers: int  # of both models
+    continuations: int  # of both models
+    tokens: int  # upper bound: every response as long as it may be, prompts included
+
+
+@dataclass(frozen=True)
+class Probed:
+    found: ProbeSamples
+    trajectories: Sequence[Trajectory]  # of the student, in the order of `found.answers`
+    cost: Cost
+    layers: Sequence[Layer]  # how alike both models' internals are; none unless asked for
+    tokens: int  # generated and scored, prompts included
+    seconds: float
+
+
+def plan_probe(config: RunConfig, prepared: Prepared) -> Cost:
+    """The probe that `probe.max_tokens` has room for: fewer prompts where it has none for all."""
+    probe = config.probe
+    prompts = prepared.heldout[: probe.prompts]
+    costs = [_cost(config, prompts[:count]) for count in range(1, len(prompts) + 1)]
+    return next((cost for cost in reversed(costs) if cost.tokens <= probe.max_tokens), costs[0])
+
+
+def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Cost:
+    probe, graded = config.probe, _grades(config)
+    samples, prefixes = probe.samples_per_prompt, _prefixes(config)
+    lengths = [len(item.student_ids) + config.sampling.max_tokens for item in prompts]
+    teacher_lengths = [len(item.teacher_ids) + config.sampling.max_tokens for item in prompts]
+    each = sum(lengths) * samples + sum(teacher_lengths) * samples  # the student's answers, generated and scored
+    if graded:
+        each += sum(teacher_lengths) * samples + (sum(lengths) + sum(teacher_lengths)) * prefixes
+    count = len(prompts)
+    return Cost(count, count * samples * (1 + graded), 2 * count * prefixes * graded, each)
+
+
+def _grades(config: RunConfig) -> bool:
+    return config.data.verifier.value != "none"
+
+
+def _prefixes(config: RunConfig) -> int:
+    """Of each prompt."""
+    return len(config.probe.depths) * min(PREFIXED_SAMPLES, config.probe.samples_per_prompt)
+
+
+class Prober:
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        workers: Fleet,
+        verifier: Verifier | None,
+        advance: Callable[[str, int], None],
+    ) -> None:
+        """`advance` is told what is being done and how many responses of it have come."""
+        self._config, self._prepared, self._workers = config, prepared, workers
+        self._cost = plan_probe(config, prepared)
+        self._prompts = prepared.heldout[: self._cost.prompts]
+        self._by_id = with_ids(self._prompts)
+        self._verifier, self._advance = verifier, advance
+        self._grader = Grader(verifier, self._prompts, prepared.tokenizer)
+        self._tokens = 0
+
+    async def probe(self) -> Probed:
+        started = time.monotonic()
+        trajectories = await self._answers(self._workers.rollouts, _STUDENT)
+        answers = await self._examine(trajectories)
+        found = ProbeSamples(answers)
+        if self._verifier is not None:
+            found = await self._with_teacher(answers, trajectories)
+        layers = await self._compare_internals(trajectories)
+        return Probed(found, trajectories, self._cost, layers, self._tokens, time.monotonic() - started)
+
+    async def _compare_internals(self, trajectories: Sequence[Trajectory]) -> list[Layer]:
+        """In this process, on the CPU: there is room for one of both models at a time."""
+        some, teacher_path = trajectories[: self._config.probe.representation], self._prepared.teacher_path
+        if not some or teacher_path is None:
+            return []
+        self._advance("both models' internals are compared", 0)
+        readings = [Reading(t.prompt_ids, self._by_id[t.prompt_id].teacher_ids, t.response_ids) for t in some]
+        return await asyncio.to_thread(compare_models, self._prepared.student_path, teacher_path, readings)
+
+    async def _with_teacher(self, answers: Sequence[ProbedAnswer], trajectories: Sequence[Trajectory]) -> ProbeSamples:
+        ours = await self._go_on(self._workers.rollouts, trajectories, by_teacher=False)
+        engines = await self._teacher_engines()
+        written = await self._answers(engines, _TEACHER)
+        theirs = await self._go_on(engines, trajectories, by_teacher=True)
+        return ProbeSamples(answers, [Graded(t.prompt_id, _reward(t)) for t in written], ours, theirs)
+
+    async def _teacher_engines(self) -> RolloutGroup:
+        """The same engines, with the teacher's weights."""
+        prepared, cluster = self._prepared, self._workers.cluster
+        if prepared.teacher_is_initial_student:
+            return self._workers.rollouts
+        assert prepared.teacher_path is not None  # a probe without a teacher is refused
+        await self._workers.rollouts.set_idle(cluster)
+        return await start_engines(self._config, prepared.teacher_path, cluster, "teacher-rollout")
+
+    async def _answers(self, engines: RolloutGroup, who: int) -> list[Trajectory]:
+        samples = self._config.probe.samples_per_prompt
+        requests = [
+            self._request(index, sample, self._config.sampling.max_tokens, who, of_teacher=who == _TEACHER)
+            for index in range(len(self._prompts))
+            for sample in range(samples)
+        ]
+        requests = [replace(request, slot=slot) for slot, request in enumerate(requests)]
+        what = "the teacher answers" if who == _TEACHER else "the student answers"
+        found = [trajectory async for trajectory in self._roll_out(engines, requests, what)]
+        return sorted(found, key=lambda trajectory: trajectory.slot)
+
+    def _request(self, index: int, sample: int, max_tokens: int, *seed: int, of_teacher: bool) -> RolloutRequest:
+        sampling, item = self._config.sampling, self._prompts[index]
+        return RolloutRequest(
+            slot=0,
+            prompt_id=item.prompt.id,
+            sample_index=sample,
+            prompt_ids=item.teacher_ids if of_teacher else item.student_ids,
+            seed=derive_seed(self._config.seed, index, sample, *seed),
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+
+    async def _roll_out(
+        self, engines: RolloutGroup, requests: Sequence[RolloutRequest], what: str
+    ) -> AsyncIterator[Trajectory]:
+        async for trajectory in engines.roll_out(requests):
+            self._tokens += len(trajectory.prompt_ids) + len(trajectory.response_ids)
+            self._advance(what, 1)
+            yield await self._grader.grade(trajectory)
+
+    async def _go_on(self, engines: RolloutGroup, trajectories: Sequence[Trajectory], by_teacher: bool) -> list[Graded]:
+        """Grade what a model makes of the student's beginnings; the prefix counts as part of the response."""
+        requests: list[RolloutRequest] = []
+        prefixes, depths = [], []
+        for trajectory in trajectories:
+            if trajectory.sample_index >= PREFIXED_SAMPLES:
+                continue
+            index = trajectory.slot // self._config.probe.samples_per_prompt
+            for number, depth in enumerate(self._config.probe.depths):
+                prefix = trajectory.response_ids[: int(depth * len(trajectory.response_ids))]
+                left = self._config.sampling.max_tokens - len(prefix)
+                request = self._request(
+                    index, trajectory.sample_index, left, _CONTINUATION, by_teacher, number, of_teacher=by_teacher
+                )
+                request = replace(request, prompt_ids=np.concatenate([request.prompt_ids, prefix]), slot=len(requests))
+                requests.append(request)
+                prefixes.append(prefix)
+                depths.append(depth)
+        what = f"the {'teacher' if by_teacher else 'student'} goes on"
+        scores = []
+        async for ended in engines.roll_out(requests):
+            self._tokens += len(ended.prompt_ids) + len(ended.response_ids)
+            self._advance(what, 1)
+            whole = replace(ended, response_ids=np.concatenate([prefixes[ended.slot], ended.response_ids]))
+            graded = await self._grader.grade(whole)
+            scores.append(Graded(graded.prompt_id, _reward(graded), depths[graded.slot]))
+        return scores
+
+    async def _examine(self, trajectories: Sequence[Trajectory]) -> list[ProbedAnswer]:
+        """Every token of the answers under both models, exact over the whole vocabulary."""
+        self._advance("the teacher scores", 0)
+        scorers, learner = self._workers.teachers.groups.get(TEACHER), self._config.learner
+        assert scorers is not None
+        requests = [full_request(self._by_id[item.prompt_id], item) for item in trajectories]
+        signals = await scorers.score_all(requests)
+        self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
+        examples = [Example(t, s) for t, s in zip(trajectories, signals, strict=True)]
+        batch = pack_to_examine(examples, learner, 0)
+        tokens = await self._workers.learner.examine(batch, examined_k(learner), TEACHER)
+        answers = [
+            ProbedAnswer(t.prompt_id, self._by_id[t.prompt_id].prompt.domain, TEACHER, t.reward, tokens[index])
+            for index, t in enumerate(trajectories)
+        ]
+        return await self._with_earlier_teacher(scorers, requests, answers)
+
+    async def _with_earlier_teacher(
+        self, scorers: ScoringGroup, requests: Sequence[ScoringRequest], answers: Sequence[ProbedAnswer]
+    ) -> list[ProbedAnswer]:
+        """The same answers under the checkpoint that the teacher was before, if one is given."""
+        earlier = self._config.probe.earlier_teacher
+        if earlier is None:
+            return list(answers)
+        self._advance("the earlier teacher scores", 0)
+        await scorers.load(resolve_model(earlier, "probe.earlier_teacher"), self._config.teacher)
+        signals = await scorers.score_all([replace(request, hidden_states=False) for request in requests])
+        assert self._prepared.teacher_path is not None
+        await scorers.load(self._prepared.teacher_path, self._config.teacher)
+        return [a.with_earlier_teacher(signal.logprobs) for a, signal in zip(answers, signals, strict=True)]
+
+
+def _reward(trajectory: Trajectory) -> float:
+    assert trajectory.reward is not None  # asked for only where there is a verifier
+    return trajectory.reward

@@ -1,0 +1,1 @@
+"""Prompts stream through rollout, scoring and learner."""

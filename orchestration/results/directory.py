@@ -1,0 +1,276 @@
+"""The folder that a run owns: who may write to it, where its checkpoints lie, and what it resumes from."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from orchestration.config.schema import Resume, RunConfig
+from orchestration.pipeline.pipeline import Cursor
+from tutelage.files import write_json, write_text
+from tutelage.settings import ConfigError
+
+# A resumed run must mean the same training: these parts of the configuration may not change in between.
+IDENTITY = (
+    "stage",
+    "seed",
+    "student",
+    "teacher",
+    "data",
+    "sampling",
+    "objective",
+    "pipeline.batch_size",
+    "cold_start",
+    "learner.ranks",
+    "learner.zero_stage",
+    "learner.dtype",
+)
+STAGES_KEY = "recipe.stages"
+_CHECKPOINTS = "step-??????"
+_INITIAL = "step-000000"  # kept as long as the run: what may have to be gone back to
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint holds beside the learner's own state; every seed follows from the cursor and config.seed."""
+
+    step: int = 0  # also the policy version: one optimiser step makes one
+    cursor: Cursor = field(default_factory=Cursor)
+    wandb_id: str | None = None
+    wall_seconds: float = 0.0
+    tokens: dict[str, int] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # of what the stage left out, by reason
+
+
+class RunDirectory:
+    """Holds the lock of its folder while it lives."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock  # an open file: the kernel frees it when the process ends, however it ends
+
+    def close(self) -> None:
+        self._lock.close()
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def latest_checkpoint(self) -> Path | None:
+        return latest_checkpoint(self.path)
+
+    def whole_checkpoints(self) -> list[Path]:
+        """In order of step."""
+        return whole_checkpoints(self.path)
+
+    def interrupted_checkpoints(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("step-*.partial"))
+
+    def load_state(self, checkpoint: Path) -> RunState:
+        raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        cursor = raw.pop("cursor")
+        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"]), cursor["replaced"]), **raw)
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """An empty folder that becomes a checkpoint by `commit_checkpoint`."""
+        partial = self.checkpoints / f"step-{step:06d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def commit_checkpoint(self, partial: Path, state: RunState, keep: int) -> Path:
+        write_json(partial / "state.json", asdict(state))
+        final = partial.with_suffix("")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in sorted(self.checkpoints.glob(_CHECKPOINTS))[:-keep]:
+            if old.name != _INITIAL:
+                shutil.rmtree(old)
+        return final
+
+    def check_prompts(self, digest: str) -> None:
+        """Keep the digest of the run's prompts, or hold it against the one that a run to be resumed began with.
+
+        Raises:
+            ConfigError: the cursor of the checkpoint would point into other prompts.
+        """
+        kept = self.path / "prompts.sha256"
+        if not kept.is_file():
+            write_text(kept, digest)
+        elif kept.read_text(encoding="utf-8") != digest:
+            raise ConfigError(
+                f"data: the prompts are not those that the run in {self.path} began with; restore the data, or start "
+                "anew (some reasoning-gym tasks differ from process to process: give every start PYTHONHASHSEED=0)"
+            )
+
+    def write_config(self, composed: DictConfig) -> None:
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    whole = whole_checkpoints(run_dir)
+    return whole[-1] if whole else None
+
+
+def whole_checkpoints(run_dir: Path) -> list[Path]:
+    """In order of step; one whose writing was interrupted still has its temporary name."""
+    folder = run_dir / "checkpoints"
+    return sorted(path for path in folder.glob(_CHECKPOINTS) if (path / "state.json").is_file())
+
+
+def _lock(path: Path) -> IO[str]:
+    handle = (path / ".lock").open("a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise ConfigError(f"run_dir={path}: in use by a run that is still going; choose another, or stop it") from None
+    return handle
+
+
+def is_finished(path: Path) -> bool:
+    summary = path / "summary.json"
+    return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
+
+
+def stage_folders(path: Path) -> list[Path]:
+    """Of the stages of a recipe that were begun."""
+    return sorted(folder for folder in path.glob("[1-9]*-*") if (folder / "config.yaml").is_file())
+
+
+def _unfinished_run(root: Path, of_recipe: bool) -> Path | None:
+    begun = stage_folders if of_recipe else latest_checkpoint
+    candidates = [path for path in sorted(root.glob("*")) if begun(path) and not is_finished(path)]
+    return candidates[-1] if candidates else None
+
+
+def _fresh_path(root: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path, count = root / stamp, 1
+    while path.exists():
+        path, count = root / f"{stamp}.{count}", count + 1
+    return path
+
+
+def locate(config: RunConfig) -> Path:
+    """The folder that a run or a recipe with this configuration writes to; nothing is created.
+
+    Raises:
+        ConfigError: the folder holds another run and `resume` does not say to continue it.
+    """
+    root = Path(config.output_root) / config.experiment
+    if config.run_dir is None:
+        unfinished = _unfinished_run(root, bool(config.recipe.stages)) if config.resume is Resume.auto else None
+        return unfinished or _fresh_path(root)
+    path = Path(config.run_dir)
+    used = path.is_dir() and any(item.name != ".lock" for item in path.iterdir())
+    if used and config.resume is Resume.never:
+        raise ConfigError(f"run_dir={path}: holds another run; choose another folder, or resume=auto to continue it")
+    if used and is_finished(path):
+        raise ConfigError(f"run_dir={path}: holds a run that is completed; choose another folder")
+    return path
+
+
+def check_identity(path: Path, config: DictConfig, keys: Sequence[str] = IDENTITY) -> None:
+    """Refuse to resume a run under another meaning.
+
+    Args:
+        keys: of the settings that must be the same.
+
+    Raises:
+        ConfigError: naming the first setting that differs from the folder's config.yaml.
+    """
+    stored_file = path / "config.yaml"
+    if not stored_file.is_file():
+        return
+    stored = OmegaConf.load(stored_file)
+    plain = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
+    if bool(OmegaConf.select(stored, STAGES_KEY)) != bool(OmegaConf.select(plain, STAGES_KEY)):
+        raise ConfigError(
+            f"{path}: of a recipe and a plain run, it holds one and this is the other; use another folder"
+        )
+    for key in keys:
+        before, now = OmegaConf.select(stored, key), OmegaConf.select(plain, key)
+        if before != now:
+            detail = _first_difference(key, before, now)
+            raise ConfigError(f"{detail} in {stored_file}; a resumed run keeps it: restore the value or start anew")
+
+
+def _first_difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, DictConfig) and isinstance(now, DictConfig):
+        for name in map(str, now):
+            if before.get(name) != now[name]:
+                return _first_difference(f"{key}.{name}", before.get(name), now[name])
+    return f"{key}={now}: was {before}"
+
+
+def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
+    """Create or continue the run's folder and take its lock.
+
+    Raises:
+        ConfigError: in use, or holding something else.
+    """
+    path = locate(config)
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    check_identity(path, composed)
+    directory.logs.mkdir(exist_ok=True)
+    directory.checkpoints.mkdir(exist_ok=True)
+    directory.write_config(composed)
+    return directory
+
+
+def locate_diagnosis(config: RunConfig) -> Path:
+    """A folder beside the runs of the experiment; nothing is created.
+
+    Raises:
+        ConfigError: `run_dir` is set and holds something.
+    """
+    if config.run_dir is not None:
+        return locate(config)
+    return _fresh_path(Path(config.output_root) / config.experiment / "diagnosis")
+
+
+def open_diagnosis_directory(path: Path, composed: DictConfig) -> RunDirectory:
+    """Create the folder of a diagnosis and take its lock."""
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    directory.logs.mkdir(exist_ok=True)
+    directory.write_config(composed)
+    return directory
+
+
+def open_recipe_directory(path: Path, composed: DictConfig, stages: Sequence[str]) -> RunDirectory:
+    """Create or continue a recipe's folder and take its lock; every stage has a folder of its own inside.
+
+    Args:
+        path: as `locate` gave it.
+        stages: the names of their folders.
+
+    Raises:
+        ConfigError: in use, or holding something else, stages of another recipe among it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(path, _lock(path))
+    check_identity(path, composed, keys=())  # each stage checks its own
+    foreign = [folder.name for folder in stage_folders(path) if folder.name not in stages]
+    if foreign:
+        raise ConfigError(
+            f"run_dir={path}: holds {', '.join(foreign)}, which is no stage of this recipe ({', '.join(stages)}); "
+            "choose another folder, or resume with the recipe it began with"
+        )
+    directory.write_config(composed)
+    return directory

@@ -1,0 +1,136 @@
+"""What a run found out: evaluations kept across restarts, the summary, and what is printed at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.prepare.inputs import Prepared
+from orchestration.results.summary import ROLES, Answers, Evaluation, Summary
+from tutelage.files import write_text
+
+SHOWN_ANSWERS = 4
+_METHODS = {  # what was done to the student, and how
+    "distil": ("distilled", "on-policy distillation"),
+    "cold_start": ("fine-tuned", "supervised fine-tuning"),
+    "reinforce": ("reinforced", "reinforcement learning"),
+}
+
+
+def print_outcome(
+    console: Console, run_dir: Path, summary: Summary, answers: Mapping[str, Answers], prepared: Prepared
+) -> None:
+    """The summary for people: figures, a few answers side by side, and where everything lies."""
+    console.print(_figures(summary))
+    if "student_after" in answers:
+        console.print(_side_by_side(answers, prepared))
+    console.print(
+        f"[bold]{summary.status}[/bold] after {summary.steps} steps, {summary.wall_seconds:.0f} s; "
+        f"{summary.tokens_per_second:.1f} trained tokens a second"
+    )
+    places = {
+        "model": "final",
+        "report": "report.html",
+        "curves": "curves.png",
+        "numbers": "metrics.jsonl",
+        "outcome": "summary.json",
+        "samples": "samples",
+        "checkpoints": "checkpoints",
+        "logs": "run.log",
+    }
+    for name, place in places.items():
+        if (run_dir / place).exists():
+            console.print(f"  {name:<12}{run_dir / place}", highlight=False, soft_wrap=True)
+
+
+def _figures(summary: Summary) -> Table:
+    table = Table(title="held-out prompts", title_justify="left")
+    for column in ("", "student before", "student after", "teacher"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {
+        "reverse KL (nats a token)": "reverse_kl",
+        "forward KL (nats a token)": "forward_kl",
+        "top-k overlap": "overlap_ratio",
+        "KL to its initial weights": "base_reverse_kl",
+        "answer length (tokens)": "mean_response_tokens",
+        "truncated share": "truncated_share",
+        "accuracy": "accuracy",
+    }
+    for label, name in rows.items():
+        cells = [_cell(summary.evaluation[role], name) for role in ROLES]
+        if any(cells):
+            table.add_row(label, *(cell or "–" for cell in cells))
+    before, after, teacher = (summary.evaluation[role] for role in ROLES)
+    if before and after and teacher:
+        table.caption = _progress(before, after, teacher, summary.gap_recovery)
+    return table
+
+
+def _cell(evaluation: Evaluation | None, name: str) -> str:
+    value = getattr(evaluation, name) if evaluation is not None else None
+    if evaluation is None or value is None:
+        return ""
+    interval = evaluation.intervals[name]
+    return f"{value:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _progress(before: Evaluation, after: Evaluation, teacher: Evaluation, recovery: float | None) -> str:
+    parts = []
+    if before.reverse_kl and after.reverse_kl is not None:
+        parts.append(f"reverse KL fell by {1 - after.reverse_kl / before.reverse_kl:.0%}")
+    gap = teacher.mean_response_tokens - before.mean_response_tokens
+    if gap:
+        moved = (after.mean_response_tokens - before.mean_response_tokens) / gap
+        parts.append(f"answer length went {moved:.0%} of the way to the teacher's")
+    if before.accuracy is not None:
+        parts.append(f"gap recovery {'n/a' if recovery is None else f'{recovery:.0%}'}")
+    return "; ".join(parts)
+
+
+def _side_by_side(answers: Mapping[str, Answers], prepared: Prepared) -> Table:
+    table = Table(title="a few answers", title_justify="left", show_lines=True)
+    roles = [role for role in ROLES if role in answers]
+    for column in ("prompt", *(role.removeprefix("student_") for role in roles)):
+        table.add_column(column, overflow="fold", ratio=1)
+    for item in prepared.heldout[:SHOWN_ANSWERS]:
+        prompt = item.prompt
+        table.add_row(prompt.messages[-1].content, *(answers[role].texts[prompt.id].strip() for role in roles))
+    return table
+
+
+def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
+    """A README beside the exported weights: what it was made from, and how."""
+    student, (done, how) = settings["student"]["model"], _METHODS[settings["stage"]]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"tags: [{how.replace(' ', '-')}, tutelage]",
+        "---",
+        "",
+        f"# {student}, {done}",
+        "",
+        f"- student: `{student}`",
+        *_sources(settings),
+        f"- objective: `{settings['objective']['name']}`",
+        f"- steps: {settings['pipeline']['steps']} of {settings['pipeline']['batch_size']} trajectories",
+        "",
+        f"Made with Tutelage by {how}; `config.yaml` of the run has every setting.",
+    ]
+    write_text(final / "README.md", "\n".join(lines) + "\n")
+
+
+def _sources(settings: Mapping[str, Any]) -> list[str]:
+    """Whom the student learned from, a line each."""
+    teacher, reference = settings["teacher"], settings["objective"]["reference"]["model"]
+    told = f", told {teacher['context']!r}" if teacher["context"] else ""
+    if settings["stage"] != "reinforce":
+        others = [
+            f"- teacher {key}: " + (f"mixture {other['mixture']}" if other["mixture"] else f"`{other['model']}`")
+            for key, other in settings.get("further_teachers", {}).items()
+        ]
+        return [f"- teacher: `{teacher['model']}`{told}", *others]
+    kept_near = [f"- reference: `{reference}`"] if reference else []
+    return [f"- rewards: `{settings['data']['verifier']}` verifier", *kept_near]

@@ -1,0 +1,1 @@
+"""Runs and recipes from their folder to their exit code."""

@@ -1,0 +1,74 @@
+"""What a stage hands to the next one: a checkpoint directory, and the manifest that says what it is.
+
+<stage's folder>/final/           a Hugging Face checkpoint
+<stage's folder>/artifact.json    written last: where it lies, the stage is over and its model is whole
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tutelage.files import write_json
+from tutelage.settings import ConfigError
+
+CHECKPOINT = "final"
+MANIFEST = "artifact.json"
+_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    stage: str  # its name in the recipe
+    kind: str  # what the stage does
+    base_model: str  # the model that the first of the stages behind this one began with, as configured
+    config_sha256: str  # of the stage's config.yaml
+    files: dict[str, str]  # path within the stage's folder -> SHA-256
+
+
+def seal(folder: Path, stage: str, kind: str, base_model: str) -> Artifact:
+    """Write the manifest of a stage that is completed."""
+    artifact = Artifact(stage, kind, base_model, _sha256(folder / _CONFIG), _hashes(folder))
+    write_json(folder / MANIFEST, asdict(artifact))
+    return artifact
+
+
+def is_sealed(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def verify(folder: Path) -> Artifact:
+    """The manifest of a stage that is completed, once every file is known to be as it was then.
+
+    Raises:
+        ConfigError: a file is missing, new or altered.
+    """
+    artifact = Artifact(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    expected = artifact.files | {_CONFIG: artifact.config_sha256}
+    config = folder / _CONFIG
+    found = _hashes(folder) | ({_CONFIG: _sha256(config)} if config.is_file() else {})
+    problems = _differences(expected, found)
+    if problems:
+        raise ConfigError(
+            f"{folder}: not what the stage {artifact.stage!r} left behind: {', '.join(problems)}; restore the files, "
+            "or start anew in another run_dir"
+        )
+    return artifact
+
+
+def _differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} was added" for name in found.keys() - expected.keys()]
+    problems += [f"{name} was altered" for name in expected.keys() & found.keys() if expected[name] != found[name]]
+    return sorted(problems)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in (folder / CHECKPOINT).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

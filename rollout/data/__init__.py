@@ -1,0 +1,1 @@
+"""Where prompts come from: files, hubs and tasks made on the spot."""

@@ -1,0 +1,221 @@
+"""Prompts of tasks on digits that are made here: sums in columns, numbers written backwards.
+
+A source has `size` different problems, in an order that its seed gives; the first n of them do not depend on the size.
+One in eight of all problems belongs to the split `heldout`, whatever the seed and the options, the others to `train`:
+two sources of different splits have no problem in common. A sum and the one with its operands exchanged are in the
+same split.
+
+`task_options` are the fields of the task's class and of `Presentation`. A source of several kinds of problems has
+`task_options.mixture` instead, a list of such options; each entry may also have a `task` (that of the source by
+default) and a `weight` (1 by default). No problem is in two entries of one source.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rollout.config import PromptSourceConfig
+from rollout.data.column_sums import ColumnSums
+from rollout.data.reversed_digits import ReversedDigits
+from tutelage.records.prompt import Message, Prompt
+
+_SPLITS = ("train", "heldout")
+_HELDOUT_SHARE = 8  # one in so many
+_ROUNDS = 4
+
+
+class DigitTask(Protocol):
+    """A numbered set of problems; a problem is a tuple of integers."""
+
+    name: str
+    rule: str  # what the context `rule` says
+
+    @property
+    def count(self) -> int: ...
+    def operands(self, index: int) -> tuple[int, ...]: ...
+    def includes(self, operands: tuple[int, ...]) -> bool: ...
+    def question(self, operands: tuple[int, ...]) -> str: ...
+    def answer(self, operands: tuple[int, ...]) -> str: ...
+    def worked(self, operands: tuple[int, ...]) -> str: ...
+
+
+DIGIT_TASKS: dict[str, type[Any]] = {task.name: task for task in (ColumnSums, ReversedDigits)}
+
+
+class Context(Enum):
+    """What the teacher is told before the question."""
+
+    none = "none"
+    rule = "rule"  # the same word for every problem
+    answer = "answer"  # = and the answer
+
+
+@dataclass
+class Presentation:
+    """How a problem is put."""
+
+    context: Context = Context.none
+    visible_context: bool = False  # the student sees it too: it is a system message of the prompt
+
+
+@dataclass(frozen=True)
+class _Part:
+    key: str  # full name of the setting, for messages
+    task: DigitTask
+    presentation: Presentation
+    weight: float
+
+
+def make_digit_tasks(source: PromptSourceConfig, key: str) -> list[Prompt]:
+    """The first `limit` of `size` prompts with worked answers, deterministic for (seed, index).
+
+    `answer` is the right one also where the completion is wrong on purpose (pattern no_carry).
+
+    Raises:
+        ValueError: naming the setting, its value and the fix.
+    """
+    if source.split not in _SPLITS:
+        raise ValueError(f"{key}.split={source.split}: problems are split into {' and '.join(_SPLITS)}; name one")
+    size = source.size if source.limit is None else min(source.size, source.limit)
+    if size < 1:
+        raise ValueError(f"{key}.size={source.size}, {key}.limit={source.limit}: no problem to make; set 1 or more")
+    return [_prompt(part, operands) for part, operands in islice(_draws(source, key), size)]
+
+
+def tasks_in(source: PromptSourceConfig) -> set[str]:
+    """Names of the tasks that a source draws from."""
+    mixture = source.task_options.get("mixture")
+    entries = [entry for entry in mixture if isinstance(entry, Mapping)] if isinstance(mixture, list) else [{}]
+    return {entry.get("task", source.task) for entry in entries}
+
+
+def _draws(source: PromptSourceConfig, key: str) -> Iterator[tuple[_Part, tuple[int, ...]]]:
+    """Problems without end and without repetition; after each of them every part has its share to within one."""
+    parts = _parts(source, key)
+    problems = [_problems(part.task, source) for part in parts]
+    used: set[tuple[str, tuple[int, ...]]] = set()
+    counts = [0] * len(parts)
+    while True:
+        chosen = min(range(len(parts)), key=lambda index: (counts[index] + 1) / parts[index].weight)
+        name = parts[chosen].task.name
+        operands = next((found for found in problems[chosen] if (name, found) not in used), None)
+        if operands is None:
+            raise ValueError(
+                f"{key}.size={source.size}: {parts[chosen].key} has only {counts[chosen]} problems left to it in the "
+                f"split {source.split}; set {key}.size={len(used)} or less, or set options that have more"
+            )
+        used.add((name, operands))
+        counts[chosen] += 1
+        yield parts[chosen], operands
+
+
+def _problems(task: DigitTask, source: PromptSourceConfig) -> Iterator[tuple[int, ...]]:
+    """All problems of the source's split, in the order of its seed."""
+    for index in range(task.count):
+        operands = task.operands(_shuffled(index, task.count, source.seed))
+        if task.includes(operands) and _split(task, operands) == source.split:
+            yield operands
+
+
+def _split(task: DigitTask, operands: tuple[int, ...]) -> str:
+    return _SPLITS[_hash(task.name, *sorted(operands)) % _HELDOUT_SHARE == 0]
+
+
+def _shuffled(index: int, count: int, seed: int) -> int:
+    """Where a permutation of range(count) takes an index: a Feistel network with cycle walking.
+
+    Black and Rogaway, Ciphers with arbitrary finite domains (2002), section 5.
+    """
+    half = ((count - 1).bit_length() + 1) // 2
+    while True:
+        left, right = divmod(index, 1 << half)
+        for number in range(_ROUNDS):
+            left, right = right, left ^ _hash(seed, number, right) % (1 << half)
+        index = (left << half) + right
+        if index < count:
+            return index
+
+
+def _hash(*parts: int | str) -> int:
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+def _prompt(part: _Part, operands: tuple[int, ...]) -> Prompt:
+    task, shown = part.task, part.presentation.visible_context
+    context = _context(part, operands)
+    question = task.question(operands)
+    system = (Message("system", context),) if shown and context else ()
+    return Prompt(
+        id=f"{task.name}:{question}",
+        messages=(*system, Message("user", question)),
+        answer=task.answer(operands),
+        domain=task.name,
+        privileged_context=None if shown else context,
+        completion=task.worked(operands),
+    )
+
+
+def _context(part: _Part, operands: tuple[int, ...]) -> str | None:
+    match part.presentation.context:
+        case Context.none:
+            return None
+        case Context.rule:
+            return part.task.rule
+        case Context.answer:
+            return f"={part.task.answer(operands)}"
+
+
+# ---- options ---------------------------------------------------------------------------------------------------
+
+
+def _parts(source: PromptSourceConfig, key: str) -> list[_Part]:
+    mixture = source.task_options.get("mixture")
+    if mixture is None:
+        return [_part(source.task, source.task_options, 1.0, f"{key}.task_options", f"{key}.task")]
+    beside = ", ".join(name for name in source.task_options if name != "mixture")
+    if beside:
+        raise ValueError(f"{key}.task_options: {beside} beside mixture; set it in the entries of the mixture")
+    if not isinstance(mixture, list) or not mixture:
+        raise ValueError(f"{key}.task_options.mixture={mixture}: nothing to draw from; give a list of entries")
+    parts = []
+    for index, entry in enumerate(mixture):
+        where = f"{key}.task_options.mixture[{index}]"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where}={entry!r}: is no set of options; give for instance {{pattern: carries}}")
+        options = {name: value for name, value in entry.items() if name not in ("task", "weight")}
+        weight = entry.get("weight", 1.0)
+        if not isinstance(weight, int | float) or weight <= 0:
+            raise ValueError(f"{where}.weight={weight}: give a number above 0, or leave the entry out")
+        parts.append(_part(entry.get("task", source.task), options, weight, where, f"{where}.task"))
+    return parts
+
+
+def _part(task: str, options: Mapping[str, Any], weight: float, key: str, task_key: str) -> _Part:
+    if task not in DIGIT_TASKS:
+        raise ValueError(f"{task_key}={task!r}: no such task of digits; choose one of {', '.join(DIGIT_TASKS)}")
+    names = {field.name for field in fields(Presentation)}
+    presentation = _typed(Presentation, {name: options[name] for name in names & options.keys()}, key)
+    if presentation.visible_context and presentation.context is Context.none:
+        raise ValueError(f"{key}.visible_context=true: there is no context to show; set context=rule or answer")
+    own = {name: value for name, value in options.items() if name not in names}
+    return _Part(key, _typed(DIGIT_TASKS[task], own, key), presentation, weight)
+
+
+def _typed(options_class: type[Any], options: Mapping[str, Any], key: str) -> Any:
+    """An instance of the dataclass; unknown names and values of another type are refused."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options_class), dict(options)))
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{key}={dict(options)}: {reason}; its options are {_option_names(options_class)}") from error
+
+
+def _option_names(options_class: type[Any]) -> str:
+    own = [field.name for field in fields(options_class)]
+    return ", ".join(dict.fromkeys([*own, *(field.name for field in fields(Presentation))]))

@@ -1,0 +1,1 @@
+"""Who computes a teacher's log-probs."""

@@ -1,0 +1,105 @@
+"""A teacher whose weights follow the student's: the reader's end of the shared-memory weight transfer.
+
+    current   the latest published version
+    ema       average <- rate * average + (1 - rate) * version, once for each new version
+
+No forward runs while an update is under way, so none sees half of one. The average is kept in float32.
+"""
+
+import json
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scoring.backends.transformers import BatchingTeacher
+from scoring.config import TeacherConfig, TeacherWeights
+from tutelage.weights import Bucket, SharedBuffer, read_bucket
+
+_VERSION = "policy_version"  # in the metadata of a file
+
+
+class Follower:
+    """Puts published weights into a teacher."""
+
+    def __init__(self, teacher: BatchingTeacher, config: TeacherConfig) -> None:
+        self.version = 0  # of the student's weights that were taken in last
+        self._teacher, self._model = teacher, teacher.model
+        self._averages = config.weights is TeacherWeights.ema
+        self._rate = config.ema_rate
+        self._parameters = self._model.named_parameters()
+        # In the model's own precision the small steps of an average would be rounded away.
+        self._masters = {name: weight.detach().float().clone() for name, weight in self._distinct() if self._averages}
+        self._buffer: SharedBuffer | None = None
+        self._pause = AsyncExitStack()
+        self._incoming = 0  # version of the update under way
+        self._taken: set[int] = set()  # parameters that the update under way has brought
+
+    def init_transfer(self, path: str, nbytes: int) -> None:
+        self._buffer = SharedBuffer.open(Path(path), nbytes)
+
+    async def start_update(self, version: int) -> None:
+        """Forwards wait from here to `finish_update`; one that is under way is waited for."""
+        await self._pause.aclose()  # of an update that broke off
+        await self._pause.enter_async_context(self._teacher.paused())
+        goes_on = self._averages and version == self._incoming > self.version
+        if not goes_on:  # else what the broken update has brought must not be averaged in twice
+            self._taken = set()
+        self._incoming = version
+
+    async def update(self, bucket: dict[str, Any]) -> None:
+        """Take in one bucket; an average takes a version once, however often it is published.
+
+        Raises:
+            ChecksumMismatch: the bytes are not those that were sent.
+        """
+        if self._averages and self._incoming <= self.version:
+            return
+        if self._buffer is None:
+            raise RuntimeError("the shared-memory weight transfer has not been initialised")
+        weights = read_bucket(self._buffer.data, Bucket(**bucket))
+        await self._teacher.in_turn(lambda: self._take(weights))
+
+    async def finish_update(self) -> None:
+        self.version = max(self.version, self._incoming)
+        await self._teacher.in_turn(self._model.refresh_head)
+        await self._pause.aclose()
+
+    def save(self, path: Path) -> None:
+        """The average, as it must be found again when the run is resumed."""
+        save_file(self._masters, path, metadata={_VERSION: json.dumps(self.version)})
+
+    async def restore(self, path: Path) -> None:
+        """Go on with a saved average."""
+
+        def load() -> None:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118, the file is no mapping
+                    self._masters[name].copy_(file.get_tensor(name))
+                    self._parameters[name].copy_(self._masters[name])
+                self.version = json.loads(file.metadata()[_VERSION])
+            self._model.refresh_head()
+
+        await self._teacher.in_turn(load)
+
+    @torch.no_grad()
+    def _take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, weight in weights:
+            parameter = self._parameters[name]
+            if id(parameter) in self._taken:
+                continue  # a tied head comes under its own name as well
+            self._taken.add(id(parameter))
+            if self._averages:
+                master = self._masters[name].lerp_(weight.float().to(parameter.device), 1 - self._rate)
+                parameter.copy_(master)
+            else:
+                parameter.copy_(weight)
+
+    def _distinct(self) -> Iterable[tuple[str, Tensor]]:
+        """Each parameter once, under the first of its names."""
+        return {id(weight): (name, weight) for name, weight in reversed(self._parameters.items())}.values()

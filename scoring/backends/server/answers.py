@@ -1,0 +1,137 @@
+"""What a completions endpoint says of a prompt, and the scores that are in it.
+
+An answer has, for each token of the prompt but the first, log-probs by id: of the token that came, and of the k most
+likely ones, which may be one of them.
+
+Shape suffixes: N prompt tokens, T scored tokens, K most likely ids a position.
+"""
+
+from typing import Annotated, NotRequired, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from scoring.backends.server.client import GarbledAnswer
+
+Answer = TypeVar("Answer")
+_ROUNDING = 1e-4  # nats by which a log-prob may come out above 0
+_MAX_MASS = 1.01  # of probabilities that do not overlap; a teacher in half precision rounds
+
+
+class TokenLogprob(TypedDict):
+    logprob: Annotated[float, Field(le=_ROUNDING, allow_inf_nan=False)]
+    rank: NotRequired[int | None]  # 1: the most likely
+    decoded_token: NotRequired[str | None]
+
+
+PromptLogprobs = list[dict[int, TokenLogprob] | None]  # [N]
+
+
+class ModelCard(BaseModel):
+    id: str
+    max_model_len: int | None = None  # vLLM's own
+
+
+class _Choice(BaseModel):
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class _Completion(BaseModel):
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+class _Models(BaseModel):
+    data: list[ModelCard]
+
+
+_COMPLETION = TypeAdapter(_Completion)
+_MODELS = TypeAdapter(_Models)
+
+
+def completion_question(model: str, ids_N: NDArray[np.int32], top_k: int) -> dict[str, object]:
+    """What to ask about every token of a prompt; one token has to be generated, and is not looked at."""
+    return {"model": model, "prompt": ids_N.tolist(), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
+
+
+def read_models(content: bytes) -> list[ModelCard]:
+    """Of the answer to GET /models.
+
+    Raises:
+        GarbledAnswer: it is none.
+    """
+    return _validated(_MODELS, content).data
+
+
+def read_prompt_logprobs(content: bytes) -> PromptLogprobs | None:
+    """Of the answer to POST /completions; None if it has none.
+
+    Raises:
+        GarbledAnswer: it is no completion, or a log-prob is not finite or is positive.
+    """
+    return _validated(_COMPLETION, content).choices[0].prompt_logprobs
+
+
+def check_positions(found: PromptLogprobs | None, ids_N: NDArray[np.int32]) -> PromptLogprobs:
+    """The log-probs, if they are about these tokens: one entry each, and each entry has its token.
+
+    Raises:
+        GarbledAnswer: they are not.
+    """
+    if found is None or len(found) != len(ids_N):
+        raise GarbledAnswer(f"log-probs of {0 if found is None else len(found)} tokens where {len(ids_N)} were sent")
+    for position, token_id in enumerate(ids_N.tolist()):
+        entry = found[position]
+        if position and (entry is None or token_id not in entry):
+            raise GarbledAnswer(f"no log-prob of token {token_id} at position {position} of the prompt")
+    return found
+
+
+def scored_logprobs(
+    found: PromptLogprobs, ids_N: NDArray[np.int32], places_T: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """[T], of the tokens at some places of the prompt, checked before; nats."""
+    entries = [(found[place], int(ids_N[place])) for place in places_T.tolist()]
+    values = [entry[token_id]["logprob"] for entry, token_id in entries if entry is not None]
+    return np.minimum(np.array(values, np.float32), 0)
+
+
+def scored_top(
+    found: PromptLogprobs, places_T: NDArray[np.int64], top_k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ids and log-probs [T, K] of the most likely tokens at some places, most likely first; `top_k` is at least 1.
+
+    Raises:
+        GarbledAnswer: there are fewer, or their probabilities add up to more than 1.
+    """
+    rows = [_most_likely(found[place], place, top_k) for place in places_T.tolist()]
+    ids_TK = np.array([[token_id for token_id, _ in row] for row in rows], np.int32)
+    logprobs_TK = np.array([[logprob for _, logprob in row] for row in rows], np.float32)
+    masses_T = np.exp(logprobs_TK).sum(-1)
+    if masses_T.max() > _MAX_MASS:
+        place = int(places_T[masses_T.argmax()])
+        raise GarbledAnswer(f"the probabilities at position {place} of the prompt add up to {masses_T.max():.3g}")
+    return ids_TK, np.minimum(logprobs_TK, 0)
+
+
+def _most_likely(entry: dict[int, TokenLogprob] | None, place: int, top_k: int) -> list[tuple[int, float]]:
+    # The token that came may be one entry more than was asked for; it is then the last, and the cut drops it.
+    ordered = sorted((entry or {}).items(), key=lambda item: (-item[1]["logprob"], _rank(item[1])))[:top_k]
+    known = [token_id for token_id, found in ordered if _rank(found) <= top_k]
+    if len(known) < top_k:
+        raise GarbledAnswer(f"{len(known)} of the most likely ids at position {place} of the prompt, not {top_k}")
+    return [(token_id, found["logprob"]) for token_id, found in ordered]
+
+
+def _rank(found: TokenLogprob) -> int:
+    return found.get("rank") or 0  # not told: it is taken for one of the most likely
+
+
+def _validated(adapter: TypeAdapter[Answer], content: bytes) -> Answer:
+    try:
+        return adapter.validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise GarbledAnswer(f"{where}: {first['msg']}") from None

@@ -1,0 +1,122 @@
+"""The backend `server`: scores from the prompt log-probs of a completions endpoint.
+
+The endpoint is sent token ids, prompt and response as one prompt, so that no text is tokenized anew. What it says of
+its prompt is at temperature 1.
+
+Shape suffixes: N tokens of prompt and response, T of these that are scored.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.backends.model import check_shapes
+from scoring.backends.server.answers import (
+    check_positions,
+    completion_question,
+    read_prompt_logprobs,
+    scored_logprobs,
+    scored_top,
+)
+from scoring.backends.server.checks import check_endpoint, load_tokenizer, vocabulary_size
+from scoring.backends.server.client import Endpoint, EndpointFailure, EndpointRefusal, ServerStats
+from scoring.config import ScoringConfig, TeacherConfig
+from tutelage.lm.head import LMHead
+from tutelage.records.signal import ScoringRequest, TeacherSignal
+
+
+class ServerTeacher:
+    """One question to the endpoint `teacher.server` for each response."""
+
+    def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
+        """Read the key.
+
+        Args:
+            path: the directory of the tokenizer whose ids the requests have.
+
+        Raises:
+            ValueError: the address or the key cannot be one.
+        """
+        self._path, self._teacher, self._scoring = path, teacher, scoring
+        self._endpoint = Endpoint(teacher.server)
+
+    async def start(self) -> int:
+        """Ask the endpoint for what the run will ask it for, and return the size of the tokenizer's vocabulary.
+
+        Raises:
+            ValueError: it does not answer, does not let us in, or cannot give what the config says.
+        """
+        await self._endpoint.open()
+        tokenizer = load_tokenizer(self._path, self._teacher.trust_remote_code)
+        try:
+            await check_endpoint(self._endpoint, self._teacher, self._scoring, tokenizer)
+        except (EndpointFailure, ValueError) as error:
+            await self._endpoint.close()
+            raise ValueError(str(error)) from error
+        return vocabulary_size(self._path, tokenizer)
+
+    async def score(self, request: ScoringRequest) -> TeacherSignal:
+        """The log-probs of the scored tokens and the endpoint's most likely ids.
+
+        Raises:
+            ValueError: the request asks for more than that, or the endpoint refuses it.
+            EndpointFailure: no answer, however often it was asked.
+        """
+        self._check(request)
+        if not request.num_scored:
+            return TeacherSignal.empty(request)
+        ids_N = request.ids_to_last_scored
+        question = completion_question(self._teacher.model, ids_N, request.top_k)
+        try:
+            return await self._endpoint.ask("completions", question, partial(_signal, request, ids_N))
+        except EndpointRefusal as error:
+            raise ValueError(
+                f"teacher.server.url={self._teacher.server.url}: refuses {len(ids_N)} tokens with {error}"
+            ) from error
+
+    async def reference_logprobs_for_check(
+        self, requests: Sequence[ScoringRequest]
+    ) -> list[NDArray[np.float32]] | None:
+        """There is no other way to ask an endpoint."""
+        return None
+
+    async def lm_head(self) -> LMHead | None:
+        return None
+
+    async def close(self) -> None:
+        await self._endpoint.close()
+
+    def stats(self) -> ServerStats:
+        """What the endpoint was asked, and how that went."""
+        return self._endpoint.stats()
+
+    def _check(self, request: ScoringRequest) -> None:
+        check_shapes(request)
+        asked = {"support_ids": request.support_ids is not None, "entropy": request.entropy}
+        for name, wanted in {**asked, "hidden_states": request.hidden_states}.items():
+            if wanted:
+                raise ValueError(
+                    f"ScoringRequest.{name}: a completions endpoint cannot give it; ask for top_k, or set "
+                    "teacher.backend=transformers"
+                )
+        limit = self._teacher.server.max_top_k
+        if request.top_k > limit:
+            raise ValueError(
+                f"ScoringRequest.top_k={request.top_k}: teacher.server.max_top_k={limit}; raise that, if the endpoint "
+                "gives more, or ask for fewer"
+            )
+
+
+def _signal(request: ScoringRequest, ids_N: NDArray[np.int32], content: bytes) -> TeacherSignal:
+    """The scores that an answer has; of a garbled one there are none."""
+    found = check_positions(read_prompt_logprobs(content), ids_N)
+    places_T = len(request.prompt_ids) + request.scored_positions
+    top = scored_top(found, places_T, request.top_k) if request.top_k else (None, None)
+    return TeacherSignal(
+        teacher=request.teacher,
+        logprobs=scored_logprobs(found, ids_N, places_T),
+        top_ids=top[0],
+        top_logprobs=top[1],
+    )

@@ -1,0 +1,256 @@
+"""HTTP to a completions endpoint: bounded, paced, retried and counted.
+
+question ─► one of max_connections ─► rate limit ─► attempt, request_timeout seconds at most ─► answer
+                 ▲                                     │ busy, dead, slow or garbled
+                 └─────── a growing, random pause ◄────┘
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiolimiter import AsyncLimiter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from scoring.config import ServerConfig
+from scoring.rules import address_fault
+
+T = TypeVar("T")
+FIRST_PAUSE = 1.0  # seconds, doubled from retry to retry
+LONGEST_PAUSE = 30.0
+CONNECT_TIMEOUT = 10.0
+_QUOTED = 300  # characters of the endpoint's own words that an error repeats
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What an endpoint was asked since the start, checks at launch included."""
+
+    attempts: int = 0
+    retries: int = 0  # attempts that followed one that failed
+    garbled: int = 0  # answers that were none
+
+    def __add__(self, other: "ServerStats") -> "ServerStats":
+        return ServerStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class EndpointFailure(RuntimeError):
+    """The endpoint has not answered, however often it was asked; the same question may be answered another time."""
+
+
+class EndpointRefusal(ValueError):
+    """The endpoint has said that it will not answer this."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(status, words)
+        self.status, self.words = status, words
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.words}"
+
+
+class _Transient(Exception):
+    """An attempt failed and another one may not."""
+
+    def __init__(self, what: str, pause: float = 0.0) -> None:
+        super().__init__(what)
+        self.pause = pause  # seconds that the endpoint asks for
+
+
+class GarbledAnswer(_Transient):
+    """What has come is not an answer to the question."""
+
+
+class Endpoint:
+    """A client of one endpoint; within an event loop, `open` comes first and `close` last."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Read the key from the environment.
+
+        Raises:
+            ValueError: the address or the key cannot be one.
+        """
+        fault = address_fault(config.url)
+        if fault is not None:
+            raise ValueError(f"teacher.server.url{fault}")
+        self._config = config
+        self._key = _key(config.api_key_env)
+        self._stats = ServerStats()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Connections are made as questions come; once open, it stays as it is."""
+        if self._session is not None:
+            return
+        config = self._config
+        self._slots = asyncio.Semaphore(config.max_connections)
+        per_minute = config.requests_per_minute
+        # One at a time: a larger bucket would let through twice the quota in its first minute.
+        self._pace = None if per_minute is None else AsyncLimiter(1, 60 / per_minute)
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
+            connector=aiohttp.TCPConnector(limit=config.max_connections),
+            timeout=aiohttp.ClientTimeout(total=config.request_timeout, sock_connect=CONNECT_TIMEOUT),
+            proxy=_proxy(config.url),
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+        self._session = None
+
+    def stats(self) -> ServerStats:
+        return self._stats
+
+    async def ask(self, path: str, body: Any, read: Callable[[bytes], T]) -> T:
+        """What `read` makes of the answer; GET without a `body`.
+
+        Args:
+            read: raises GarbledAnswer where there is nothing to read.
+
+        Raises:
+            EndpointRefusal: a status that says no.
+            EndpointFailure: no answer after all attempts, of request_timeout seconds each at most.
+        """
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._config.attempts),
+            wait=_pause,
+            retry=retry_if_exception_type(_Transient),
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+        started = time.monotonic()
+        try:
+            return await retrying(self._attempt, path, body, read)
+        except _Transient as error:
+            seconds = time.monotonic() - started
+            raise EndpointFailure(
+                f"teacher.server.url={self._config.url}: {self._config.attempts} attempts in {seconds:.0f} s and no "
+                f"answer; at last: {error}. See whether it runs and is not overloaded, or raise "
+                "teacher.server.attempts or teacher.server.request_timeout"
+            ) from error
+
+    def _count_retry(self, _state: RetryCallState) -> None:
+        self._stats = replace(self._stats, retries=self._stats.retries + 1)
+
+    async def _attempt(self, path: str, body: Any, read: Callable[[bytes], T]) -> T:
+        async with self._slots:
+            if self._pace is not None:
+                await self._pace.acquire()
+            self._stats = replace(self._stats, attempts=self._stats.attempts + 1)
+            content = await self._content(path, body)
+        try:
+            return read(content)
+        except GarbledAnswer:
+            self._stats = replace(self._stats, garbled=self._stats.garbled + 1)
+            raise
+
+    async def _content(self, path: str, body: Any) -> bytes:
+        assert self._session is not None  # open comes first
+        url = f"{self._config.url.rstrip('/')}/{path}"
+        method = "GET" if body is None else "POST"
+        try:
+            async with self._session.request(method, url, json=body, allow_redirects=False) as response:
+                content = await response.read()
+        except aiohttp.ConnectionTimeoutError as error:
+            raise _Transient(f"no connection within {CONNECT_TIMEOUT:g} s") from error
+        except TimeoutError as error:
+            raise _Transient(f"no answer within {self._config.request_timeout:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Transient(self._without_key(f"{type(error).__name__}: {error}")) from error
+        self._judge(response, content)
+        return content
+
+    def _judge(self, response: aiohttp.ClientResponse, content: bytes) -> None:
+        """Raise if the status is not one of success."""
+        status = response.status
+        if status < HTTPStatus.MULTIPLE_CHOICES:
+            return
+        words = response.headers.get("Location") or _words(content) or response.reason or "no reason given"
+        words = self._without_key(words)[:_QUOTED]
+        if status not in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) and status < 500:
+            raise EndpointRefusal(status, words)
+        pause = _seconds(response.headers.get("Retry-After"))
+        if pause > self._config.request_timeout:
+            raise EndpointFailure(
+                f"teacher.server.url={self._config.url}: {status}: {words}; it wants no question for {pause:.0f} s, "
+                "longer than teacher.server.request_timeout: lower teacher.server.requests_per_minute, or raise that"
+            )
+        raise _Transient(f"{status}: {words}", pause)
+
+    def _without_key(self, words: str) -> str:
+        """Some endpoints repeat the key that they refuse."""
+        return words.replace(self._key, "***") if self._key else words
+
+
+def _proxy(url: str) -> str | None:
+    """By the environment (HTTPS_PROXY, NO_PROXY and their kin); aiohttp would read passwords from ~/.netrc as well."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()  # files that keys come from end with a newline
+    if not key:
+        raise ValueError(
+            f"teacher.server.api_key_env={variable}: no such variable in the environment of the scoring workers; set "
+            "it to the endpoint's key, or teacher.server.api_key_env=null if it wants none"
+        )
+    if not re.fullmatch("[!-~]+", key):  # in a header, and errors about headers show them
+        raise ValueError(
+            f"teacher.server.api_key_env={variable}: its value holds blanks or characters beyond ASCII, so it is no "
+            "key; set the variable to the key alone"
+        )
+    return key
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds before the next attempt: what the endpoint asks for, and a random share of a doubling interval.
+
+    The share is drawn evenly from half of it to the whole, so that those who failed together do not return together.
+    """
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    asked = error.pause if isinstance(error, _Transient) else 0.0
+    interval = min(FIRST_PAUSE * 2.0 ** (state.attempt_number - 1), LONGEST_PAUSE)
+    return asked + interval * random.uniform(0.5, 1)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Of the header Retry-After, a number or a date; 0 if it is neither."""
+    if retry_after is None:
+        return 0.0
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _words(content: bytes) -> str:
+    """What an error's body says, on one line."""
+    text = content[: 10 * _QUOTED].decode(errors="replace")
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return " ".join(text.split())
+    for key in ("error", "message", "detail"):
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+    if isinstance(found, dict) and "message" in found:
+        found = found["message"]
+    return " ".join((found if isinstance(found, str) else text).split())

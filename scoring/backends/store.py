@@ -1,0 +1,226 @@
+"""Teacher signals on disk: one safetensors file for each request, found by the content of what was asked.
+
+    <cache_dir>/<teacher's identity>/teacher.json            who that is, for people
+                                     lm_head.safetensors     once hidden states are kept, without which they say nothing
+                                     3f/3fa9….safetensors    the scores of one response
+
+Files are written beside their place and renamed there, so several workers and runs may share a directory; of two that
+write the same scores the later one stays. What is read is checked against digests in the file itself.
+
+Shape suffixes: V vocabulary, d hidden size.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from tutelage.files import write_whole
+from tutelage.lm.head import LMHead, LogitTransform
+from tutelage.records.signal import ScoringRequest, TeacherSignal
+
+FORMAT = "tutelage marks 1"  # as the first files say it: a new word would make them unreadable
+_HEAD, _ABOUT = "lm_head.safetensors", "teacher.json"
+_NOT_KEPT = ("teacher", "support_ids", "reference_logprobs")  # of a signal: the request's, or somebody else's
+Array = NDArray[Any]
+
+
+class Unreadable(ValueError):
+    """A file that is not what its name says; the message says why."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much was asked about the tokens of a response."""
+
+    top_k: int
+    entropy: bool
+    hidden_states: bool
+
+    @classmethod
+    def of(cls, request: ScoringRequest) -> "Coverage":
+        return cls(request.top_k, request.entropy, request.hidden_states)
+
+    def covers(self, other: "Coverage") -> bool:
+        """Whether what was asked answers the other as well."""
+        return self | other == self
+
+    def __or__(self, other: "Coverage") -> "Coverage":
+        """What answers both."""
+        return Coverage(
+            top_k=max(self.top_k, other.top_k),
+            entropy=self.entropy or other.entropy,
+            hidden_states=self.hidden_states or other.hidden_states,
+        )
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    extent: Coverage
+    signal: TeacherSignal | None  # the answer to the request, bit for bit as it was given, where the extent covers it
+
+
+class SignalStore:
+    """What is kept of one teacher."""
+
+    def __init__(self, cache_dir: str, identity: str) -> None:
+        self.identity = identity
+        self.folder = Path(cache_dir).expanduser() / identity
+
+    def find(self, request: ScoringRequest) -> CacheEntry | None:
+        """What is kept about this response and its support; None: nothing.
+
+        Raises:
+            Unreadable: the file there is damaged or not ours.
+        """
+        try:
+            with self._opened(request) as file:
+                extent = Coverage(**json.loads(file.metadata()["extent"]))
+                return CacheEntry(extent, _answer(file, request) if extent.covers(Coverage.of(request)) else None)
+        except FileNotFoundError:
+            return None
+
+    def keep(self, request: ScoringRequest, signal: TeacherSignal) -> None:
+        """Keep what was said; the signal must be the answer to the request.
+
+        Raises:
+            OSError: the directory cannot be written to.
+        """
+        kept = {name: value for name, value in vars(signal).items() if name not in _NOT_KEPT and value is not None}
+        about = {"request": _long_digest(request), "extent": json.dumps(asdict(Coverage.of(request)))}
+        self._write(self.path(request), kept, about)
+
+    def path(self, request: ScoringRequest) -> Path:
+        name = _short_digest(request)
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    # What is kept of the teacher itself
+
+    def keep_about(self, about: Mapping[str, object]) -> None:
+        """Who the teacher is."""
+        write_whole(self.folder / _ABOUT, (json.dumps({"format": FORMAT, **about}, indent=2) + "\n").encode())
+
+    def about(self) -> dict[str, Any] | None:
+        """What `keep_about` kept; None: nothing is kept of this teacher.
+
+        Raises:
+            Unreadable: the file there is damaged, or of another format.
+        """
+        path = self.folder / _ABOUT
+        if not path.is_file():
+            return None
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if about["format"] == FORMAT:
+                return about
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise Unreadable(f"{path}: {error!r}; delete its folder, and its scores are computed anew") from error
+        raise Unreadable(f"{path}: its format is {about['format']!r}, not {FORMAT!r}; delete its folder")
+
+    @property
+    def has_head(self) -> bool:
+        return (self.folder / _HEAD).is_file()
+
+    def keep_head(self, head: LMHead) -> None:
+        arrays = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+        self._write(self.folder / _HEAD, arrays, {"transform": json.dumps(asdict(head.transform))})
+
+    def head(self) -> LMHead:
+        """
+        Raises:
+            Unreadable: the file there is damaged or not ours.
+        """
+        with self._verified(self.folder / _HEAD) as file:
+            transform = LogitTransform(**json.loads(file.metadata()["transform"]))
+            bias = _checked(file, "bias") if "bias" in file.keys() else None  # noqa: SIM118, the file is no mapping
+            return LMHead(_checked(file, "weight"), bias, transform)
+
+    def _write(self, path: Path, arrays: Mapping[str, Array], about: Mapping[str, str]) -> None:
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        digests = {f"digest of {name}": _array_digest(array) for name, array in whole.items()}
+        write_whole(path, save(whole, {"format": FORMAT, "teacher": self.identity, **about, **digests}))
+
+    @contextmanager
+    def _opened(self, request: ScoringRequest) -> Iterator[Any]:
+        with self._verified(self.path(request)) as file:
+            if file.metadata().get("request") != _long_digest(request):
+                raise Unreadable("it holds the answer to another request")
+            yield file
+
+    @contextmanager
+    def _verified(self, path: Path) -> Iterator[Any]:
+        """An open file of this teacher in this format; what goes wrong while it is read is the file's fault."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = file.metadata() or {}
+                for name, expected in (("format", FORMAT), ("teacher", self.identity)):
+                    if about.get(name) != expected:
+                        raise Unreadable(f"its {name} is {about.get(name)!r}, not {expected!r}")
+                yield file
+        except Unreadable as error:
+            raise Unreadable(f"{path}: {error}") from None
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise Unreadable(f"{path}: {error!r}") from error
+
+
+def _answer(file: Any, request: ScoringRequest) -> TeacherSignal:
+    """Exactly what is asked for, of a file that has it."""
+    wanted = {
+        "logprobs": True,
+        "support_logprobs": request.support_ids is not None,
+        "entropy": request.entropy,
+        "top_ids": request.top_k > 0,
+        "top_logprobs": request.top_k > 0,
+        "hidden_states": request.hidden_states,
+    }
+    arrays: dict[str, Any] = {name: _checked(file, name) for name, is_wanted in wanted.items() if is_wanted}
+    for name in {"top_ids", "top_logprobs"} & arrays.keys():
+        if arrays[name].shape[1] < request.top_k:
+            raise Unreadable(f"{name} has {arrays[name].shape[1]} ids a position, fewer than the file says")
+        arrays[name] = np.ascontiguousarray(arrays[name][:, : request.top_k])
+    return TeacherSignal(teacher=request.teacher, support_ids=request.support_ids, **arrays)
+
+
+def _checked(file: Any, name: str) -> Array:
+    array = file.get_tensor(name)
+    if file.metadata().get(f"digest of {name}") != _array_digest(array):
+        raise Unreadable(f"the bytes of {name} are not those that were written")
+    return array
+
+
+def _array_digest(array: Array) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+
+
+def _parts(request: ScoringRequest) -> Iterator[bytes]:
+    """What the scores depend on, each part with its shape; a mask that scores all is no mask."""
+    scored_mask = np.ones(len(request.response_ids), np.bool_) if request.scored_mask is None else request.scored_mask
+    support = np.empty((0, 0), np.int32) if request.support_ids is None else request.support_ids
+    for array in (request.prompt_ids, request.response_ids, scored_mask, support):
+        kind = np.bool_ if array.dtype == np.bool_ else np.int64
+        yield np.array([array.ndim, *array.shape], np.int64).tobytes()
+        yield array.astype(kind).tobytes()
+
+
+def _short_digest(request: ScoringRequest) -> str:
+    digest = xxhash.xxh3_128()
+    for part in _parts(request):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _long_digest(request: ScoringRequest) -> str:
+    """Beyond chance and intent: SHA-256."""
+    digest = hashlib.sha256()
+    for part in _parts(request):
+        digest.update(part)
+    return digest.hexdigest()

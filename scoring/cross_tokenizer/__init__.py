@@ -1,0 +1,1 @@
+"""Teachers with a tokenizer of their own."""

@@ -1,0 +1,256 @@
+"""The replicas of one teacher: who is asked, and what happens when one of them dies.
+
+    request ─► the replica with the fewest tokens waiting ─► signal
+                 └─ dies or misses its deadline ─► another one, or the one that replaces it
+
+A request that a replica refuses (ValueError) is the caller's fault and is not asked again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from scoring.backends.cached import CacheStats
+from scoring.backends.quantization import QuantizationBias
+from scoring.backends.server.client import ServerStats
+from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
+from scoring.worker import ScoringWorker
+from tutelage.cluster import (
+    Cluster,
+    ReuseKey,
+    Worker,
+    WorkerFailure,
+    WorkerLost,
+    call_all,
+    from_actor,
+    numbered,
+    thread_environment,
+    values_of,
+)
+from tutelage.lm.head import LMHead
+from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tutelage.settings import TimeoutConfig
+
+log = logging.getLogger("tutelage")
+HEALTH_SECONDS = 10.0  # between two looks at whether the replicas live
+
+
+@dataclass
+class RequestCounts:
+    """What a teacher was asked, and what it cost to get the answers; counts since the group was started."""
+
+    requests: int = 0
+    tokens: int = 0  # of prompts and responses
+    retries: int = 0  # requests that were asked again because a replica was lost
+    restarts: int = 0  # replicas that were replaced
+
+
+class ScoringGroup:
+    """One teacher's workers; whatever they are asked survives the death of a replica."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        teacher: TeacherConfig,
+        settings: ScoringConfig,
+        timeouts: TimeoutConfig,
+        cluster: Cluster,
+        occasional: bool = False,
+    ) -> None:
+        """
+        Args:
+            occasional: at work only while others wait, so one replica without a CPU of its own is enough.
+        """
+        self.name, self.counts = name, RequestCounts()
+        self._replicas = 1 if occasional else settings.workers
+        self._cpus = 0 if occasional else settings.cpus_per_worker
+        self._path, self._teacher, self._cluster = path, teacher, cluster
+        self._settings, self._timeouts = settings, timeouts
+        self._outstanding: dict[str, int] = {}  # tokens, by the name of a worker
+        self._workers: dict[str, Worker] = {}
+        self._hiring: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._failure: WorkerFailure | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        path: str,
+        teacher: TeacherConfig,
+        settings: ScoringConfig,
+        timeouts: TimeoutConfig,
+        cluster: Cluster,
+        occasional: bool = False,
+    ) -> "ScoringGroup":
+        """Start the replicas, or take those that an earlier run left idle."""
+        group = cls(name, path, teacher, settings, timeouts, cluster, occasional)
+        workers = cluster.reuse(name, name, group._reuse_key(group._replicas))
+        if workers:
+            await call_all(workers, "load", path, teacher, deadline=timeouts.start)
+        else:
+            workers = await group._hire(numbered(name, group._replicas))
+        await call_all(workers, "start", deadline=timeouts.start)
+        for worker in workers:
+            group._enlist(worker)
+        group._watch = asyncio.create_task(group._keep_watch())
+        return group
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that live, as far as is known."""
+        return list(self._workers.values())
+
+    def _reuse_key(self, replicas: int) -> ReuseKey:
+        return (replicas, self._cpus, *values_of(self._settings))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the weights follow the student's."""
+        return self._teacher.weights is not TeacherWeights.fixed
+
+    @property
+    def averages(self) -> bool:
+        """Whether the weights are an average over the student's versions."""
+        return self._teacher.weights is TeacherWeights.ema
+
+    def set_idle(self) -> None:
+        self._stop_watching()
+        self._cluster.set_idle(self.name, self._reuse_key(len(self.workers)), self.workers)
+
+    async def load(self, path: str, teacher: TeacherConfig) -> None:
+        """Go on with another teacher; nothing may be under way."""
+        self._path, self._teacher = path, teacher
+        await call_all(self.workers, "load", path, teacher, deadline=self._timeouts.start)
+        await call_all(self.workers, "start", deadline=self._timeouts.start)
+
+    async def score(self, request: ScoringRequest) -> TeacherSignal:
+        """
+        Raises:
+            WorkerFailure: the request was refused, or no replica is left and none may be replaced any more.
+        """
+        self.counts.requests += 1
+        self.counts.tokens += len(request.prompt_ids) + len(request.response_ids)
+        return await self._ask("score", request, tokens=len(request.prompt_ids) + len(request.response_ids))
+
+    async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
+        return list(await asyncio.gather(*(self.score(request) for request in requests)))
+
+    async def reference_logprobs_for_check(
+        self, requests: Sequence[ScoringRequest]
+    ) -> list[NDArray[np.float32]] | None:
+        """What `score` should say of the scored tokens, [T] each; None where there are no other means to tell."""
+        return await self._ask("reference_logprobs_for_check", list(requests))
+
+    async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
+        """Of the model, which all replicas have; None: it is not quantised. Nothing else may be under way."""
+        return await self._ask("quantization_bias", list(requests))
+
+    async def cache_stats(self) -> CacheStats | None:
+        """How often scores were there, of all replicas together; None: none are kept."""
+        found = await self.call("cache_stats", deadline=self._timeouts.scoring)
+        return None if found[0] is None else sum(found, CacheStats())
+
+    async def server_stats(self) -> ServerStats | None:
+        """How often an endpoint had to be asked, by all replicas together; None: there is no endpoint."""
+        found = await self.call("server_stats", deadline=self._timeouts.scoring)
+        return None if found[0] is None else sum(found, ServerStats())
+
+    async def lm_head(self) -> LMHead | None:
+        return await self._ask("lm_head")
+
+    async def call(self, method: str, *args: Any, deadline: float) -> list[Any]:
+        """Every replica's answer."""
+        return await call_all(self.workers, method, *args, deadline=deadline)
+
+    # Replicas
+
+    async def _ask(self, method: str, *args: Any, tokens: int = 0) -> Any:
+        while True:
+            worker = await self._least_loaded()
+            self._outstanding[worker.name] += tokens
+            try:
+                return await worker.call(method, *args, deadline=self._timeouts.scoring)
+            except WorkerLost as error:
+                self._lose(worker, error)
+                self.counts.retries += 1
+            finally:
+                if worker.name in self._outstanding:
+                    self._outstanding[worker.name] -= tokens
+
+    async def _least_loaded(self) -> Worker:
+        while not self._workers:
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()  # the hiring of a replica has a deadline
+        return min(self._workers.values(), key=lambda worker: self._outstanding[worker.name])
+
+    def _enlist(self, worker: Worker) -> None:
+        self._workers[worker.name] = worker
+        self._outstanding[worker.name] = 0
+
+    def _lose(self, worker: Worker, error: WorkerLost) -> None:
+        """Strike a replica off and look for another one, once however many requests it leaves behind."""
+        if self._workers.pop(worker.name, None) is None:
+            return
+        del self._outstanding[worker.name]
+        worker.stop()  # it may only be late
+        log.warning("%s", error)
+        if self.moves or self.counts.restarts == self._settings.max_restarts:
+            self._failure = WorkerFailure(f"{error}\n{self._why_not_replaced()}")
+            self._changed.set()
+            return
+        self.counts.restarts += 1
+        task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.counts.restarts - 1}"))
+        self._hiring.add(task)
+        task.add_done_callback(self._hiring.discard)
+
+    def _why_not_replaced(self) -> str:
+        if self.moves:
+            return "its weights follow the student's and are gone with it; resume=auto continues from the checkpoint"
+        return f"{self.name}: {self._settings.max_restarts} workers were replaced already (scoring.max_restarts)"
+
+    async def _replace(self, name: str) -> None:
+        try:
+            (worker,) = await self._hire([name])
+            await worker.call("start", deadline=self._timeouts.start)
+        except WorkerFailure as error:
+            self._failure = error
+        else:
+            self._enlist(worker)
+            log.warning("%s takes the place of the one that was lost", name)
+        self._changed.set()
+
+    async def _hire(self, names: Sequence[str]) -> list[Worker]:
+        settings = self._settings
+        actor = ray.remote(ScoringWorker).options(
+            num_cpus=self._cpus,
+            num_gpus=settings.gpus_per_worker,
+            runtime_env=thread_environment(settings.threads),
+            max_concurrency=1000,
+        )
+        handles = [actor.remote(self._path, self._teacher, settings) for _ in names]
+        return await from_actor(names, handles, self._cluster, self._timeouts.start)
+
+    async def _keep_watch(self) -> None:
+        """Notice a death before anybody asks."""
+        while True:
+            await asyncio.sleep(HEALTH_SECONDS)
+            for worker in self.workers:
+                death_report = await worker.death_report()
+                if death_report is not None:
+                    self._lose(worker, WorkerLost(death_report))
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None

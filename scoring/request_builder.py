@@ -1,0 +1,85 @@
+"""What each teacher of a run is asked about a trajectory: what the objective needs, and what is watched beside it."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from scoring.cross_tokenizer.byte_alignment import Aligner
+from scoring.cross_tokenizer.requests import other_tokens_request
+from scoring.cross_tokenizer.token_bytes import TokenBytes
+from scoring.requests import TeacherRequest, build_request, same_tokens_request, with_monitored
+from tutelage.records.signal import SignalNeeds
+from tutelage.records.trajectory import STUDENT_ROLE, Trajectory
+
+
+class RequestBuilder:
+    """Makes the requests of all teachers of a run, each in the teacher's own tokens."""
+
+    def __init__(
+        self,
+        needs: SignalNeeds,
+        overlap_k: int = 0,
+        aligners: Mapping[str, Aligner] | None = None,
+        without_entropy: Collection[str] = (),
+        max_tokens: int | None = None,
+    ) -> None:
+        """
+        Args:
+            needs: of the objective.
+            overlap_k: most likely ids of the teacher that are watched; none are where a teacher has another tokenizer,
+                since they are measured in all examples of a batch or in none.
+            aligners: of the teachers with another tokenizer, by key.
+            without_entropy: keys of the teachers that do not tell theirs, which is watched otherwise.
+            max_tokens: of prompt and response that a teacher can read, where its tokens may be more than the
+                student's: what lies beyond is not scored.
+        """
+        self._needs, self._aligners, self._max_tokens = needs, aligners or {}, max_tokens
+        self._without_entropy = frozenset(without_entropy)
+        self._overlap_k = 0 if self._aligners else overlap_k
+
+    def build(
+        self,
+        teacher: str,
+        prompt_ids: NDArray[np.int32],
+        trajectory: Trajectory,
+        follow_ups: Sequence[NDArray[np.int32]] = (),
+    ) -> TeacherRequest:
+        """The request about one trajectory to one teacher.
+
+        Args:
+            teacher: its key.
+            prompt_ids: [P], the teacher's rendering of the trajectory's prompt.
+            follow_ups: the teacher's rendering of each turn that is not the student's (`tutelage.chat`).
+
+        Raises:
+            ValueError: the rollout brought fewer candidate ids than the objective needs, or turns lack a rendering.
+        """
+        others = sum(turn.role != STUDENT_ROLE for turn in trajectory.turns)
+        if len(follow_ups) < others:
+            raise ValueError(
+                f"the trajectory of prompt {trajectory.prompt_id!r} has {others} turns of others, and the teacher's "
+                f"rendering has {len(follow_ups)}"
+            )
+        request = build_request(teacher, prompt_ids, trajectory, self._needs)
+        request = with_monitored(request, self._overlap_k, teacher not in self._without_entropy)
+        aligner = self._aligners.get(teacher)
+        if aligner is None:
+            return same_tokens_request(request, trajectory, follow_ups)
+        candidates = self._needs.candidates
+        return other_tokens_request(request, trajectory, candidates, follow_ups, aligner, self._max_tokens)
+
+
+def make_aligner(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, key: str = "teacher.tokenizer"
+) -> Aligner:
+    """Align the tokens of two tokenizers by their bytes.
+
+    Args:
+        key: full name of the setting that chose the teacher's, for messages.
+
+    Raises:
+        ValueError: one of them does not tell the bytes of its tokens.
+    """
+    return Aligner(TokenBytes(student, "student.model"), TokenBytes(teacher, key))

@@ -1,0 +1,137 @@
+"""What to ask a teacher about a trajectory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.chat import after_answer
+from tutelage.records.signal import ScoringRequest, SignalNeeds, TeacherSignal
+from tutelage.records.trajectory import STUDENT_ROLE, Trajectory
+
+
+def build_request(
+    teacher: str, prompt_ids: NDArray[np.int32], trajectory: Trajectory, needs: SignalNeeds
+) -> ScoringRequest:
+    """The request that gives an objective what it needs about one trajectory.
+
+    Args:
+        teacher: key of the teacher.
+        prompt_ids: [P], the teacher's rendering of the trajectory's prompt.
+        needs: of the objective.
+
+    Raises:
+        ValueError: the rollout brought fewer candidate ids than the objective needs.
+    """
+    return ScoringRequest(
+        teacher=teacher,
+        prompt_ids=prompt_ids,
+        response_ids=trajectory.response_ids,
+        support_ids=_support(trajectory, needs.candidates) if needs.candidates else None,
+        top_k=needs.teacher_top_k,
+        entropy=needs.teacher_entropy,
+        hidden_states=needs.hidden_states,
+    )
+
+
+def with_monitored(request: ScoringRequest, k: int, entropy: bool) -> ScoringRequest:
+    """The request, also for what is watched: the teacher's `k` most likely ids, and its entropy if it can tell.
+
+    Hidden states tell the ids, and more, without being asked. The k that the objective asked for, if fewer, are the
+    first of them.
+    """
+    top_k = request.top_k if request.hidden_states else max(request.top_k, k)
+    return replace(request, top_k=top_k, entropy=request.entropy or entropy)
+
+
+def _support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:
+    """[T, k]"""
+    return student_candidates(trajectory, k)[:, :k]
+
+
+def student_candidates(trajectory: Trajectory, at_least: int = 0) -> NDArray[np.int32]:
+    """[T, K]: the engine's most likely ids, most likely first; all that it named.
+
+    Raises:
+        ValueError: they are fewer than `at_least`.
+    """
+    found = 0 if trajectory.candidate_ids is None else trajectory.candidate_ids.shape[1]
+    if trajectory.candidate_ids is None or found < at_least:
+        raise ValueError(
+            f"the trajectory of prompt {trajectory.prompt_id!r} has {found} candidate ids a position and the "
+            f"objective needs {at_least}; roll out with RolloutRequest.candidates={at_least}"
+        )
+    return trajectory.candidate_ids
+
+
+class TeacherRequest(Protocol):
+    """What to ask a teacher about a trajectory, and how to read its answer as the student's tokens."""
+
+    @property
+    def request(self) -> ScoringRequest:
+        """What to ask the teacher."""
+
+    def to_student_tokens(self, signal: TeacherSignal) -> TeacherSignal:
+        """The answer to `request`, with T rows, one for each token of the student's response."""
+
+
+@dataclass(frozen=True)
+class SameTokens:
+    """The teacher has the student's ids: row m of its answer is about the m-th token that is learned from."""
+
+    request: ScoringRequest
+    loss_mask: NDArray[np.bool_]  # [T]
+
+    def to_student_tokens(self, signal: TeacherSignal) -> TeacherSignal:
+        if self.loss_mask.all():
+            return signal
+        rows = {name: value for name, value in vars(signal).items() if isinstance(value, np.ndarray)}
+        spread: dict[str, Any] = {name: self._spread(value) for name, value in rows.items()}
+        return replace(signal, **spread)
+
+    def _spread(self, rows: NDArray) -> NDArray:
+        """[T, …] from [M, …]; NaN, and 0 where there is no NaN, at what is not learned from."""
+        filler = np.nan if np.issubdtype(rows.dtype, np.floating) else 0
+        whole = np.full((len(self.loss_mask), *rows.shape[1:]), filler, dtype=rows.dtype)
+        whole[self.loss_mask] = rows
+        return whole
+
+
+def same_tokens_request(
+    request: ScoringRequest, trajectory: Trajectory, follow_ups: Sequence[NDArray[np.int32]]
+) -> SameTokens:
+    mask = trajectory.loss_mask
+    if request.support_ids is not None:
+        request = replace(request, support_ids=request.support_ids[mask])
+    if trajectory.turns:
+        answers = [trajectory.response_ids[answer] for answer in trajectory.answers]
+        masks = [mask[answer] for answer in trajectory.answers]
+        response_ids, scored_mask = conversation_of(trajectory, answers, masks, follow_ups)
+        request = replace(request, response_ids=response_ids, scored_mask=scored_mask)
+    elif not mask.all():
+        request = replace(request, scored_mask=mask)
+    return SameTokens(request, mask)
+
+
+def conversation_of(
+    trajectory: Trajectory,
+    answers: Sequence[NDArray[np.int32]],
+    masks: Sequence[NDArray[np.bool_]],
+    follow_ups: Sequence[NDArray[np.int32]],
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """All turns in the teacher's ids [L], and which of them are scored [L]."""
+    if not trajectory.turns:
+        return answers[0], masks[0]
+    own, others = zip(answers, masks, strict=True), iter(follow_ups)
+    ids, scored_mask = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.bool_)]
+    for turn in trajectory.turns:
+        if turn.role == STUDENT_ROLE:
+            answer, mask = next(own)
+        else:
+            answer = after_answer(ids[-1], next(others))
+            mask = np.zeros(len(answer), dtype=np.bool_)
+        ids.append(answer)
+        scored_mask.append(mask)
+    return np.concatenate(ids).astype(np.int32), np.concatenate(scored_mask)

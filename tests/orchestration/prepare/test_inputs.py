@@ -1,0 +1,272 @@
+"""What only files and models can tell, refused before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from orchestration.prepare.inputs import Prepared, prepare
+from orchestration.prepare.plan import check_resources, required_cpus
+from orchestration.prepare.roles import Roles
+from scoring.pool import Scorer
+from tests.models import make_tiny_model, make_tokenizer
+from tests.orchestration.config.test_rules import configured
+from tests.tokenizers import pruned
+from tutelage.settings import ConfigError
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "prompts.jsonl"
+
+
+@pytest.fixture
+def overrides(prompts: Path, tiny_tied: Path, tiny_untied: Path) -> list[str]:
+    return [
+        f"student.model={tiny_tied}",
+        f"teacher.model={tiny_untied}",
+        "teacher.context=null",
+        f"data.train.path={prompts}",
+        f"data.heldout.path={prompts}",
+        "rollout.max_model_len=256",
+        "evaluation.prompts=3",
+    ]
+
+
+def prepared(overrides: list[str], *changes: str) -> Prepared:
+    return prepare(configured(*overrides, *changes))
+
+
+def refusal(overrides: list[str], *changes: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        prepared(overrides, *changes)
+    return str(caught.value)
+
+
+def test_a_good_configuration_is_prepared(overrides: list[str]) -> None:
+    found = prepared(overrides)
+    assert len(found.train) == 6 and len(found.heldout) == 3 and found.over_length == 0
+    assert not found.teacher_is_initial_student
+
+
+def test_the_context_reaches_the_teacher_alone(overrides: list[str], tiny_tied: Path) -> None:
+    found = prepared(overrides, "teacher.context='The answer is {answer}.'")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tied)
+    item = found.train[3]
+    assert "The answer is 6." in tokenizer.decode(item.teacher_ids)
+    assert "The answer is" not in tokenizer.decode(item.student_ids)
+
+
+def test_a_context_with_the_answer_needs_answers(overrides: list[str]) -> None:
+    text = refusal(overrides, "teacher.context='It is {answer}.'", "data.train.answer_column=nothing")
+    assert "teacher.context" in text and "add a column 'answer'" in text
+
+
+def test_a_missing_model_or_dataset_is_named(overrides: list[str]) -> None:
+    assert "student.model" in refusal(overrides, "student.model=/nowhere/model")
+    assert "teacher.model" in refusal(overrides, "teacher.model=/nowhere/model")
+    assert "data.train.path" in refusal(overrides, "data.train.path=/nowhere/prompts.jsonl")
+
+
+def test_an_empty_dataset_and_one_without_prompts_are_named(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "data.heldout" in refusal(overrides, f"data.heldout.path={tmp_path}/empty.jsonl")
+    (tmp_path / "other.jsonl").write_text('{"question": "why"}\n')
+    text = refusal(overrides, f"data.train.path={tmp_path}/other.jsonl")
+    assert "question" in text and "data.train.prompt_column" in text
+
+
+def test_a_teacher_without_anything_new_is_refused(overrides: list[str], tiny_tied: Path) -> None:
+    text = refusal(overrides, f"teacher.model={tiny_tied}")
+    assert "teacher.context" in text and "nothing to learn" in text
+    assert prepared(overrides, f"teacher.model={tiny_tied}", "teacher.context=Be brief.").teacher_is_initial_student
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    text = refusal(overrides, f"teacher.model={other}")
+    assert "teacher.model" in text and "<|new|>" in text
+
+
+def test_over_long_prompts_are_dropped_with_a_count_or_refused_never_cut(overrides: list[str], prompts: Path) -> None:
+    long = {"prompt": "far " * 300}
+    prompts.write_text(prompts.read_text() + json.dumps(long) + "\n")
+    found = prepared(overrides)
+    assert len(found.train) == 6 and found.over_length == 1
+    text = refusal(overrides, "data.over_length=refuse")
+    assert "rollout.max_model_len=256" in text and "data.over_length=drop" in text
+
+
+def test_a_context_longer_than_the_model_is_refused(overrides: list[str]) -> None:
+    assert "rollout.max_model_len" in refusal(overrides, "rollout.max_model_len=100000")
+
+
+def test_special_tokens_and_contexts_are_known(overrides: list[str]) -> None:
+    found = prepared(overrides)
+    assert found.special_ids == {0, 1, 2}
+    assert not any(item.has_context for item in found.train)
+    assert all(item.has_context for item in prepared(overrides, "teacher.context=Be brief.").train)
+
+
+FROM_DATA = ("objective=gkd", "objective.sequences.on_policy_fraction=0.5", "objective.sequences.other_source=dataset")
+
+
+def test_completions_are_rendered_where_they_are_learned_from(overrides: list[str]) -> None:
+    assert all(item.completion_ids is None for item in prepared(overrides).train)
+    found = prepared(overrides, *FROM_DATA, "data.train.completion_column=answer")
+    texts = [found.tokenizer.decode(item.completion_ids) for item in found.train]
+    assert texts == [f"{2 * i}<|im_end|>" for i in range(6)]
+    assert all(item.completion_ids is None for item in found.heldout)
+
+
+def test_learning_from_data_without_completions_is_refused(overrides: list[str]) -> None:
+    text = refusal(overrides, *FROM_DATA)
+    assert "objective.sequences.other_source=dataset" in text and "data.train.completion_column=completion" in text
+
+
+EXTRAPOLATION = "objective=reward_extrapolation"
+
+
+def test_the_reference_is_found(overrides: list[str], tiny_tied: Path, tiny_untied: Path) -> None:
+    assert prepared(overrides).reference_path is None
+    for model, path in (("student", tiny_tied), (tiny_untied, tiny_untied)):
+        found = prepared(overrides, EXTRAPOLATION, f"objective.reference.model={model}")
+        assert found.reference_path == str(path)
+    text = refusal(overrides, EXTRAPOLATION, "objective.reference.model=/nowhere/model")
+    assert "objective.reference.model" in text
+
+
+def test_a_reference_of_another_tokenizer_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    text = refusal(overrides, EXTRAPOLATION, f"objective.reference.model={other}")
+    assert "objective.reference.model" in text and "<|new|>" in text
+
+
+def test_further_teachers_of_the_alignment_are_checked_where_it_is_measured(
+    overrides: list[str], tiny_tied: Path, tmp_path: Path
+) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(other)
+    measured, further = "alignment.enabled=true", f"alignment.teachers=[{{model: {other}}}]"
+    text = refusal([*overrides, "data.verifier=exact"], measured, further)
+    assert "alignment.teachers" in text and "<|new|>" in text
+    prepared(overrides, further)
+    prepared([*overrides, "data.verifier=exact"], measured, f"alignment.teachers=[{{model: {tiny_tied}}}]")
+
+
+def test_workers_are_counted_with_those_of_the_objective(
+    overrides: list[str], tiny_tied: Path, tiny_untied: Path
+) -> None:
+    def cpus(*changes: str) -> float:
+        config = configured(*overrides, *changes)
+        return required_cpus(config, prepare(config).roles)
+
+    plain = cpus()
+    assert cpus("objective=gkd", "objective.sequences.on_policy_fraction=0.5") == plain + 1
+    student, other_spelling = "objective.reference.model=student", f"objective.reference.model={tiny_tied}/."
+    assert cpus(EXTRAPOLATION, student) == cpus(EXTRAPOLATION, other_spelling) == plain + 0.5
+    assert cpus(EXTRAPOLATION, f"objective.reference.model={tiny_untied}") == plain
+    assert cpus(EXTRAPOLATION, f"objective.reference.model={tiny_untied}/../{tiny_untied.name}") == plain
+
+
+def test_a_model_that_would_be_computed_wrongly_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    recurrent = make_tiny_model(tmp_path / "recurrent", tied=True)
+    settings = json.loads((recurrent / "config.json").read_text()) | {"layer_types": ["linear_attention"] * 2}
+    (recurrent / "config.json").write_text(json.dumps(settings))
+    assert "linear_attention" in refusal(overrides, f"student.model={recurrent}")
+
+
+def test_more_workers_than_the_cluster_has_are_refused() -> None:
+    config = configured("rollout.workers=3")
+    with pytest.raises(ConfigError, match=r"4 CPUs and the cluster has 2: lower rollout\.workers=3"):
+        check_resources(config, Roles({"teacher": Scorer("scoring", "path", config.teacher)}), 2, 0)
+    check_resources(config, Roles(), 4, 0)
+
+
+@pytest.mark.parametrize("kind", ["LlamaForSequenceClassification", "LlamaModel"])
+def test_a_teacher_without_an_lm_head_is_refused(overrides: list[str], tmp_path: Path, kind: str) -> None:
+    headless = make_tiny_model(tmp_path / "headless", tied=False)
+    settings = json.loads((headless / "config.json").read_text()) | {"architectures": [kind]}
+    (headless / "config.json").write_text(json.dumps(settings))
+    text = refusal(overrides, f"teacher.model={headless}", "objective=full_reverse_kl")
+    assert kind in text and "no LM head" in text
+
+
+def test_a_support_larger_than_the_vocabulary_is_refused(overrides: list[str]) -> None:
+    assert "objective.k=100000" in refusal(overrides, "objective.k=100000")
+    forward = "objective.further_terms.forward.k"
+    assert f"{forward}=100000" in refusal(overrides, "objective=entropy_aware", f"{forward}=100000")
+
+
+def test_an_overlap_larger_than_the_vocabulary_is_refused(overrides: list[str]) -> None:
+    text = refusal(overrides, "learner.overlap_k=100000")
+    assert "learner.overlap_k=100000" in text and "has only 576 tokens; lower it, or set 0" in text
+
+
+def test_a_gate_that_never_opens_is_refused(overrides: list[str]) -> None:
+    assert "teacher.context" in refusal(overrides, "objective.gate.only_with_context=true")
+    prepared(overrides, "objective.gate.only_with_context=true", "teacher.context=Be brief.")
+    waiting = "teacher.context='You said {attempt}.'"  # the prompts alone do not have it
+    prepared(overrides, "objective.gate.only_with_context=true", waiting)
+
+
+@pytest.fixture(scope="module")
+def finer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose tokenizer and template are its own."""
+    tokenizer, _ = pruned(make_tokenizer(), 200)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}reply: "
+    return make_tiny_model(tmp_path_factory.mktemp("finer"), tied=True, tokenizer=tokenizer)
+
+
+def test_a_teacher_with_another_tokenizer_reads_by_it(overrides: list[str], finer: Path) -> None:
+    assert "set teacher.cross_tokenizer=true" in refusal(overrides, f"teacher.model={finer}")
+    across = [f"teacher.model={finer}", "teacher.cross_tokenizer=true", "objective=cross_tokenizer"]
+    item, told = (
+        prepared(overrides, *across, f"teacher.context={context}").train[0] for context in ("null", "'Be brief.'")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(finer)
+    assert tokenizer.decode(item.teacher_ids) == f"user: {item.prompt.messages[0].content}<|im_end|>reply: "
+    assert not item.has_context and told.has_context
+
+
+def test_a_tokenizer_that_cannot_be_aligned_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")), unk_token="[UNK]"
+    )
+    make_tiny_model(tmp_path / "words", tied=True)
+    words.save_pretrained(tmp_path / "words")
+    across = [f"teacher.model={tmp_path}/words", "teacher.cross_tokenizer=true", "objective=sampled_reverse_kl"]
+    text = refusal(overrides, *across)
+    assert text.startswith("teacher.") and "byte-level or sentencepiece" in text
+
+
+def test_objectives_that_need_the_students_ids_are_refused_of_another_tokenizer(overrides: list[str]) -> None:
+    text = refusal(overrides, "teacher.cross_tokenizer=true", "objective=full_reverse_kl")
+    assert "objective.support=full" in text and "objective=cross_tokenizer" in text
+
+
+def test_conversations_are_rendered_and_must_fit_as_a_whole(overrides: list[str], prompts: Path) -> None:
+    rows = [{"prompt": "one", "follow_ups": ["two", "three"] if i else None} for i in range(3)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = ["sampling.max_tokens=40", "evaluation.max_tokens=40"]
+    single, conversation, _ = prepared(overrides, *short).train
+    assert single.follow_ups == single.teacher_follow_ups == ()
+    assert [(f.role, f.text) for f in conversation.follow_ups] == [("user", "two"), ("user", "three")]
+    for follow_up, ids in zip(conversation.follow_ups, conversation.teacher_follow_ups, strict=True):
+        assert follow_up.ids.tolist() == ids.tolist()
+    needed = len(conversation.student_ids) + 3 * 40 + sum(len(f.ids) for f in conversation.follow_ups)
+    assert prepared(overrides, *short, f"rollout.max_model_len={needed}").over_length == 0
+    dropped = prepared(overrides, *short, f"rollout.max_model_len={needed - 1}")
+    assert dropped.over_length == 4 and [item.prompt.follow_ups for item in dropped.train] == [()]

@@ -1,0 +1,124 @@
+"""The run's folder: locks, checkpoints, resumption."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from orchestration.config.schema import RecipeConfig, RecipeStage, Resume, RunConfig
+from orchestration.pipeline.pipeline import Cursor
+from orchestration.results.directory import RunState, locate, open_recipe_directory, open_run_directory
+from tutelage.files import write_json
+from tutelage.settings import ConfigError
+
+
+def config(tmp_path: Path, **values: object) -> tuple[RunConfig, DictConfig]:
+    made = RunConfig(output_root=str(tmp_path), experiment="test")
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made, OmegaConf.structured(made)
+
+
+def test_a_folder_in_use_is_refused_and_free_again_when_its_run_ends(tmp_path: Path) -> None:
+    made = config(tmp_path, run_dir=str(tmp_path / "run"))
+    directory = open_run_directory(*made)
+    again = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    with pytest.raises(ConfigError, match="in use"):
+        open_run_directory(*again)
+    directory.close()
+    open_run_directory(*again).close()
+
+
+def test_another_runs_folder_is_refused_without_resume(tmp_path: Path) -> None:
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    with pytest.raises(ConfigError, match="resume=auto"):
+        locate(config(tmp_path, run_dir=str(tmp_path / "run"))[0])
+
+
+def test_checkpoints_appear_whole_and_only_the_newest_stay(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    for step in (1, 2, 3):
+        partial = directory.begin_checkpoint(step)
+        (partial / "weights").write_text(str(step))
+        directory.commit_checkpoint(partial, RunState(step=step, cursor=Cursor(16, (3, 5))), keep=2)
+    interrupted = directory.begin_checkpoint(4)
+    (interrupted / "state.json").write_text("{}")
+    assert [path.name for path in sorted(directory.checkpoints.glob("*"))] == [
+        "step-000002", "step-000003", "step-000004.partial",
+    ]  # fmt: skip
+    assert [path.name for path in directory.interrupted_checkpoints()] == ["step-000004.partial"]
+    newest = directory.latest_checkpoint()
+    assert newest is not None and newest.name == "step-000003"
+    assert directory.load_state(newest) == RunState(step=3, cursor=Cursor(16, (3, 5)))
+    directory.close()
+
+
+def test_auto_resume_finds_the_newest_unfinished_run(tmp_path: Path) -> None:
+    made = config(tmp_path, resume=Resume.auto)
+    first = open_run_directory(*made)
+    first.commit_checkpoint(first.begin_checkpoint(1), RunState(step=1), keep=1)
+    first.close()
+    assert locate(made[0]) == first.path
+    write_json(first.path / "summary.json", {"status": "completed"})
+    assert locate(made[0]) != first.path
+
+
+def test_a_resumed_run_keeps_its_meaning(tmp_path: Path) -> None:
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    changed, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    changed.sampling.temperature = 0.5
+    with pytest.raises(ConfigError, match=r"sampling\.temperature=0\.5: was 1\.0"):
+        open_run_directory(changed, OmegaConf.structured(changed))
+    longer, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    longer.pipeline.steps = 1000
+    open_run_directory(longer, OmegaConf.structured(longer)).close()
+
+
+def test_a_resumed_run_keeps_its_prompts(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    directory.check_prompts("one")
+    directory.check_prompts("one")
+    with pytest.raises(ConfigError, match="PYTHONHASHSEED=0"):
+        directory.check_prompts("other")
+    directory.close()
+
+
+def recipe(tmp_path: Path, **values: object) -> tuple[RunConfig, DictConfig]:
+    return config(tmp_path, recipe=RecipeConfig(stages=[RecipeStage("a"), RecipeStage("b")]), **values)
+
+
+def test_auto_resume_finds_the_newest_unfinished_recipe_and_no_plain_run(tmp_path: Path) -> None:
+    plain = open_run_directory(*config(tmp_path))
+    plain.commit_checkpoint(plain.begin_checkpoint(1), RunState(step=1), keep=1)
+    made, composed = recipe(tmp_path, resume=Resume.auto)
+    fresh = locate(made)
+    assert fresh != plain.path
+    directory = open_recipe_directory(fresh, composed, ["1-a", "2-b"])
+    stage = config(tmp_path, run_dir=str(fresh / "1-a"))
+    begun = open_run_directory(*stage)
+    begun.commit_checkpoint(begun.begin_checkpoint(1), RunState(step=1), keep=1)
+    for opened in (begun, directory, plain):
+        opened.close()
+    assert locate(made) == fresh
+    assert locate(config(tmp_path, resume=Resume.auto)[0]) == plain.path
+    write_json(fresh / "summary.json", {"status": "completed"})
+    assert locate(made) != fresh
+
+
+def test_a_recipe_and_a_plain_run_keep_apart(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    open_run_directory(*config(tmp_path, run_dir=str(path))).close()
+    with pytest.raises(ConfigError, match="a recipe and a plain run"):
+        open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-b"])
+    other = tmp_path / "other"
+    open_recipe_directory(other, recipe(tmp_path)[1], ["1-a", "2-b"]).close()
+    with pytest.raises(ConfigError, match="a recipe and a plain run"):
+        open_run_directory(*config(tmp_path, run_dir=str(other), resume=Resume.auto))
+
+
+def test_the_stages_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-b"]).close()
+    open_run_directory(*config(tmp_path, run_dir=str(path / "2-b"))).close()
+    with pytest.raises(ConfigError, match="holds 2-b, which is no stage of this recipe"):
+        open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-c"])

@@ -1,0 +1,156 @@
+"""Renderings of both sides, on a chat tokenizer, on one that adds BOS, and on one without a template."""
+
+import numpy as np
+import pytest
+from tokenizers import processors
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from tests.models import make_tokenizer
+from tutelage.chat import render_completion, render_follow_ups, render_prompt, render_teacher_prompt, stop_token_ids
+from tutelage.records.prompt import Message, Prompt
+
+QUESTION = Prompt("q", (Message("user", "Why is the sky blue?"),))
+WITH_SYSTEM = Prompt("s", (Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Yes?"),
+                           Message("user", "Go on")))  # fmt: skip
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: np.ndarray) -> str:
+    return tokenizer.decode(ids)
+
+
+def chat(*messages: tuple[str, str]) -> str:
+    body = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in messages)
+    return body + "<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    plain = make_tokenizer()
+    plain.chat_template = None
+    return plain
+
+
+@pytest.fixture(scope="module")
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """Begins every text with <|endoftext|>, as Llama's tokenizer does with its BOS."""
+    with_bos = make_tokenizer()
+    with_bos.bos_token = "<|endoftext|>"
+    with_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", with_bos.bos_token_id)]
+    )
+    return with_bos
+
+
+def test_student_sees_the_conversation_and_a_generation_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = render_prompt(tokenizer, QUESTION)
+    assert ids.dtype == np.int32
+    assert decode(tokenizer, ids) == chat(("user", "Why is the sky blue?"))
+
+
+def test_system_prompt_is_a_default(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert decode(tokenizer, render_prompt(tokenizer, QUESTION, "Rhyme.")) == chat(
+        ("system", "Rhyme."), ("user", "Why is the sky blue?")
+    )
+    own = render_prompt(tokenizer, WITH_SYSTEM, "Rhyme.")
+    np.testing.assert_array_equal(own, render_prompt(tokenizer, WITH_SYSTEM))
+
+
+def test_without_context_both_sides_are_equal(tokenizer: PreTrainedTokenizerFast) -> None:
+    for prompt in (QUESTION, WITH_SYSTEM):
+        for system in (None, "Rhyme."):
+            student = render_prompt(tokenizer, prompt, system)
+            np.testing.assert_array_equal(student, render_teacher_prompt(tokenizer, prompt, None, system))
+
+
+def test_context_is_for_the_teacher_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    teacher = decode(tokenizer, render_teacher_prompt(tokenizer, QUESTION, "Be brief."))
+    assert teacher == chat(("system", "Be brief."), ("user", "Why is the sky blue?"))
+
+
+def test_context_joins_the_system_message(tokenizer: PreTrainedTokenizerFast) -> None:
+    teacher = decode(tokenizer, render_teacher_prompt(tokenizer, WITH_SYSTEM, "Be brief.", "Rhyme."))
+    assert teacher == chat(
+        ("system", "Be kind.\n\nBe brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Go on")
+    )
+
+
+def test_prompts_own_context_wins(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = Prompt("p", QUESTION.messages, privileged_context="The answer is scattering.")
+    teacher = decode(tokenizer, render_teacher_prompt(tokenizer, prompt, "Be brief."))
+    assert "scattering" in teacher and "brief" not in teacher
+    assert "scattering" not in decode(tokenizer, render_prompt(tokenizer, prompt))
+
+
+def test_base_model_sees_plain_text(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert decode(plain_tokenizer, render_prompt(plain_tokenizer, QUESTION)) == "Why is the sky blue?"
+    teacher = render_teacher_prompt(plain_tokenizer, WITH_SYSTEM, "Be brief.")
+    assert decode(plain_tokenizer, teacher) == "Be kind.\n\nBe brief.\n\nHi\n\nYes?\n\nGo on"
+
+
+@pytest.mark.parametrize("start", ["", "<|endoftext|>", "<|endoftext|><|endoftext|>"])
+@pytest.mark.parametrize("template", [True, False])
+def test_bos_is_there_once(bos_tokenizer: PreTrainedTokenizerFast, start: str, template: bool) -> None:
+    """Whether the template or the text itself brings none, one or two."""
+    messages = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    bos_tokenizer.chat_template = messages if template else None
+    ids = render_prompt(bos_tokenizer, Prompt("b", (Message("user", start + "Hello"),)))
+    assert ids.tolist().count(bos_tokenizer.bos_token_id) == 1
+    assert ids[0] == bos_tokenizer.bos_token_id
+
+
+def test_no_bos_where_the_tokenizer_adds_none(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert plain_tokenizer.bos_token_id not in render_prompt(plain_tokenizer, QUESTION)
+
+
+def test_template_without_system_role_is_explained(tokenizer: PreTrainedTokenizerFast) -> None:
+    strict = make_tokenizer()
+    strict.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hi"
+    )
+    render_prompt(strict, QUESTION)
+    with pytest.raises(ValueError, match=r"prompt 'q'.*System role not supported.*teacher\.context"):
+        render_teacher_prompt(strict, QUESTION, "Be brief.")
+
+
+def test_nothing_to_render(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="prompt 'e' renders to no token"):
+        render_prompt(plain_tokenizer, Prompt("e", (Message("user", ""),)))
+
+
+def test_stop_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert stop_token_ids(tokenizer, GenerationConfig()) == {2}
+    assert stop_token_ids(tokenizer, GenerationConfig(eos_token_id=0)) == {0, 2}
+    assert stop_token_ids(tokenizer, GenerationConfig(eos_token_id=[0, 5])) == {0, 2, 5}
+    without = make_tokenizer()
+    without.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        stop_token_ids(without, GenerationConfig())
+
+
+def test_a_completion_ends_its_turn_once(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = render_completion(tokenizer, "Light scatters.")
+    assert ids.dtype == np.int32 and decode(tokenizer, ids) == "Light scatters.<|im_end|>"
+    np.testing.assert_array_equal(render_completion(tokenizer, "Light scatters.<|im_end|>"), ids)
+    assert decode(tokenizer, render_completion(tokenizer, "")) == "<|im_end|>"
+
+
+def test_a_completion_has_no_bos(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert render_completion(bos_tokenizer, "Hi")[0] != bos_tokenizer.bos_token_id
+
+
+def test_a_template_that_hides_earlier_answers_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    prompt = Prompt("p", (Message("user", "one"),))
+    with pytest.raises(ValueError, match=r"prompt 'p'.*does not show an earlier answer"):
+        render_follow_ups(tokenizer, prompt, prompt.messages, [Message("user", "two")])
+
+
+def test_a_base_model_reads_turns_as_plain_text(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = Prompt("p", (Message("user", "one"),))
+    (ids,) = render_follow_ups(plain_tokenizer, prompt, prompt.messages, [Message("user", "two")])
+    assert decode(plain_tokenizer, ids) == "\n\ntwo"

@@ -1,0 +1,1 @@
+"""The ground: what all rooms share."""

@@ -1,0 +1,70 @@
+"""Several asynchronous streams as one."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
+    """Yield the items of all streams as they come.
+
+    Raises:
+        Whatever ends one of them early; the others are given up then.
+    """
+    arrived: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_drain(stream, arrived)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _drain(stream: AsyncIterator[T], arrived: "asyncio.Queue[T | Exception | None]") -> None:
+    try:
+        async for item in stream:
+            arrived.put_nowait(item)
+    except Exception as error:
+        arrived.put_nowait(error)
+    else:
+        arrived.put_nowait(None)
+
+
+class Interrupted(Exception):
+    """The user stopped the run."""
+
+
+class Interruption:
+    """Work wrapped in `guard` is given up when the user stops the run; all other work is finished first."""
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._requested.set)
+
+    async def guard(self, work: Awaitable[T]) -> T:
+        """Await `work`, or raise Interrupted as soon as the user stops the run."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._requested.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise Interrupted
+        finally:
+            stop.cancel()
+            task.cancel()

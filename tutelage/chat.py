@@ -1,0 +1,191 @@
+"""Prompts as token ids, for the student and for its teacher.
+
+Both renderings end where the response begins, and response ids are appended to them verbatim, so position t of
+the teacher is about response_ids[t] whatever its context. With x the conversation and c the teacher-only context:
+
+    student   [system] x            generation prompt ─► response ids
+    teacher   [system + c] x        generation prompt ─► the same response ids
+
+A response of the data's own is its text and the tokenizer's EOS, as a model that ends its turn would write it.
+
+System message of the student: the conversation's own if it has one, else the configured one, else none.
+System message of the teacher: the student's, a blank line, then c: a prompt's own context wins over the
+teacher's. There is one system message, because many chat templates take no second one. A template that inserts a
+default system message of its own (SmolLM2's does) does so only where there is none.
+
+Further turns follow an answer as the template would write them after it: its own end of the answer's turn (left out
+where the answer ends with it), the other side's turn, and the generation prompt.
+
+A base model without a chat template sees plain text: system text and contents joined by blank lines.
+
+The BOS token is there exactly once if the tokenizer adds one to text, and not at all otherwise.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from tutelage.records.prompt import Message, Prompt
+from tutelage.records.trajectory import STUDENT_ROLE
+
+_SEPARATOR = "\n\n"
+_STAND_IN = "0answer0answer0"  # nothing that a template would trim or take for a thought
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, system_prompt: str | None = None
+) -> NDArray[np.int32]:
+    """The student's view, [P].
+
+    Raises:
+        ValueError: the chat template refuses the conversation, or there is nothing to render.
+    """
+    return _encode(tokenizer, prompt, student_messages(prompt, system_prompt))
+
+
+def render_teacher_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    context: str | None = None,
+    system_prompt: str | None = None,
+) -> NDArray[np.int32]:
+    """The teacher's view, [P]: without any context, equal to the student's.
+
+    Args:
+        context: of the teacher; the prompt's own `privileged_context` wins over it.
+        system_prompt: of the student.
+
+    Raises:
+        ValueError: as `render_prompt`.
+    """
+    return _encode(tokenizer, prompt, teacher_messages(prompt, context, system_prompt))
+
+
+def render_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> NDArray[np.int32]:
+    """The response ids of a text, [T], its EOS included; the tokenizer must have one (`stop_token_ids`)."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = [] if ids and ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+    return np.array([*ids, *end], dtype=np.int32)
+
+
+def render_follow_ups(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Sequence[Message], follow_ups: Sequence[Message]
+) -> tuple[NDArray[np.int32], ...]:
+    """What stands between two answers, for each turn that follows an answer: from the end of that answer's text on.
+
+    The answers themselves are never rendered: their ids stay as they were sampled.
+
+    Args:
+        messages: what the first answer answers, as this reader sees it.
+
+    Raises:
+        ValueError: the chat template refuses the conversation, or does not show a stand-in for an answer as it is.
+    """
+    found: list[NDArray[np.int32]] = []
+    conversation = list(messages)
+    for follow_up in follow_ups:
+        conversation += [Message(STUDENT_ROLE, _STAND_IN), follow_up]
+        if tokenizer.chat_template:
+            _, shown, rest = _chat_text(tokenizer, prompt, conversation).rpartition(_STAND_IN)
+        else:
+            shown, rest = _STAND_IN, _SEPARATOR + follow_up.content
+        if not shown:
+            raise ValueError(
+                f"prompt {prompt.id!r}: the chat template of {tokenizer.name_or_path} does not show an earlier answer "
+                "as it was, so several turns cannot be rendered; use a model whose template does"
+            )
+        found.append(np.array(tokenizer(rest, add_special_tokens=False)["input_ids"], dtype=np.int32))
+    return tuple(found)
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token by which the chat template ends an answer; the tokenizer's EOS where it has none.
+
+    Some models end a turn with another token than a text.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    messages = [{"role": "user", "content": "?"}, {"role": STUDENT_ROLE, "content": _STAND_IN}]
+    try:
+        _, shown, rest = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_STAND_IN)
+    except TemplateError:
+        return tokenizer.eos_token_id
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if shown else []
+    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
+
+
+def after_answer(answer_ids: NDArray[np.int32], follow_up_ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What follows an answer, without the end of its turn where the answer has it already."""
+    ended = len(answer_ids) > 0 and len(follow_up_ids) > 0 and answer_ids[-1] == follow_up_ids[0]
+    return follow_up_ids[1:] if ended else follow_up_ids
+
+
+def student_messages(prompt: Prompt, system_prompt: str | None) -> tuple[Message, ...]:
+    """The conversation with its system message, the configured one if it has none of its own."""
+    if not system_prompt or prompt.messages[0].role == "system":
+        return prompt.messages
+    return (Message("system", system_prompt), *prompt.messages)
+
+
+def teacher_messages(prompt: Prompt, context: str | None, system_prompt: str | None) -> tuple[Message, ...]:
+    """The student's messages with the privileged context at the end of the system message."""
+    messages = student_messages(prompt, system_prompt)
+    context = prompt.privileged_context or context
+    if not context:
+        return messages
+    if messages[0].role != "system":
+        return (Message("system", context), *messages)
+    return (Message("system", messages[0].content + _SEPARATOR + context), *messages[1:])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Sequence[Message]) -> NDArray[np.int32]:
+    text = _chat_text(tokenizer, prompt, messages) if tokenizer.chat_template else _plain_text(messages)
+    ids = _with_single_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ValueError(f"prompt {prompt.id!r} renders to no token at all; give it some text")
+    return np.array(ids, dtype=np.int32)
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Sequence[Message]) -> str:
+    conversation = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ValueError(
+            f"prompt {prompt.id!r}: the model's chat template refuses roles "
+            f"{[message.role for message in messages]} ({error}); use a model whose template has them "
+            "(teacher.context and data.system_prompt need a system role)"
+        ) from error
+
+
+def _plain_text(messages: Sequence[Message]) -> str:
+    return _SEPARATOR.join(message.content for message in messages)
+
+
+def _with_single_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Exactly one leading BOS if the tokenizer begins text with one; templates may or may not have written it."""
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("a")["input_ids"][0] != bos:
+        return ids
+    start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+    return [bos, *ids[start:]]
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> frozenset[int]:
+    """The ids that end a response: the tokenizer's EOS and those of the generation config.
+
+    Raises:
+        ValueError: there is none, so that no response would ever end.
+    """
+    configured = generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    if not ids:
+        raise ValueError(
+            f"model {tokenizer.name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json or "
+            "eos_token_id in its generation_config.json"
+        )
+    return frozenset(ids)

@@ -1,0 +1,52 @@
+"""What the Hugging Face hub's errors mean to the user of a setting."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+
+@contextmanager
+def explained(setting: str, kind: str) -> Iterator[None]:
+    """Turn the hub's errors into a ValueError that names the setting and the fix.
+
+    Args:
+        setting: full name and value, as "student.model=owner/name".
+        kind: what was looked for: "model" or "dataset".
+    """
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"{setting}: neither a local path nor a valid hub name ({error})") from error
+    except GatedRepoError as error:
+        raise ValueError(f"{setting}: this {kind} is gated; accept its terms on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{setting}: no such {kind} on the hub, and no such path here; check the name (private ones need HF_TOKEN)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"{setting}: no such path here, not in the local hub cache, and the hub cannot be reached; give a "
+            f"local {kind}, or go online"
+        ) from error
+
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def means_local_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
+    """True if `name` exists here or can only have been meant as a path.
+
+    That is: it has not the form of a hub name (`name` or `owner/name`), or it starts like a path, or
+    its suffix is one of `suffixes`, or the directory that should contain it exists.
+    """
+    path = Path(name).expanduser()
+    return (
+        path.exists()
+        or name.startswith((".", "/", "~"))
+        or _HUB_NAME.fullmatch(name) is None
+        or path.suffix.lower() in suffixes
+        or (len(path.parts) > 1 and path.parent.is_dir())
+    )

@@ -1,0 +1,167 @@
+"""LM heads as they travel, and what models make of the logits that come out of them.
+
+Shape suffixes: C positions of a chunk, V vocabulary, d hidden size.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+# Settings of config.json by which models cap their logits softly, multiply or divide them.
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+# These multiply by what all others divide by.
+_MULTIPLIES_BY_LOGITS_SCALING = {"hyperclovax", "hyperclovax_vision_v2"}
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """logits = cap tanh(factor u / cap), u what the LM head gives; without a cap, factor u."""
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "LogitTransform":
+        text_config = config.get_text_config()
+        factor = 1.0
+        for name in (*_FACTORS, *_DIVISORS):
+            value = getattr(text_config, name, None)
+            multiplies = name in _FACTORS or text_config.model_type in _MULTIPLIES_BY_LOGITS_SCALING
+            if value is not None:
+                factor *= value if multiplies else 1 / value
+        caps = [cap for name in _CAPS if (cap := getattr(text_config, name, None))]
+        return cls(factor, caps[0] if caps else None)
+
+    def apply_(self, logits_CV: Tensor) -> Tensor:
+        """From the head's output to the model's logits, in place."""
+        if self.cap is not None:
+            return logits_CV.mul_(self.factor / self.cap).tanh_().mul_(self.cap)
+        return logits_CV if self.factor == 1 else logits_CV.mul_(self.factor)
+
+    def slope(self, logits_CV: Tensor, out: Tensor) -> Tensor:
+        """d logits / d u, [C, V], from the logits that `apply_` made of u; written to `out`."""
+        if self.cap is None:
+            return out.fill_(self.factor)
+        return out.copy_(logits_CV).div_(self.cap).square_().neg_().add_(1).mul_(self.factor)
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """With a state that enters it, a model's full distribution."""
+
+    weight: NDArray[np.float32]  # [V, d]
+    bias: NDArray[np.float32] | None  # [V]
+    transform: LogitTransform = LogitTransform()
+
+
+@dataclass(frozen=True)
+class MixedHead:
+    """Of a mixture of teachers: its states are those of its parts, end to end, in their order.
+
+    q(v) = sum_i weights[i] softmax(parts[i](states_i))(v)
+    """
+
+    parts: tuple[LMHead, ...]
+    weights: tuple[float, ...]  # summing to 1
+
+
+class TeacherHead(Protocol):
+    """What makes a whole distribution of a teacher's states."""
+
+    def __len__(self) -> int:
+        """V."""
+
+    @property
+    def width(self) -> int:
+        """d, of the states that enter."""
+
+    def shortened(self, vocabulary: int) -> "TeacherHead": ...
+
+    def logits(self, hidden_Cd: Tensor, out: Tensor) -> Tensor:
+        """[C, V], written to `out`."""
+
+
+def received(head: LMHead | MixedHead, device: torch.device) -> TeacherHead:
+    """A copy on `device` of a head that came from another process."""
+    if isinstance(head, MixedHead):
+        return Mixture(tuple(Head.received(part, device) for part in head.parts), head.weights)
+    return Head.received(head, device)
+
+
+@dataclass(frozen=True)
+class Head:
+    weight: Tensor  # [V, d] float32
+    bias: Tensor | None  # [V] float32
+    transform: LogitTransform
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> "Head":
+        """From parameters of any float type, which are not copied if they are float32 already."""
+        return cls(weight.float(), None if bias is None else bias.float(), transform)
+
+    @classmethod
+    def received(cls, head: LMHead, device: torch.device) -> "Head":
+        """A copy on `device` of a head that came from another process."""
+
+        def move(array: object) -> Tensor:
+            return torch.tensor(array, dtype=torch.float32, device=device)
+
+        return cls(move(head.weight), None if head.bias is None else move(head.bias), head.transform)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+    def shortened(self, vocabulary: int) -> "Head":
+        """The head of the first `vocabulary` ids."""
+        bias = None if self.bias is None else self.bias[:vocabulary]
+        return replace(self, weight=self.weight[:vocabulary], bias=bias)
+
+    def logits(self, hidden_Cd: Tensor, out: Tensor) -> Tensor:
+        """The model's logits [C, V] of float32 states, written to `out`."""
+        if self.bias is None:
+            torch.mm(hidden_Cd, self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, hidden_Cd, self.weight.T, out=out)
+        return self.transform.apply_(out)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several heads side by side; see `scoring.lm_head.MixedHead`."""
+
+    parts: tuple[Head, ...]
+    weights: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return min(len(part) for part in self.parts)
+
+    @property
+    def width(self) -> int:
+        return sum(part.width for part in self.parts)
+
+    def shortened(self, vocabulary: int) -> "Mixture":
+        return replace(self, parts=tuple(part.shortened(vocabulary) for part in self.parts))
+
+    def logits(self, hidden_Cd: Tensor, out: Tensor) -> Tensor:
+        """The mixture's log-probs [C, V], which are logits too."""
+        vocabulary = out.shape[1]
+        spare = torch.empty_like(out)
+        states = hidden_Cd.split([part.width for part in self.parts], dim=1)
+        for index, (part, weight, some) in enumerate(zip(self.parts, self.weights, states, strict=True)):
+            logits = part.shortened(vocabulary).logits(some.contiguous(), out=spare if index else out)
+            logits.sub_(logits.logsumexp(-1, keepdim=True)).add_(math.log(weight))
+            if index:
+                torch.logaddexp(out, logits, out=out)
+        return out

@@ -1,0 +1,1 @@
+"""Records that travel between workers: frozen, of ids, masks and numpy arrays."""

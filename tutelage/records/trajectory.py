@@ -1,0 +1,142 @@
+"""The records of a rollout.
+
+Shape suffixes: P prompt tokens, T response tokens, K candidates a position.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+STUDENT_ROLE = "assistant"  # in a conversation
+
+
+class Origin(Enum):
+    """Whose sequence it is."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    DATASET = "dataset"
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Response tokens `start` (inclusive) to `stop` (exclusive) are one turn of a conversation.
+
+    A turn of the student's is what it sampled. Any other holds what its side wrote and all that the template puts
+    between two answers.
+    """
+
+    role: str  # "assistant" is the student
+    start: int
+    stop: int
+    text: str = ""  # of a turn that is not the student's
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """What another side says after an answer of the student's."""
+
+    role: str
+    text: str
+    ids: NDArray[np.int32]  # from the end of the answer's text to where the next answer begins
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One sample to draw from the student.
+
+    `slot` numbers the samples of a run in admission order; with the run's seed it fixes prompt and `seed`.
+    """
+
+    slot: int
+    prompt_id: str
+    sample_index: int
+    prompt_ids: NDArray[np.int32]  # [P], the student's rendering
+    seed: int
+    max_tokens: int  # of each answer
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1  # -1: the whole vocabulary
+    candidates: int = 0  # K: return the engine's K most likely ids at each position
+    follow_ups: tuple[FollowUp, ...] = ()  # each is put to the student once it has ended the answer before
+
+
+@dataclass(frozen=True)
+class PolicySpan:
+    """Response tokens `start` (inclusive) to `stop` (exclusive) were sampled by policy `version`."""
+
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One response to a student's prompt: all that comes after it. The EOS that ends an answer is a loss token.
+
+    Of several turns the student wrote some; at the tokens of the others the loss mask is False, the sampling log-probs
+    are NaN and the candidates mean nothing.
+
+    A sequence of another origin was not sampled by any version of the student: its `sampling_logprobs` are NaN,
+    and it has neither candidates nor spans.
+    """
+
+    slot: int
+    prompt_id: str
+    sample_index: int
+    prompt_ids: NDArray[np.int32]  # [P], the student's rendering
+    response_ids: NDArray[np.int32]  # [T]
+    loss_mask: NDArray[np.bool_]  # [T], True where the token is learned from: what no tool or template wrote
+    sampling_logprobs: NDArray[np.float32]  # [T], nats, under the sampling distribution (after temperature)
+    temperature: float  # of the sampling distribution
+    candidate_ids: NDArray[np.int32] | None  # [T, K], the engine's most likely ids, most likely first
+    spans: tuple[PolicySpan, ...]  # ascending, covering what the student sampled
+    finish_reason: FinishReason
+    turns: tuple[Turn, ...] = ()  # ascending, covering [0, T); none: the response is one answer
+    reward: float | None = None  # the verifier's, None without one
+    origin: Origin = Origin.STUDENT
+
+    @property
+    def oldest_version(self) -> int:
+        """Of the student's own sequences."""
+        return self.spans[0].version
+
+    @property
+    def answers(self) -> tuple[slice, ...]:
+        """The places of what the student wrote, an answer each."""
+        own = tuple(slice(turn.start, turn.stop) for turn in self.turns if turn.role == STUDENT_ROLE)
+        return own if self.turns else (slice(0, len(self.response_ids)),)
+
+    @property
+    def loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+
+def foreign_trajectory(
+    request: RolloutRequest, response_ids: NDArray[np.int32], finish_reason: FinishReason, origin: Origin
+) -> Trajectory:
+    """A response that somebody else gave to the student's prompt of `request`."""
+    return Trajectory(
+        slot=request.slot,
+        prompt_id=request.prompt_id,
+        sample_index=request.sample_index,
+        prompt_ids=request.prompt_ids,
+        response_ids=response_ids,
+        loss_mask=np.ones(len(response_ids), dtype=np.bool_),
+        sampling_logprobs=np.full(len(response_ids), np.nan, dtype=np.float32),
+        temperature=1.0,
+        candidate_ids=None,
+        spans=(),
+        finish_reason=finish_reason,
+        origin=origin,
+    )
+
+
+CORRECT = 1.0  # a verifier's full score; anything less is incorrect
