@@ -6,54 +6,54 @@ from urllib.parse import urlsplit
 
 from scoring.capabilities import Wanted, capabilities, shortfalls
 from scoring.config import TEACHER, Quantization, ServerConfig, TeacherBackend, TeacherConfig, TeacherWeights, setting
-from tutelage.settings import Fault
+from tutelage.settings import Refusal
 
 _TAKEN = {TEACHER, "reference", "base"}  # whom scoring workers speak for otherwise
 
 
-def name_faults(further: Mapping[str, TeacherConfig]) -> Iterator[Fault]:
+def name_faults(further: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
     for key in further:
         if key in _TAKEN or not key.isidentifier():
             fix = (
                 f"is no name for a further teacher; use letters, digits and _, and none of {', '.join(sorted(_TAKEN))}"
             )
-            yield Fault("further_teachers", key, fix)
+            yield Refusal("further_teachers", key, fix)
 
 
-def domain_faults(teachers: Mapping[str, TeacherConfig]) -> Iterator[Fault]:
+def domain_faults(teachers: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
     owners: dict[str, str] = {}
     for key, teacher in teachers.items():
         for domain in teacher.domains:
             other = owners.setdefault(domain, key)
             if other != key:
                 fix = f"{setting(other)}.domains has it too; a domain has one teacher, which may mix others"
-                yield Fault(f"{setting(key)}.domains", domain, fix)
+                yield Refusal(f"{setting(key)}.domains", domain, fix)
 
 
-def mixture_faults(key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig]) -> Iterator[Fault]:
+def mixture_faults(key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
     name = f"{setting(key)}.mixture"
     for member, weight in teacher.mixture.items():
         if member not in teachers or member == key or teachers[member].mixture:
             others = ", ".join(other for other in teachers if other != key and not teachers[other].mixture)
-            yield Fault(name, member, f"is no other teacher that answers for itself; there are {others or 'none'}")
+            yield Refusal(name, member, f"is no other teacher that answers for itself; there are {others or 'none'}")
         elif teachers[member].cross_tokenizer:
-            yield Fault(name, member, "has a tokenizer of its own, so its ids are not the others'; leave it out")
+            yield Refusal(name, member, "has a tokenizer of its own, so its ids are not the others'; leave it out")
         if weight <= 0:
-            yield Fault(f"{name}.{member}", weight, "must be above 0; leave a teacher without weight out")
+            yield Refusal(f"{name}.{member}", weight, "must be above 0; leave a teacher without weight out")
     total = sum(teacher.mixture.values())
     if not math.isclose(total, 1, abs_tol=1e-6):
-        yield Fault(name, dict(teacher.mixture), f"the weights sum to {total:g}; make it 1")
+        yield Refusal(name, dict(teacher.mixture), f"the weights sum to {total:g}; make it 1")
 
 
-def cross_tokenizer_faults(key: str, teacher: TeacherConfig) -> Iterator[Fault]:
+def cross_tokenizer_faults(key: str, teacher: TeacherConfig) -> Iterator[Refusal]:
     """A tokenizer of the teacher's own."""
     name = setting(key)
     if teacher.twin_candidates < 1:
         fix = "counts the student's most likely ids that equals are looked for among; must be at least 1, 64 is usual"
-        yield Fault(f"{name}.twin_candidates", teacher.twin_candidates, fix)
+        yield Refusal(f"{name}.twin_candidates", teacher.twin_candidates, fix)
     if teacher.cross_tokenizer and teacher.backend is TeacherBackend.server and teacher.tokenizer is None:
         fix = f"a server does not tell its tokenizer, and {name}.cross_tokenizer=true needs it; name its checkpoint"
-        yield Fault(f"{name}.tokenizer", "null", fix)
+        yield Refusal(f"{name}.tokenizer", "null", fix)
 
 
 _FITTING = (

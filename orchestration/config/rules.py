@@ -18,7 +18,7 @@ from scoring.capabilities import capabilities
 from scoring.config import TEACHER, Quantization, TeacherBackend, TeacherConfig, TeacherWeights, setting
 from scoring.context import SIBLING, ContextTemplate
 from scoring.rules import backend_refusals, cross_tokenizer_faults, domain_faults, mixture_faults, name_faults
-from tutelage.settings import ConfigError, Fault, WeightTransfer, require
+from tutelage.settings import ConfigError, Refusal, WeightTransfer, require
 
 MAX_PROBED = 200  # prompts: a probe is a matter of minutes
 _TASK_FIXES = {
@@ -342,7 +342,7 @@ def teacher_faults(config: "RunConfig") -> list[str]:
     return [*found, *_unfit_backends(config)]
 
 
-def _faults(config: "RunConfig") -> Iterator[Fault]:
+def _faults(config: "RunConfig") -> Iterator[Refusal]:
     teachers = {TEACHER: config.teacher, **config.further_teachers}
     yield from name_faults(config.further_teachers)
     yield from domain_faults(teachers)
@@ -370,17 +370,17 @@ def _unfit_backends(config: "RunConfig") -> Iterator[str]:
             yield from backend_refusals(setting(key), teacher, wanted, gpus, overlap_k, writes)
 
 
-def _company(config: "RunConfig") -> Iterator[Fault]:
+def _company(config: "RunConfig") -> Iterator[Refusal]:
     """Where one teacher writes the sequences, there is one."""
     sequences = config.objective.sequences
     if config.further_teachers and sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher:
         fix = "sequences of the teacher's own come from one teacher; leave it empty, or learn from the student's"
-        yield Fault("further_teachers", ", ".join(config.further_teachers), fix)
+        yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
 
 
 def _mixed_scores(
     key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig], config: "RunConfig"
-) -> Iterator[Fault]:
+) -> Iterator[Refusal]:
     """What a mixture cannot tell: its entropy; its most likely ids are sought among ids that its teachers are given."""
     gpus = config.scoring.gpus_per_worker
     members = [member for member in teacher.mixture if member in teachers]
@@ -388,53 +388,53 @@ def _mixed_scores(
     wanted = requirements(config.objective)
     if wanted.teacher_entropy:
         fix = "the entropy of a mixture does not follow from its teachers'; choose an objective without bounds on it"
-        yield Fault(f"{setting(key)}.mixture", dict(teacher.mixture), fix)
+        yield Refusal(f"{setting(key)}.mixture", dict(teacher.mixture), fix)
     if blind and (wanted.teacher_top_k or (config.learner.overlap_k and not wanted.hidden_states)):
         fix = (
             f"backend={teachers[blind[0]].backend.value} scores no given ids, among which a mixture's most likely ones "
             "are sought; set learner.overlap_k=0 and an objective without them, for instance "
             "objective=sampled_reverse_kl"
         )
-        yield Fault(f"{setting(key)}.mixture", blind[0], fix)
+        yield Refusal(f"{setting(key)}.mixture", blind[0], fix)
 
 
-def _moving(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:
+def _moving(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Refusal]:
     """Weights that follow the student's."""
     if teacher.weights is TeacherWeights.fixed:
         return
     name, value = f"{setting(key)}.weights", teacher.weights.value
     if teacher.quantization is not Quantization.none:
-        yield Fault(name, value, f"new weights are not quantised; set fixed, or {setting(key)}.quantization=none")
+        yield Refusal(name, value, f"new weights are not quantised; set fixed, or {setting(key)}.quantization=none")
     if teacher.model != config.student.model:
-        yield Fault(name, value, f"follows the student's weights; set {setting(key)}.model={config.student.model}")
+        yield Refusal(name, value, f"follows the student's weights; set {setting(key)}.model={config.student.model}")
     if config.learner.weight_transfer is not WeightTransfer.shared_memory:
         transfer = config.learner.weight_transfer.value
         fix = f"follows the student through shared memory, and learner.weight_transfer={transfer}; use weights=fixed"
-        yield Fault(name, value, fix)
+        yield Refusal(name, value, fix)
     if requirements(config.objective).hidden_states:
         fix = (
             "has another LM head at each version, and the objective is over the whole vocabulary; choose "
             "objective=student_topk_reverse_kl, or weights=fixed"
         )
-        yield Fault(name, value, fix)
+        yield Refusal(name, value, fix)
     if config.scoring.cache_dir is not None:
         fix = f"keeps what a teacher said, and {name}={value} says something else at each version; set null"
-        yield Fault("scoring.cache_dir", config.scoring.cache_dir, fix)
+        yield Refusal("scoring.cache_dir", config.scoring.cache_dir, fix)
     if teacher.weights is TeacherWeights.ema and not 0 < teacher.ema_rate < 1:
-        yield Fault(f"{setting(key)}.ema_rate", teacher.ema_rate, "must lie between 0 and 1; 0.99 is common")
+        yield Refusal(f"{setting(key)}.ema_rate", teacher.ema_rate, "must lie between 0 and 1; 0.99 is common")
 
 
-def _workers(config: "RunConfig") -> Iterator[Fault]:
+def _workers(config: "RunConfig") -> Iterator[Refusal]:
     gpus, cache_dir = config.scoring.gpus_per_worker, config.scoring.cache_dir
     if gpus > 1 and gpus != int(gpus):
         fix = "a share of one GPU, or whole GPUs over which the teacher is spread; round it"
-        yield Fault("scoring.gpus_per_worker", gpus, fix)
+        yield Refusal("scoring.gpus_per_worker", gpus, fix)
     if cache_dir is not None and config.cluster.address != "local" and not Path(cache_dir).expanduser().is_absolute():
         fix = "means another place on each machine of a cluster; give the absolute path of a shared directory"
-        yield Fault("scoring.cache_dir", cache_dir, fix)
+        yield Refusal("scoring.cache_dir", cache_dir, fix)
 
 
-def _kept(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:
+def _kept(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Refusal]:
     """Whether scores that are kept are enough."""
     if teacher.backend is not TeacherBackend.cache:
         return
@@ -444,21 +444,21 @@ def _kept(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fau
             "has only what is kept in scoring.cache_dir, which is null; name the directory that python -m "
             "orchestration.precompute has filled"
         )
-        yield Fault(name, "cache", fix)
+        yield Refusal(name, "cache", fix)
     if sequences.on_policy_fraction != 0 or sequences.other_source is not OtherSource.dataset:
         fix = (
             "cannot score what the student samples in this run; set objective.sequences.on_policy_fraction=0 and "
             "objective.sequences.other_source=dataset, or a backend that computes"
         )
-        yield Fault(name, "cache", fix)
+        yield Refusal(name, "cache", fix)
 
 
-def _context(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Fault]:
+def _context(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[Refusal]:
     name = f"{setting(key)}.context"
     if teacher.context is None:
         return
     if teacher.mixture:
-        yield Fault(name, "…", "a mixture is told nothing itself; give its teachers their contexts")
+        yield Refusal(name, "…", "a mixture is told nothing itself; give its teachers their contexts")
         return
     fields = ContextTemplate(teacher.context).waits_for
     if not fields:
@@ -466,11 +466,11 @@ def _context(key: str, teacher: TeacherConfig, config: "RunConfig") -> Iterator[
     shown = ", ".join(f"{{{field}}}" for field in fields)
     graded = [field for field in fields if field in ("feedback", SIBLING)]
     if graded and config.data.verifier is VerifierKind.none:
-        yield Fault(name, shown, "needs graded responses; set data.verifier")
+        yield Refusal(name, shown, "needs graded responses; set data.verifier")
     if SIBLING in fields and config.sampling.samples_per_prompt < 2:
-        yield Fault(name, shown, "needs other samples of the same prompt; set sampling.samples_per_prompt=4")
+        yield Refusal(name, shown, "needs other samples of the same prompt; set sampling.samples_per_prompt=4")
     if SIBLING in fields and config.pipeline.batch_size % config.sampling.samples_per_prompt:
         fix = "samples of a prompt are scored together; make it a multiple of sampling.samples_per_prompt"
-        yield Fault("pipeline.batch_size", config.pipeline.batch_size, fix)
+        yield Refusal("pipeline.batch_size", config.pipeline.batch_size, fix)
     if config.objective.sequences.on_policy_fraction < 1:
-        yield Fault(name, shown, "is about the student's own responses; set objective.sequences.on_policy_fraction=1")
+        yield Refusal(name, shown, "is about the student's own responses; set objective.sequences.on_policy_fraction=1")

@@ -47,7 +47,7 @@ def check_shapes(request: ScoringRequest) -> None:
     if request.scored_mask is not None and len(request.scored_mask) != len(request.response_ids):
         raise ValueError(
             f"ScoringRequest.scored_mask has {len(request.scored_mask)} places for "
-            f" {len(request.response_ids)} response tokens"
+            f"{len(request.response_ids)} response tokens"
         )
     support, tokens = request.support_ids, request.num_scored
     if support is not None and len(support) != tokens:
