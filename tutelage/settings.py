@@ -1,5 +1,6 @@
 """What every room's settings are made of: shared enums, deadlines, and how a wrong value is refused."""
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -69,10 +70,10 @@ class Bounds:
     def refusal(self, key: str, value: float) -> Refusal | None:
         """What is wrong with a value; None: nothing."""
         sides = (
-            (self.at_least, "at least", lambda v, b: v >= b),
-            (self.above, "above", lambda v, b: v > b),
-            (self.at_most, "at most", lambda v, b: v <= b),
-            (self.below, "below", lambda v, b: v < b),
+            (self.at_least, "at least", operator.ge),
+            (self.above, "above", operator.gt),
+            (self.at_most, "at most", operator.le),
+            (self.below, "below", operator.lt),
         )
         wanted = [(f"{words} {bound:g}", holds(value, bound)) for bound, words, holds in sides if bound is not None]
         if all(ok for _, ok in wanted):
