@@ -25,7 +25,6 @@ from orchestration.config.schema import RunConfig
 from orchestration.measure.evaluation import examined_k, pack_to_examine
 from orchestration.measure.targeted import Completed, Judge, Plan, Target, complete, fit
 from orchestration.pipeline.fleet import Fleet
-from orchestration.pipeline.schedule import derive_seed
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.models import alignment_teachers
 from rollout.verifiers import Verifier
@@ -34,7 +33,7 @@ from scoring.group import ScoringGroup
 from tutelage.chat import stop_token_ids
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.signal import ScoringRequest
-from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
 from tutelage.settings import ConfigError
 
 Say = Callable[[str], None]

@@ -29,7 +29,6 @@ from orchestration.config.facts import shows_whole, teachers_of
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.measure.evaluation import pack_to_examine
 from orchestration.pipeline.fleet import Fleet
-from orchestration.pipeline.schedule import derive_seed
 from orchestration.prepare.inputs import Prepared
 from rollout.config import VerifierKind
 from scoring.context import ContextTemplate
@@ -37,7 +36,7 @@ from scoring.group import ScoringGroup
 from scoring.pool import REFERENCE
 from tutelage.records.prompt import RenderedPrompt, with_ids
 from tutelage.records.signal import ScoringRequest, TeacherSignal
-from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory
+from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory, derive_seed
 
 PROMPTS = 4
 MAX_TOKENS = 16

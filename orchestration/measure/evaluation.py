@@ -17,7 +17,6 @@ from learner.records import Batch, Example, ExampleDivergence
 from orchestration.config.facts import shows_whole, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.pipeline.fleet import Fleet
-from orchestration.pipeline.schedule import derive_seed
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers, Evaluation
 from rollout.group import RolloutGroup
@@ -27,7 +26,7 @@ from scoring.pool import BASE
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
-from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory
+from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory, derive_seed
 
 
 def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[RolloutRequest]:

@@ -20,7 +20,6 @@ from learner.records import Example
 from orchestration.config.schema import RunConfig
 from orchestration.measure.evaluation import examined_k, full_request, pack_to_examine
 from orchestration.pipeline.fleet import Fleet, start_engines
-from orchestration.pipeline.schedule import derive_seed
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
 from rollout.group import RolloutGroup
@@ -29,7 +28,7 @@ from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.records.prompt import RenderedPrompt, with_ids
 from tutelage.records.signal import ScoringRequest
-from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
 
 PREFIXED_SAMPLES = 2  # of each prompt's answers are continued
 _STUDENT, _TEACHER, _CONTINUATION = 0, 1, 2  # parts of seeds

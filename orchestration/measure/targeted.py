@@ -18,11 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.config import AlignmentConfig
-from orchestration.pipeline.schedule import derive_seed
 from rollout.group import RolloutGroup
 from rollout.verifiers import Verifier
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.records.trajectory import RolloutRequest
+from tutelage.records.trajectory import RolloutRequest, derive_seed
 from tutelage.settings import ConfigError
 
 REQUESTS_AT_ONCE = 4096

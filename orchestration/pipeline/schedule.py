@@ -1,8 +1,10 @@
-"""The one source of seeds: which prompt, sample and seed belong to each slot of a run."""
+"""Which prompt, sample and seed belong to each slot of a run."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from tutelage.records.trajectory import derive_seed
 
 
 @dataclass(frozen=True)
@@ -12,11 +14,6 @@ class SlotPlan:
     sample_index: int
     seed: int
     student: bool = True  # whether the sequence is the student's own
-
-
-def derive_seed(*parts: int) -> int:
-    """A 31-bit seed that depends on every part."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 class PromptSchedule:

@@ -48,6 +48,11 @@ class FollowUp:
     ids: NDArray[np.int32]  # from the end of the answer's text to where the next answer begins
 
 
+def derive_seed(*parts: int) -> int:
+    """Make a 31-bit seed that depends on every part: the one source of seeds for samples."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0] & 0x7FFFFFFF)
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
     """One sample to draw from the student.
