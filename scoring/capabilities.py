@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from scoring.config import Quantization, TeacherBackend, TeacherConfig, TeacherWeights
+from tutelage.records.signal import SignalNeeds
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,6 @@ def shows_states(teacher: TeacherConfig) -> bool:
     return capabilities(teacher, gpus=0).hidden_states
 
 
-class Wanted(Protocol):
-    """What is asked about each scored token, besides its log-prob."""
-
-    @property
-    def candidates(self) -> int:
-        """Given ids a position."""
-
-    @property
-    def teacher_top_k(self) -> int: ...
-
-    @property
-    def teacher_entropy(self) -> bool: ...
-
-    @property
-    def hidden_states(self) -> bool: ...
-
-
 def capabilities(teacher: TeacherConfig, gpus: float) -> Capabilities:
     """Of a teacher's backend.
 
@@ -78,13 +61,13 @@ def capabilities(teacher: TeacherConfig, gpus: float) -> Capabilities:
     return Capabilities(new_responses=computes)
 
 
-def shortfalls(wanted: Wanted, given: Capabilities) -> Iterator[str]:
+def shortfalls(needs: SignalNeeds, given: Capabilities) -> Iterator[str]:
     """What is wanted and not given, in words."""
-    if wanted.candidates and not given.given_ids:
-        yield f"the log-probs of {wanted.candidates} given ids at each position (the student's most likely ones)"
-    if given.max_top_k is not None and wanted.teacher_top_k > given.max_top_k:
-        yield f"its {wanted.teacher_top_k} most likely ids (it gives {given.max_top_k} at most)"
-    if wanted.teacher_entropy and not given.entropy:
+    if needs.candidates and not given.given_ids:
+        yield f"the log-probs of {needs.candidates} given ids at each position (the student's most likely ones)"
+    if given.max_top_k is not None and needs.teacher_top_k > given.max_top_k:
+        yield f"its {needs.teacher_top_k} most likely ids (it gives {given.max_top_k} at most)"
+    if needs.teacher_entropy and not given.entropy:
         yield "its exact entropy"
-    if wanted.hidden_states and not given.hidden_states:
+    if needs.hidden_states and not given.hidden_states:
         yield "its distribution over the whole vocabulary (final states and LM head)"

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from scoring.capabilities import Wanted, capabilities, shortfalls
+from scoring.capabilities import capabilities, shortfalls
 from scoring.config import TEACHER, Quantization, ServerConfig, TeacherBackend, TeacherConfig, TeacherWeights, setting
+from tutelage.records.signal import SignalNeeds
 from tutelage.settings import Refusal
 
 _TAKEN = {TEACHER, "reference", "base"}  # whom scoring workers speak for otherwise
@@ -63,13 +64,13 @@ _FITTING = (
 
 
 def backend_refusals(
-    key: str, teacher: TeacherConfig, wanted: Wanted, gpus: float, overlap_k: int = 0, writes: bool = False
+    key: str, teacher: TeacherConfig, needs: SignalNeeds, gpus: float, overlap_k: int = 0, writes: bool = False
 ) -> list[str]:
     """What is wrong with a teacher's backend for a run: each text names a key, its value and the fix.
 
     Args:
         key: of the teacher's settings, for instance teacher.
-        wanted: by the objective.
+        needs: of the objective.
         gpus: of a scoring worker.
         overlap_k: learner.overlap_k, which needs as many of the teacher's most likely ids; 0 where it is not measured.
         writes: the teacher also writes sequences.
@@ -77,7 +78,7 @@ def backend_refusals(
     if teacher.backend not in (TeacherBackend.vllm, TeacherBackend.server):
         return []
     faults = list(_server_faults(f"{key}.server", teacher.server)) if teacher.backend is TeacherBackend.server else []
-    return [*_unfit_settings(key, teacher, writes), *(faults or _unfit_wishes(key, teacher, wanted, gpus, overlap_k))]
+    return [*_unfit_settings(key, teacher, writes), *(faults or _unfit_wishes(key, teacher, needs, gpus, overlap_k))]
 
 
 def address_fault(url: str) -> str | None:
@@ -109,10 +110,10 @@ def _unfit_settings(key: str, teacher: TeacherConfig, writes: bool) -> Iterator[
         )
 
 
-def _unfit_wishes(key: str, teacher: TeacherConfig, wanted: Wanted, gpus: float, overlap_k: int) -> Iterator[str]:
+def _unfit_wishes(key: str, teacher: TeacherConfig, needs: SignalNeeds, gpus: float, overlap_k: int) -> Iterator[str]:
     given = capabilities(teacher, gpus)
-    for missing in shortfalls(wanted, given):
-        other = ", or scoring=gpu" if teacher.backend is TeacherBackend.vllm and wanted.candidates else ""
+    for missing in shortfalls(needs, given):
+        other = ", or scoring=gpu" if teacher.backend is TeacherBackend.vllm and needs.candidates else ""
         yield (
             f"{key}.backend={teacher.backend.value}: the objective needs {missing}, which this backend cannot give; "
             f"{_FITTING}, or set {key}.backend=transformers{other}"

@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 
 from learner.head.compare import compare
 from learner.head.overlap import Top, overlap, top_and_entropy
-from learner.objectives.base import LOG_ZERO, Objective, Requirements, Rows, StudentChunk, TeacherChunk, teacher_floor
+from learner.objectives.base import LOG_ZERO, Objective, Rows, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
 from learner.objectives.spans import span_groups, sums_of_others
 from learner.rowwise import log_softmax_, write_rows
 from tutelage.lm.head import Head, LogitTransform, TeacherHead
+from tutelage.records.signal import SignalNeeds
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:
@@ -135,7 +136,7 @@ def fused_head_loss(
     return _Precomputed.apply(hidden, weight, bias, sweep), sweep.per_token
 
 
-def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Requirements, trains: bool) -> _Sweep:
+def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: SignalNeeds, trains: bool) -> _Sweep:
     if rows.spans is not None:
         rows = _with_span_sums(work, hidden, rows)
     if needs.future_advantages:
@@ -163,7 +164,7 @@ def _chunks(total: int, chunk: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk, total))
 
 
-def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: Requirements) -> Tensor:
+def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: SignalNeeds) -> Tensor:
     """[R], from a sweep of its own: a token's advantage holds those of the tokens behind it."""
     logp_R = torch.empty_like(rows.teacher_logprobs)
     for positions in _chunks(len(rows), work.positions):

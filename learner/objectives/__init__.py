@@ -1,13 +1,12 @@
 """Objectives: composed from configuration, with their gradients in closed form."""
 
-from learner.objectives.base import Objective, Requirements, Rows, StudentChunk, TeacherChunk, TokenLosses
+from learner.objectives.base import Objective, Rows, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.composition import build_objective, requirements
 from learner.objectives.config import ObjectiveConfig
 
 __all__ = [
     "Objective",
     "ObjectiveConfig",
-    "Requirements",
     "Rows",
     "StudentChunk",
     "TeacherChunk",

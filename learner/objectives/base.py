@@ -13,27 +13,11 @@ import torch
 from torch import Tensor
 
 from learner.rowwise import row_dots
+from tutelage.records.signal import SignalNeeds
 
 # What a probability of zero counts as, in nats: about float32's smallest normal number.
 # A token that the teacher excludes is then a very strong but finite signal.
 LOG_ZERO = -87.0
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """What must be known about a trajectory; the composition of a run is checked against it."""
-
-    teacher: bool = True  # something is compared with another model's probabilities
-    candidates: int = 0  # of its most likely ids, that the rollout engine returns and the teacher scores
-    teacher_top_k: int = 0  # of the teacher's own most likely ids
-    teacher_entropy: bool = False  # which tokens are learned from depends on it
-    hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
-    reference_logprobs: bool = False
-    task_advantages: bool = False
-    future_advantages: bool = False  # a first pass over the tokens, whose log-ratios are summed from behind
-    discount: float = 0.0  # of future advantages, a token
-    length_normalised: bool = False  # their mean instead of their sum
-    softmax_temperature: float = 1.0  # of both distributions that the objective is given
 
 
 @dataclass(frozen=True)
@@ -138,7 +122,7 @@ class StudentChunk:
 
 @dataclass(frozen=True)
 class TeacherChunk:
-    """The teacher's whole distribution at C positions; given only if `Requirements.hidden_states`."""
+    """The teacher's whole distribution at C positions; given only if `SignalNeeds.hidden_states`."""
 
     logprobs: Tensor  # [C, V], at least LOG_ZERO; a buffer that the objective may overwrite
     reverse_kl: Tensor  # [C], KL(student || teacher), exact and detached
@@ -157,7 +141,7 @@ class Objective(Protocol):
     """A loss of single tokens with its gradient in closed form."""
 
     @property
-    def requirements(self) -> Requirements: ...
+    def requirements(self) -> SignalNeeds: ...
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None = None) -> TokenLosses:
         """Loss and gradient of C positions; may overwrite the student's and the teacher's tensors."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.objectives.base import Objective, Requirements, Rows, StudentChunk, TeacherChunk, TokenLosses
+from learner.objectives.base import Objective, Rows, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.config import (
     Estimator,
     Gradient,
@@ -28,6 +28,7 @@ from learner.objectives.sampled_term import Likelihood, SampledEstimator, Sample
 from learner.objectives.support_term import SupportTerm
 from learner.objectives.term import Term, TermLosses, WeightedTerm
 from learner.objectives.token_masks import token_weights
+from tutelage.records.signal import SignalNeeds
 
 _NEEDS_STUDENT_TOP = {
     Support.student_topk,
@@ -70,7 +71,7 @@ class _FullTerm:
 
 
 class ComposedObjective:
-    def __init__(self, requirements: Requirements, parts: list[_Part]) -> None:
+    def __init__(self, requirements: SignalNeeds, parts: list[_Part]) -> None:
         self.requirements = requirements
         self._parts = parts
 
@@ -186,14 +187,14 @@ def _needs_entropy(tokens: TokenMaskConfig) -> bool:
     return tokens.teacher_entropy_above is not None or tokens.teacher_entropy_below is not None
 
 
-def requirements(config: ObjectiveConfig) -> Requirements:
+def requirements(config: ObjectiveConfig) -> SignalNeeds:
     """What the objective that `config` composes must be told."""
     returns, terms = config.returns, {"": config, **config.further_terms}
 
     def largest(supports: set[Support]) -> int:
         return max((term.k for term in terms.values() if term.support in supports), default=0)
 
-    return Requirements(
+    return SignalNeeds(
         teacher=_needs_teacher(config, terms),
         candidates=largest(_NEEDS_STUDENT_TOP),
         teacher_top_k=largest(_NEEDS_TEACHER_TOP),

@@ -1,19 +1,11 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from scoring.requests import build_request, with_monitored
+from tutelage.records.signal import SignalNeeds
 from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
-
-
-@dataclass(frozen=True)
-class Needs:
-    candidates: int = 0
-    teacher_top_k: int = 0
-    hidden_states: bool = False
-    teacher_entropy: bool = False
-
 
 TRAJECTORY = Trajectory(
     slot=3,
@@ -32,7 +24,7 @@ TEACHER_IDS = np.array([9, 1, 2], np.int32)
 
 
 def test_responses_are_taken_verbatim_after_the_teachers_prompt() -> None:
-    request = build_request("judge", TEACHER_IDS, TRAJECTORY, Needs())
+    request = build_request("judge", TEACHER_IDS, TRAJECTORY, SignalNeeds())
     assert request.teacher == "judge"
     assert request.prompt_ids is TEACHER_IDS
     assert request.response_ids is TRAJECTORY.response_ids
@@ -40,30 +32,33 @@ def test_responses_are_taken_verbatim_after_the_teachers_prompt() -> None:
 
 
 def test_needs_are_passed_on() -> None:
-    request = build_request("judge", TEACHER_IDS, TRAJECTORY, Needs(2, 5, True))
+    request = build_request("judge", TEACHER_IDS, TRAJECTORY, SignalNeeds(candidates=2, teacher_top_k=5, hidden_states=True))
     np.testing.assert_array_equal(request.support_ids, [[0, 1], [4, 5], [8, 9]])
     assert (request.top_k, request.hidden_states) == (5, True)
 
 
 def test_missing_candidates_are_explained() -> None:
     with pytest.raises(ValueError, match=r"prompt 'q' has 4 candidate ids.*needs 8"):
-        build_request("judge", TEACHER_IDS, TRAJECTORY, Needs(candidates=8))
+        build_request("judge", TEACHER_IDS, TRAJECTORY, SignalNeeds(candidates=8))
     with pytest.raises(ValueError, match="has 0 candidate ids"):
-        build_request("judge", TEACHER_IDS, replace(TRAJECTORY, candidate_ids=None), Needs(candidates=1))
+        build_request("judge", TEACHER_IDS, replace(TRAJECTORY, candidate_ids=None), SignalNeeds(candidates=1))
 
 
 def test_the_teachers_top_is_asked_for_once_and_not_beside_hidden_states() -> None:
-    def asked(needs: Needs, k: int) -> int:
+    def asked(needs: SignalNeeds, k: int) -> int:
         return with_monitored(build_request("judge", TEACHER_IDS, TRAJECTORY, needs), k, entropy=False).top_k
 
-    assert asked(Needs(), 16) == 16 and asked(Needs(), 0) == 0
-    assert asked(Needs(teacher_top_k=5), 16) == 16 and asked(Needs(teacher_top_k=64), 16) == 64
-    assert asked(Needs(hidden_states=True), 16) == 0 and asked(Needs(teacher_top_k=5, hidden_states=True), 16) == 5
+    assert asked(SignalNeeds(), 16) == 16 and asked(SignalNeeds(), 0) == 0
+    assert asked(SignalNeeds(teacher_top_k=5), 16) == 16 and asked(SignalNeeds(teacher_top_k=64), 16) == 64
+    assert (
+        asked(SignalNeeds(hidden_states=True), 16) == 0
+        and asked(SignalNeeds(teacher_top_k=5, hidden_states=True), 16) == 5
+    )
 
 
 def test_the_entropy_is_asked_for_where_it_is_needed_or_watched() -> None:
     def asked(needed: bool, watched: bool) -> bool:
-        request = build_request("judge", TEACHER_IDS, TRAJECTORY, Needs(teacher_entropy=needed))
+        request = build_request("judge", TEACHER_IDS, TRAJECTORY, SignalNeeds(teacher_entropy=needed))
         return with_monitored(request, 0, watched).entropy
 
     assert [asked(*flags) for flags in ((False, False), (True, False), (False, True))] == [False, True, True]

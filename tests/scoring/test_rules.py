@@ -1,28 +1,21 @@
 """Which teachers are refused before anything starts, and what the texts say."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from scoring.config import Quantization, ServerConfig, TeacherBackend, TeacherConfig, TeacherWeights
 from scoring.rules import backend_refusals
+from tutelage.records.signal import SignalNeeds
 
-
-@dataclass(frozen=True)
-class Wants:
-    candidates: int = 0
-    teacher_top_k: int = 0
-    teacher_entropy: bool = False
-    hidden_states: bool = False
-
-
-EVERYTHING = Wants(candidates=16, teacher_top_k=4, teacher_entropy=True, hidden_states=True)
+NOTHING = SignalNeeds()
+EVERYTHING = SignalNeeds(candidates=16, teacher_top_k=4, teacher_entropy=True, hidden_states=True)
 SERVER = TeacherConfig(backend=TeacherBackend.server, server=ServerConfig(url="http://127.0.0.1:8000/v1"))
 ENGINE = TeacherConfig(backend=TeacherBackend.vllm)
 
 
-def refused(teacher: TeacherConfig, wanted: Wants = Wants(), gpus: float = 0, **run: Any) -> list[str]:
+def refused(teacher: TeacherConfig, wanted: SignalNeeds = NOTHING, gpus: float = 0, **run: Any) -> list[str]:
     return backend_refusals("further_teachers.maths", teacher, wanted, gpus, **run)
 
 
@@ -32,20 +25,20 @@ def test_a_model_of_our_own_gives_everything() -> None:
 
 @pytest.mark.parametrize("teacher", [SERVER, ENGINE])
 def test_the_sampled_token_and_the_teachers_own_ids_suit_all(teacher: TeacherConfig) -> None:
-    assert refused(teacher) == refused(teacher, Wants(teacher_top_k=20), overlap_k=20) == []
+    assert refused(teacher) == refused(teacher, SignalNeeds(teacher_top_k=20), overlap_k=20) == []
 
 
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (Wants(candidates=16), "16 given ids"),
-        (Wants(teacher_entropy=True), "exact entropy"),
-        (Wants(hidden_states=True), "whole vocabulary"),
+        (SignalNeeds(candidates=16), "16 given ids"),
+        (SignalNeeds(teacher_entropy=True), "exact entropy"),
+        (SignalNeeds(hidden_states=True), "whole vocabulary"),
     ],
 )
 @pytest.mark.parametrize("teacher", [SERVER, ENGINE])
 def test_each_wish_that_cannot_be_met_is_named_with_what_fits(
-    teacher: TeacherConfig, wanted: Wants, words: str
+    teacher: TeacherConfig, wanted: SignalNeeds, words: str
 ) -> None:
     (text,) = refused(teacher, wanted)
     assert text.startswith(f"further_teachers.maths.backend={teacher.backend.value}: the objective needs")
@@ -54,17 +47,17 @@ def test_each_wish_that_cannot_be_met_is_named_with_what_fits(
 
 
 def test_engines_score_given_ids_on_gpus() -> None:
-    assert refused(ENGINE, Wants(candidates=16), gpus=1) == []
-    assert "scoring=gpu" in refused(ENGINE, Wants(candidates=16))[0]
-    assert len(refused(SERVER, Wants(candidates=16), gpus=1)) == 1
+    assert refused(ENGINE, SignalNeeds(candidates=16), gpus=1) == []
+    assert "scoring=gpu" in refused(ENGINE, SignalNeeds(candidates=16))[0]
+    assert len(refused(SERVER, SignalNeeds(candidates=16), gpus=1)) == 1
 
 
 def test_more_likely_ids_than_an_endpoint_gives() -> None:
-    (of_objective,) = refused(SERVER, Wants(teacher_top_k=21))
+    (of_objective,) = refused(SERVER, SignalNeeds(teacher_top_k=21))
     assert "its 21 most likely ids (it gives 20 at most)" in of_objective
     (of_monitor,) = refused(SERVER, overlap_k=21)
     assert of_monitor.startswith("learner.overlap_k=21: further_teachers.maths.server.max_top_k=20")
-    assert refused(ENGINE, Wants(teacher_top_k=500), overlap_k=500) == []
+    assert refused(ENGINE, SignalNeeds(teacher_top_k=500), overlap_k=500) == []
 
 
 @pytest.mark.parametrize("teacher", [SERVER, ENGINE])

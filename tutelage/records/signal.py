@@ -5,30 +5,29 @@ position, d hidden size.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-class SignalNeeds(Protocol):
-    """What an objective needs besides the log-probs of the sampled tokens, which always come."""
+@dataclass(frozen=True)
+class SignalNeeds:
+    """What an objective must be told about each token besides the sampled token's log-prob, which always comes.
 
-    @property
-    def candidates(self) -> int:
-        """How many of the student's own most likely ids the teacher must score at each position."""
+    Teachers' backends, the requests to them and the composition of a run are checked against it.
+    """
 
-    @property
-    def teacher_top_k(self) -> int:
-        """How many of the teacher's own most likely ids to return."""
-
-    @property
-    def teacher_entropy(self) -> bool:
-        """Whether the teacher's entropy decides what is learned from."""
-
-    @property
-    def hidden_states(self) -> bool:
-        """Whether the full vocabulary is wanted."""
+    teacher: bool = True  # something is compared with another model's probabilities
+    candidates: int = 0  # of the student's most likely ids, which the rollout engine returns and the teacher scores
+    teacher_top_k: int = 0  # of the teacher's own most likely ids
+    teacher_entropy: bool = False  # which tokens are learned from depends on it
+    hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
+    reference_logprobs: bool = False
+    task_advantages: bool = False
+    future_advantages: bool = False  # a first pass over the tokens, whose log-ratios are summed from behind
+    discount: float = 0.0  # of future advantages, a token
+    length_normalised: bool = False  # their mean instead of their sum
+    softmax_temperature: float = 1.0  # of both distributions that the objective is given
 
 
 @dataclass(frozen=True)

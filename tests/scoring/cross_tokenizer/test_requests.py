@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from learner.objectives import Requirements
 from rollout.conversation import join
 from scoring.request_builder import RequestBuilder, make_aligner
 from tests.models import make_tiny_model, make_tokenizer
@@ -19,7 +18,7 @@ from tests.scoring.reference import Reference, load_teacher
 from tests.tokenizers import pruned, sentencepiece
 from tutelage.chat import render_follow_ups, render_prompt, render_teacher_prompt, teacher_messages
 from tutelage.records.prompt import Message, Prompt
-from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tutelage.records.signal import ScoringRequest, SignalNeeds, TeacherSignal
 from tutelage.records.trajectory import FinishReason, FollowUp, PolicySpan, Trajectory
 
 PROMPT = Prompt("p", (Message("user", "what is the old library?"),))
@@ -30,7 +29,7 @@ OTHER_TEMPLATE = (
 )
 ANSWERS = ("Light travels faster.", "The river begins unbelievably small 🙂", "12, 345", "puzzling jewels, naïve")
 ASKED = ("why?", "and the thunder?", "again, please")
-NEEDS = Requirements(candidates=4)
+NEEDS = SignalNeeds(candidates=4)
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def test_turns_are_rendered_as_the_template_renders_them(
     teacher.chat_template = OTHER_TEMPLATE if other else teacher.chat_template
     trajectory = conversation(student, answers, asked)
     context = "told" if told else None
-    view = RequestBuilder(Requirements()).build("teacher", *_swap(rendered(teacher, asked, context), trajectory))
+    view = RequestBuilder(SignalNeeds()).build("teacher", *_swap(rendered(teacher, asked, context), trajectory))
     ids = [*view.request.prompt_ids.tolist(), *view.request.response_ids.tolist()]
     assert teacher.decode(ids) == whole_text(teacher, context, answers, asked) + teacher.eos_token
 
