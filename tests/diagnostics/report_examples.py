@@ -4,6 +4,8 @@ from typing import Any
 
 from diagnostics.report import RunRecord
 
+ATTACK = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+
 
 def interval(mean: float) -> dict[str, float]:
     return {"mean": mean, "low": mean - 0.02, "high": mean + 0.03}
@@ -172,3 +174,18 @@ def run() -> RunRecord:
         samples={1: [run_sample("first")], 2: [run_sample("between")], 3: [run_sample("last", 1.0)]},
         versions={"torch": "2.13.0"},
     )
+
+
+def hostile_diagnosis() -> dict[str, Any]:
+    """A diagnosis in which every text that a model or a user gives is markup."""
+    attacked = token(ATTACK, -0.1, -3.0, teacher_top=[[ATTACK, -1.0, -2.0]])
+    hostile = diagnosis()
+    hostile["trajectories"] = [{**trajectory(0, 1.0, attacked), "prompt": ATTACK, "prompt_id": ATTACK}]
+    hostile["verdict"]["evidence"] = [ATTACK]
+    hostile["verdict"]["verdict"] = hostile["verdict"]["unit"] = ATTACK
+    hostile["preflight"]["checks"] = [{"name": ATTACK, "status": "warn", "seen": ATTACK, "fix": ATTACK}]
+    hostile["probe"]["by_domain"] = {ATTACK: hostile["probe"]["statistics"]}
+    hostile["alignment"]["tables"] = {ATTACK: [{ATTACK: ATTACK}]}
+    hostile["config"] = {"data": {"system_prompt": ATTACK, ATTACK: ATTACK}, "student": {"model": ATTACK}}
+    hostile["versions"] = hostile["machine"] = {ATTACK: ATTACK}
+    return hostile

@@ -15,8 +15,7 @@ from diagnostics.report.charts import Chart, Series, ticks
 from diagnostics.report.figures import figure, interval
 from diagnostics.report.tokens import SHOWN_TOKENS, token_view
 from tests.diagnostics import report_examples as examples
-
-ATTACK = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+from tests.diagnostics.report_examples import ATTACK, hostile_diagnosis
 
 
 class Text(HTMLParser):
@@ -108,20 +107,6 @@ def test_what_is_missing_is_left_out(missing: str, left_out: bool) -> None:
 def test_without_a_verdict_failed_checks_are_named_first() -> None:
     text = Text(render_diagnosis({**examples.diagnosis(), "verdict": None})).text
     assert "Not ready A run with this set-up would mean nothing. Why prompts: train and held-out overlap" in text
-
-
-def hostile_diagnosis() -> dict[str, Any]:
-    token = examples.token(ATTACK, -0.1, -3.0, teacher_top=[[ATTACK, -1.0, -2.0]])
-    diagnosis = examples.diagnosis()
-    diagnosis["trajectories"] = [{**examples.trajectory(0, 1.0, token), "prompt": ATTACK, "prompt_id": ATTACK}]
-    diagnosis["verdict"]["evidence"] = [ATTACK]
-    diagnosis["verdict"]["verdict"] = diagnosis["verdict"]["unit"] = ATTACK
-    diagnosis["preflight"]["checks"] = [{"name": ATTACK, "status": "warn", "seen": ATTACK, "fix": ATTACK}]
-    diagnosis["probe"]["by_domain"] = {ATTACK: diagnosis["probe"]["statistics"]}
-    diagnosis["alignment"]["tables"] = {ATTACK: [{ATTACK: ATTACK}]}
-    diagnosis["config"] = {"data": {"system_prompt": ATTACK, ATTACK: ATTACK}, "student": {"model": ATTACK}}
-    diagnosis["versions"] = diagnosis["machine"] = {ATTACK: ATTACK}
-    return diagnosis
 
 
 def test_nothing_that_models_or_prompts_say_becomes_markup() -> None:

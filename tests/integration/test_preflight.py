@@ -19,7 +19,7 @@ from orchestration.prepare.inputs import Prepared, prepare
 from orchestration.prepare.models import PreparedTeacher
 from rollout.verifiers import Verifier, make_verifier
 from scoring.config import Quantization, TeacherConfig
-from tests.orchestration.config.test_rules import configured
+from tests.factories import configured
 from tutelage.cluster import Cluster
 from tutelage.records.prompt import RenderedPrompt
 

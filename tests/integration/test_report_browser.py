@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from diagnostics.report import render_diagnosis, render_run
 from tests.diagnostics import report_examples as examples
-from tests.diagnostics.test_report import hostile_diagnosis
+from tests.diagnostics.report_examples import hostile_diagnosis
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (

@@ -13,8 +13,7 @@ from learner.objectives import ObjectiveConfig, build_objective
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.requests import build_request
 from scoring.worker import ScoringWorker
-from tests.scoring.backends.test_model import assert_matches
-from tests.scoring.reference import Reference, load_teacher, random_request
+from tests.scoring.reference import Reference, assert_matches, load_teacher, random_request
 from tutelage.chat import render_prompt, render_teacher_prompt
 from tutelage.lm.head import LogitTransform
 from tutelage.records.prompt import Message, Prompt

@@ -15,9 +15,9 @@ from learner.records import Example
 from orchestration.measure.evaluation import requests
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import prepare
+from tests.factories import configured
 from tests.integration.conftest import WORDS
 from tests.integration.launching import Launched, Series, descendants
-from tests.orchestration.config.test_rules import configured
 from tutelage.cluster import Cluster
 from tutelage.records.signal import ScoringRequest
 

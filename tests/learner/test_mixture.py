@@ -10,7 +10,7 @@ from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Divergence, Support
 from learner.packing import pack
 from tests.learner.examples import make_example
-from tests.learner.head.test_full_vocabulary import Case, make_case
+from tests.learner.head.cases import Case, make_case
 from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, Mixture, received
 
 WEIGHTS = (0.3, 0.7)

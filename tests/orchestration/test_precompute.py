@@ -12,7 +12,7 @@ from orchestration.pipeline.sources import TrajectorySource
 from orchestration.precompute import _trajectories, precompute
 from orchestration.prepare.inputs import Prepared, make_request_builder, prepare
 from scoring.backends.cached import CacheStats, in_words
-from tests.orchestration.config.test_rules import configured
+from tests.factories import configured
 from tutelage.cluster import Session
 from tutelage.records.prompt import with_ids
 

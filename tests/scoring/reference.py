@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from scoring.backends.model import TeacherModel
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.records.signal import ScoringRequest
+from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import DType
 
 
@@ -56,3 +56,17 @@ def random_request(
 
 def random_ids(generator: np.random.Generator, length: int, vocabulary: int) -> NDArray[np.int32]:
     return generator.integers(0, vocabulary, length, dtype=np.int32)
+
+
+def assert_matches(signal: TeacherSignal, request: ScoringRequest, expected_TV: torch.Tensor) -> None:
+    targets = torch.from_numpy(request.response_ids.astype(np.int64))
+    close = {"atol": 1e-4, "rtol": 0}
+    np.testing.assert_allclose(signal.logprobs, expected_TV.gather(1, targets[:, None])[:, 0], **close)
+    np.testing.assert_allclose(signal.entropy, -(expected_TV.exp() * expected_TV).sum(-1), **close)
+    if request.support_ids is not None:
+        support = torch.from_numpy(request.support_ids.astype(np.int64))
+        np.testing.assert_allclose(signal.support_logprobs, expected_TV.gather(1, support), **close)
+    if request.top_k:
+        best = expected_TV.topk(request.top_k)
+        np.testing.assert_allclose(signal.top_logprobs, best.values, **close)
+        np.testing.assert_array_equal(signal.top_ids, best.indices)

@@ -12,7 +12,7 @@ import pytest
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.inputs import Prepared, make_dynamic_context, prepare
 from scoring.dynamic_context import PromptView
-from tests.orchestration.config.test_rules import configured
+from tests.factories import configured
 from tutelage.records.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory
 
 SAMPLES = 3

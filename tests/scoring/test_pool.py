@@ -18,8 +18,7 @@ from orchestration.prepare.plan import required_cpus
 from scoring.context import ContextTemplate
 from scoring.group import ScoringGroup
 from scoring.pool import REFERENCE, STARVING_STEPS, TeacherPool
-from tests.orchestration.config.test_rules import configured, message
-from tests.orchestration.prepare.test_inputs import refusal
+from tests.factories import configured, message, refusal
 from tutelage.cluster import WorkerFailure, WorkerLost
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import ConfigError

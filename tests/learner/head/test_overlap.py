@@ -13,7 +13,7 @@ from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.head.overlap import Top, overlap, top_and_entropy
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Divergence, Gradient, Importance, Support
-from tests.learner.head.test_full_vocabulary import Case, make_case
+from tests.learner.head.cases import Case, make_case
 from tests.learner.positions import random_pair
 
 K = 16

@@ -8,19 +8,10 @@ import torch
 
 from learner.objectives import ObjectiveConfig
 from learner.objectives.config import Divergence, Gradient, Normalisation, Shaping, Support
+from tests.learner.objectives.compositions import DIVERGENCES, WIDE
 from tests.learner.objectives.formulas import losses
 from tests.learner.positions import backward, close, compute, make_rows, random_pair
 
-DIVERGENCES = {
-    "reverse KL": {"divergence": Divergence.reverse_kl},
-    "forward KL": {"divergence": Divergence.forward_kl},
-    "JSD, beta 0": {"divergence": Divergence.jsd, "beta": 0.0},
-    "JSD, beta 0.3": {"divergence": Divergence.jsd, "beta": 0.3},
-    "JSD, beta 1": {"divergence": Divergence.jsd, "beta": 1.0},
-    "skewed reverse KL, alpha 0.1": {"divergence": Divergence.skewed_reverse_kl, "alpha": 0.1},
-    "skewed forward KL, alpha 0.1": {"divergence": Divergence.skewed_forward_kl, "alpha": 0.1},
-}
-WIDE = [s for s in Support if s is not Support.sampled]
 NORMALISED = [n for n in Normalisation if n is not Normalisation.naive]
 
 

@@ -21,8 +21,8 @@ from learner.objectives.config import (
     TermConfig,
     TokenMaskConfig,
 )
+from tests.learner.objectives.compositions import DIVERGENCES
 from tests.learner.objectives.formulas import SHAPES, losses
-from tests.learner.objectives.test_golden import DIVERGENCES
 from tests.learner.positions import at_every_target, backward, close, compute, make_rows, random_pair, with_sampling
 
 SAMPLED = ObjectiveConfig(support=Support.sampled, gradient=Gradient.policy_gradient)

@@ -13,8 +13,8 @@ from torch import Tensor
 from learner.objectives import ObjectiveConfig, Rows, build_objective
 from learner.objectives.base import LOG_ZERO
 from learner.objectives.config import Divergence, Gradient, Normalisation, Support
+from tests.learner.objectives.compositions import DIVERGENCES, WIDE
 from tests.learner.objectives.formulas import losses, support_of
-from tests.learner.objectives.test_golden import DIVERGENCES, WIDE
 from tests.learner.positions import V, backward, close, compute, full_reverse_kl, make_rows, random_pair
 
 FEW = [support for support in WIDE if support is not Support.full]

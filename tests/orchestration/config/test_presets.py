@@ -13,7 +13,7 @@ from learner.objectives.config import Support
 from learner.objectives.describe import describe
 from orchestration import launch
 from orchestration.cli import run
-from tests.orchestration.config.test_rules import CONF, NEEDED_BY_PRESETS, configured
+from tests.factories import CONF, NEEDED_BY_PRESETS, configured
 
 PRESETS = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 Command = Callable[..., tuple[int, str]]

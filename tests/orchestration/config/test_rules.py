@@ -1,17 +1,13 @@
 """Composition, and every rule on the values alone."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from orchestration.cli import explain
-from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig
+from tests.factories import CONF, NEEDED_BY_PRESETS, configured, message
 from tutelage.settings import ConfigError
 
-CONF = Path(__file__).parents[3] / "conf"
 ADDED_GROUPS = ("probe",)  # that no run has unless it is asked for
 GROUPS = [
     f"{'+' * (group.name in ADDED_GROUPS)}{group.name}={path.relative_to(group).with_suffix('')}"
@@ -19,27 +15,6 @@ GROUPS = [
     for path in sorted(group.rglob("*.yaml"))
 ]  # every option of every group
 GRADED = ("+probe=alignment", "teacher=self_after_feedback", "teacher=self_told_sibling")
-NEEDED_BY_PRESETS = {
-    "naive_student_topk": ["objective.unsafe_baseline=true"],
-    "symmetric_difference": ["objective.unsafe_baseline=true"],
-    "task_reward_mix": ["data.verifier=exact", "sampling.samples_per_prompt=4"],
-    "cross_tokenizer": ["teacher.cross_tokenizer=true"],
-    "supervised": ["stage=cold_start"],
-    "grpo": ["stage=reinforce", "data.verifier=exact", "sampling.samples_per_prompt=4"],
-    "grpo_classic": ["stage=reinforce", "data.verifier=exact", "sampling.samples_per_prompt=4"],
-}
-
-
-def configured(*overrides: str) -> RunConfig:
-    register_schema()
-    with initialize_config_module(version_base="1.3", config_module="conf"):
-        return build(compose("config", overrides=list(overrides)))
-
-
-def message(*overrides: str) -> str:
-    with pytest.raises(Exception) as caught:  # Hydra, OmegaConf and our own
-        configured(*overrides)
-    return explain(caught.value)
 
 
 @pytest.mark.parametrize("option", [option for option in GROUPS if not option.startswith("tracking=online")])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from orchestration.lab.build import MADE, RECIPES, build, missing
 from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX, resolve_model
-from tests.orchestration.config.test_rules import CONF, configured
+from tests.factories import CONF, configured
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment" / "lab").glob("*.yaml") if path.stem != "base")
 NAMES = {recipe.name for recipe in RECIPES}

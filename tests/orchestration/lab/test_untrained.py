@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.prepare.inputs import prepare
-from tests.orchestration.config.test_rules import configured
+from tests.factories import configured
 from tutelage.chat import render_completion, render_prompt, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 

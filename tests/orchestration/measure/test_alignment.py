@@ -10,7 +10,7 @@ from diagnostics.alignment.gradients import judge
 from diagnostics.config import AlignmentConfig
 from orchestration.measure.alignment import Alignment, Cost, measure_alignment
 from tests.diagnostics.alignment.examples import drawn, node, tilted, view
-from tests.orchestration.config.test_rules import configured
+from tests.factories import configured
 from tutelage.settings import ConfigError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diagnostics.config import AlignmentConfig
 from orchestration.measure.targeted import Judge, Target, complete, fit
-from tests.orchestration.config.test_rules import configured, message
+from tests.factories import configured, message
 from tutelage.records.trajectory import RolloutRequest
 from tutelage.settings import ConfigError
 

@@ -1,7 +1,6 @@
 """Slots become sequences of the student, of its teacher or of the data; engines are stood in for by echoes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,46 +9,18 @@ import pytest
 from learner.objectives.config import OtherSource
 from orchestration.config.schema import RunConfig
 from orchestration.pipeline.sources import TrajectorySource
+from tests.factories import ids
+from tests.orchestration.pipeline.engines import Engines
 from tutelage.records.prompt import Message, Prompt, RenderedPrompt
-from tutelage.records.trajectory import FinishReason, Origin, PolicySpan, RolloutRequest, Trajectory
+from tutelage.records.trajectory import FinishReason, Origin, Trajectory
 
 SLOTS = range(40)
 MAX_TOKENS = 4
 
 
-def ids(*values: int) -> np.ndarray:
-    return np.array(values, dtype=np.int32)
-
-
 def prompt(index: int) -> RenderedPrompt:
     completion = ids(*range(50, 52 + index))  # 2 tokens and more: some are longer than a response may be
     return RenderedPrompt(Prompt(f"p{index}", (Message("user", "?"),)), ids(1, index), ids(9, 1, index), completion)
-
-
-class Engines:
-    """Answer every prompt with the prompt itself, most recent request first."""
-
-    def __init__(self, version: int) -> None:
-        self.version = version
-        self.requests: list[RolloutRequest] = []
-
-    async def roll_out(self, requests: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
-        self.requests += requests
-        for request in reversed(requests):
-            await asyncio.sleep(0)
-            yield Trajectory(
-                slot=request.slot,
-                prompt_id=request.prompt_id,
-                sample_index=request.sample_index,
-                prompt_ids=request.prompt_ids,
-                response_ids=request.prompt_ids,
-                loss_mask=np.ones(len(request.prompt_ids), np.bool_),
-                sampling_logprobs=np.zeros(len(request.prompt_ids), np.float32),
-                temperature=request.temperature,
-                candidate_ids=None,
-                spans=(PolicySpan(self.version, 0, len(request.prompt_ids)),),
-                finish_reason=FinishReason.STOP,
-            )
 
 
 def rolled_out(share: float, others: OtherSource) -> tuple[list[Trajectory], Engines, Engines]:

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.prepare.inputs import check_endpoints, prepare
-from tests.orchestration.config.test_rules import configured
-from tests.orchestration.prepare.test_inputs import overrides, prompts
-
-__all__ = ["overrides", "prompts"]  # fixtures
+from tests.factories import configured
 
 
 def test_a_server_that_nobody_runs_is_named(overrides: list[str]) -> None:

@@ -7,44 +7,14 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from orchestration.prepare.inputs import Prepared, prepare
+from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import check_resources, required_cpus
 from orchestration.prepare.roles import Roles
 from scoring.pool import Scorer
+from tests.factories import configured, prepared, refusal
 from tests.models import make_tiny_model, make_tokenizer
-from tests.orchestration.config.test_rules import configured
 from tests.tokenizers import pruned
 from tutelage.settings import ConfigError
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    rows = [{"prompt": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(6)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "prompts.jsonl"
-
-
-@pytest.fixture
-def overrides(prompts: Path, tiny_tied: Path, tiny_untied: Path) -> list[str]:
-    return [
-        f"student.model={tiny_tied}",
-        f"teacher.model={tiny_untied}",
-        "teacher.context=null",
-        f"data.train.path={prompts}",
-        f"data.heldout.path={prompts}",
-        "rollout.max_model_len=256",
-        "evaluation.prompts=3",
-    ]
-
-
-def prepared(overrides: list[str], *changes: str) -> Prepared:
-    return prepare(configured(*overrides, *changes))
-
-
-def refusal(overrides: list[str], *changes: str) -> str:
-    with pytest.raises(ValueError) as caught:
-        prepared(overrides, *changes)
-    return str(caught.value)
 
 
 def test_a_good_configuration_is_prepared(overrides: list[str]) -> None:

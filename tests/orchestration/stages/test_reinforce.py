@@ -17,8 +17,8 @@ from learner.objectives.config import ObjectiveConfig
 from learner.packing import pack
 from learner.records import Example
 from orchestration.pipeline.weighting import with_advantages, with_loss_reduction
+from tests.factories import NEEDED_BY_PRESETS, configured, message
 from tests.learner.positions import close
-from tests.orchestration.config.test_rules import NEEDED_BY_PRESETS, configured, message
 from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 RATIOS = ([1, 2], [2 / 3], [1, 2, 2 / 3])

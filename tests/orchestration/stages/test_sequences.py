@@ -28,9 +28,9 @@ from orchestration.stages.sequences import (
     verdict_counts,
 )
 from rollout.verifiers import Grader, exact_match
+from tests.factories import configured, ids, message
 from tests.models import make_tokenizer
-from tests.orchestration.config.test_rules import configured, message
-from tests.orchestration.pipeline.test_sources import Engines, ids
+from tests.orchestration.pipeline.engines import Engines
 from tutelage.records.prompt import Message, Prompt, RenderedPrompt
 from tutelage.records.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory
 

@@ -10,14 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.config import PromptSourceConfig, SourceKind
 from rollout.data.digit_tasks import tasks_in
 from rollout.data.sources import load_prompts
+from tests.rollout.data.made_up import source
 from tutelage.records.prompt import Message, Prompt
-
-
-def source(task: str = "column_sums", **kwargs: Any) -> PromptSourceConfig:
-    return PromptSourceConfig(kind=SourceKind.digit_tasks, task=task, **kwargs)
 
 
 def questions(prompts: list[Prompt]) -> list[str]:
@@ -36,7 +32,10 @@ def test_a_prompt() -> None:
 
 def test_prompts_repeat_in_another_process() -> None:
     here = load_prompts(source(size=5, seed=3))
-    command = "from tests.rollout.data.test_digit_tasks import *; print(load_prompts(source(size=5, seed=3)))"
+    command = (
+        "from rollout.data.sources import load_prompts; from tests.rollout.data.made_up import source; "
+        "print(load_prompts(source(size=5, seed=3)))"
+    )
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     there = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == str(here)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rollout.config import PromptSourceConfig, SourceKind
+from rollout.config import PromptSourceConfig
 from rollout.data.sources import load_prompts
+from tests.rollout.data.made_up import tasks
 from tutelage.records.prompt import Message
 
 ROWS = [
@@ -220,10 +221,6 @@ def test_repeated_ids(tmp_path: Path) -> None:
 # ---- procedural tasks ----------------------------------------------------------------------------------------
 
 
-def tasks(**settings: Any) -> PromptSourceConfig:
-    return PromptSourceConfig(kind=SourceKind.reasoning_gym, **settings)
-
-
 def test_tasks_repeat_and_depend_on_the_seed() -> None:
     options = {"min_terms": 2, "max_terms": 2}
     first = load_prompts(tasks(task="chain_sum", size=4, seed=1, task_options=options))
@@ -239,7 +236,10 @@ def test_tasks_do_not_depend_on_the_hashes_of_the_process() -> None:
     source = tasks(task="ransom_note", size=3, seed=1)
     here = load_prompts(source)
     assert [prompt.answer for prompt in here] == [prompt.metadata["entry"]["answer"] for prompt in here]
-    command = "from tests.rollout.data.test_sources import *; print(load_prompts(tasks(task='ransom_note', size=3, seed=1)))"
+    command = (
+        "from rollout.data.sources import load_prompts; from tests.rollout.data.made_up import tasks; "
+        "print(load_prompts(tasks(task='ransom_note', size=3, seed=1)))"
+    )
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     there = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == str(here)

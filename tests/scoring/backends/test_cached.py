@@ -16,7 +16,7 @@ from scoring.backends.factory import make_backend
 from scoring.backends.store import Coverage, SignalStore
 from scoring.config import ScoringConfig, TeacherBackend, TeacherConfig
 from scoring.worker import ScoringWorker
-from tests.scoring.backends.test_store import EXTENTS, asked, assert_same, damage_bytes, invented
+from tests.scoring.backends.coverage import EXTENTS, asked, assert_same, damage_bytes, invented
 from tests.scoring.reference import random_request
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import DType

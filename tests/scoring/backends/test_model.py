@@ -9,24 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.models import PADDED_VOCABULARY, make_tiny_model
-from tests.scoring.reference import Reference, load_teacher, random_request
-from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tests.scoring.reference import Reference, assert_matches, load_teacher, random_request
 
 LENGTHS = ((20, 7), (3, 40), (1, 1), (9, 0), (50, 2), (12, 33))
-
-
-def assert_matches(signal: TeacherSignal, request: ScoringRequest, expected_TV: torch.Tensor) -> None:
-    targets = torch.from_numpy(request.response_ids.astype(np.int64))
-    close = {"atol": 1e-4, "rtol": 0}
-    np.testing.assert_allclose(signal.logprobs, expected_TV.gather(1, targets[:, None])[:, 0], **close)
-    np.testing.assert_allclose(signal.entropy, -(expected_TV.exp() * expected_TV).sum(-1), **close)
-    if request.support_ids is not None:
-        support = torch.from_numpy(request.support_ids.astype(np.int64))
-        np.testing.assert_allclose(signal.support_logprobs, expected_TV.gather(1, support), **close)
-    if request.top_k:
-        best = expected_TV.topk(request.top_k)
-        np.testing.assert_allclose(signal.top_logprobs, best.values, **close)
-        np.testing.assert_array_equal(signal.top_ids, best.indices)
 
 
 @pytest.mark.parametrize("budget", [1, 60, 512])
