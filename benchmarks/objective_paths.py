@@ -76,7 +76,7 @@ def make_inputs(tokens: int, vocabulary: int, hidden: int) -> Inputs:
         temperatures=torch.ones(tokens),
         teacher_logprobs=-5 * torch.rand(tokens),
         support_ids=ids_RK,
-        support_teacher_logprobs=logq_RK,
+        teacher_support_logprobs=logq_RK,
         teacher_top_ids=ids_RK,
         teacher_top_logprobs=logq_RK,
         teacher_entropy=5 * torch.rand(tokens),

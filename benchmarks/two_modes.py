@@ -102,7 +102,7 @@ def every_sample(objective: Objective, logp: Tensor, logq: Tensor, step: int) ->
         temperatures=torch.ones(VOCABULARY, dtype=torch.float64),
         teacher_logprobs=logq,
         support_ids=student_ids,
-        support_teacher_logprobs=None if student_ids is None else logq[student_ids],
+        teacher_support_logprobs=None if student_ids is None else logq[student_ids],
         teacher_top_ids=teacher_ids,
         teacher_top_logprobs=None if teacher_ids is None else logq[teacher_ids],
         teacher_entropy=(-(logq.exp() * logq).sum()).expand(VOCABULARY),

@@ -146,7 +146,7 @@ class LearnerEngine:
         with torch.no_grad():
             for micro_batch in micro_batches:
                 packed = to_tensors(micro_batch, self.device)
-                sums.add(self._divergences(packed, head), packed.example_index)
+                sums.add(self._divergences(packed, head), packed.rows.require("example_index"))
         self.deepspeed.train()
         return sums.reduce()
 
@@ -165,7 +165,7 @@ class LearnerEngine:
             for micro_batch in self._share(batch):
                 packed = to_tensors(micro_batch, self.device)
                 values = self._examine(packed, head, k)
-                found += by_example(values, packed.example_index, packed.rows.require("positions"))
+                found += by_example(values, packed.rows.require("example_index"), packed.rows.require("positions"))
         self.deepspeed.train()
         return found
 
@@ -188,7 +188,7 @@ class LearnerEngine:
                 packed = to_tensors(micro_batch, self.device)
                 rows = packed.rows
                 values = self.deepspeed(packed, partial(self._logprobs, packed))
-                found += split_by_example(values, packed.example_index, rows.require("positions"))
+                found += split_by_example(values, packed.rows.require("example_index"), rows.require("positions"))
         self.deepspeed.train()
         return found
 
@@ -239,7 +239,7 @@ class LearnerEngine:
                 f"step: the batch starts from version {batch.policy_version}, the weights are at {self._version}"
             )
         for micro_batch in self._share(batch):
-            if micro_batch is not None and not (micro_batch.temperatures > 0).all():
+            if micro_batch is not None and not (micro_batch.rows["temperatures"] > 0).all():
                 raise ValueError("rollout.sampling.temperature must be above 0 to learn from the samples")
 
     def _share(self, batch: Batch) -> tuple[MicroBatch | None, ...]:

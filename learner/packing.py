@@ -7,29 +7,16 @@ response token t is predicted by the state at position P + t - 1.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.records import Batch, Example, MicroBatch
+from learner.records import ROW_ARRAYS, Batch, Example, MicroBatch
 from tutelage.lm.prefix_tree import lay_out
-from tutelage.records.signal import TeacherSignal
-from tutelage.records.trajectory import Trajectory
+from tutelage.records.signal import SIGNAL_ARRAYS
+from tutelage.records.trajectory import TRAJECTORY_ARRAYS
 
-_SIGNAL_ARRAYS = (
-    "logprobs",
-    "entropy",
-    "support_ids",
-    "support_logprobs",
-    "top_ids",
-    "top_logprobs",
-    "hidden_states",
-    "reference_logprobs",
-    "known",
-    "spans",
-    "merged",
-)
 _Indexed = tuple[int, Example]  # its place among the examples, and the example
 
 
@@ -89,12 +76,9 @@ def _check(example: Example) -> None:
     name = f"prompt {trajectory.prompt_id!r}, sample {trajectory.sample_index}"
     if not len(trajectory.prompt_ids) or not tokens:
         raise ValueError(f"{name}: a prompt and a response of at least one token are needed")
-    aligned = {
-        "loss_mask": trajectory.loss_mask,
-        "sampling_logprobs": trajectory.sampling_logprobs,
-        **{f"signal.{name}": getattr(example.signal, name, None) for name in _SIGNAL_ARRAYS},
-    }
-    for field, array in aligned.items():
+    arrays = {field: getattr(trajectory, field) for field in TRAJECTORY_ARRAYS}
+    arrays |= {f"signal.{field}": getattr(example.signal, field, None) for field in SIGNAL_ARRAYS}
+    for field, array in arrays.items():
         if array is not None and len(array) != tokens:
             raise ValueError(f"{name}: {field} has {len(array)} rows for {tokens} response tokens")
 
@@ -139,84 +123,60 @@ def _groups(share: Sequence[_Indexed], token_budget: int) -> list[list[_Indexed]
 
 
 def _join(group: Sequence[_Indexed], share_prefixes: bool, special_ids: Collection[int]) -> MicroBatch:
-    examples = [example for _, example in group]
-    trajectories = [example.trajectory for example in examples]
-    signals = _with_spans([example.signal or _unmarked(example.trajectory) for example in examples])
+    trajectories = [example.trajectory for _, example in group]
+    lengths = [len(t.response_ids) for t in trajectories]
     tree = lay_out([np.concatenate([t.prompt_ids, t.response_ids[:-1]]) for t in trajectories], share_prefixes)
-    responses = [len(t.response_ids) for t in trajectories]
-    target_ids = _cat([t.response_ids for t in trajectories], np.int64)
+    arrays = _with_spans([_arrays(index, example, special_ids) for index, example in group], lengths)
     return MicroBatch(
         token_ids=tree.token_ids,
         position_ids=tree.position_ids,
         segment_starts=tree.segment_starts,
         segment_parents=tree.segment_parents,
-        logit_positions=_cat([rows[-n:] for rows, n in zip(tree.rows, responses, strict=True)], np.int64),
-        target_ids=target_ids,
-        loss_mask=_cat([example.loss_mask for example in examples], np.bool_),
-        example_index=_repeat([index for index, _ in group], responses, np.int64),
-        slots=_repeat([t.slot for t in trajectories], responses, np.int64),
-        positions=_cat([np.arange(n) for n in responses], np.int64),
-        is_special=np.isin(target_ids, list(special_ids)),
-        weights=_repeat([example.weight for example in examples], responses, np.float32),
-        sampling_logprobs=_cat([t.sampling_logprobs for t in trajectories], np.float32),
-        temperatures=_repeat([t.temperature for t in trajectories], responses, np.float32),
-        teacher_logprobs=_cat([s.logprobs for s in signals], np.float32),
-        teacher_entropy=_cat([_entropy(s) for s in signals], np.float32),
-        support_ids=_cat_optional("support_ids", [s.support_ids for s in signals], np.int64),
-        support_teacher_logprobs=_cat_optional("support_logprobs", [s.support_logprobs for s in signals], np.float32),
-        teacher_top_ids=_cat_optional("top_ids", [s.top_ids for s in signals], np.int64),
-        teacher_top_logprobs=_cat_optional("top_logprobs", [s.top_logprobs for s in signals], np.float32),
-        teacher_hidden_states=_cat_optional("hidden_states", [s.hidden_states for s in signals], np.float32),
-        teacher=_states_of(examples[0]),
-        task_advantages=_advantages(examples, responses),
-        reference_logprobs=_cat_optional("reference_logprobs", [s.reference_logprobs for s in signals], np.float32),
-        spans=_cat_optional("spans", [s.spans for s in signals], np.int64),
-        merged=_cat_optional("merged", [s.merged for s in signals], np.bool_),
+        logit_positions=np.concatenate([rows[-n:] for rows, n in zip(tree.rows, lengths, strict=True)]),
+        loss_mask=np.concatenate([example.loss_mask for _, example in group]),
+        rows=_rows(arrays, lengths),
+        teacher=_states_of(group[0][1]),
     )
 
 
-def _unmarked(trajectory: Trajectory) -> TeacherSignal:
-    """What no teacher says about a trajectory."""
-    unknown = np.full(len(trajectory.response_ids), np.nan, dtype=np.float32)
-    return TeacherSignal(teacher="", logprobs=unknown, entropy=unknown)
+def _arrays(index: int, example: Example, special_ids: Collection[int]) -> dict[str, NDArray[Any]]:
+    """All per-token arrays of one example, by their names in `ROW_ARRAYS`; those of other records among them."""
+    trajectory, tokens = example.trajectory, len(example.trajectory.response_ids)
+    arrays = {
+        "target_ids": trajectory.response_ids,
+        "sampling_logprobs": trajectory.sampling_logprobs,
+        "temperatures": np.full(tokens, trajectory.temperature),
+        "positions": np.arange(tokens),
+        "is_special": np.isin(trajectory.response_ids, list(special_ids)),
+        "weights": np.full(tokens, example.weight),
+        "example_index": np.full(tokens, index),
+        "slots": np.full(tokens, trajectory.slot),
+    }
+    if example.advantage is not None:
+        arrays["task_advantages"] = np.full(tokens, example.advantage)
+    if example.signal is not None:
+        arrays |= {SIGNAL_ARRAYS[name].learner_name(name): rows for name, rows in example.signal.arrays.items()}
+    return arrays
 
 
-def _with_spans(signals: Sequence[TeacherSignal]) -> Sequence[TeacherSignal]:
+def _with_spans(arrays: Sequence[dict[str, NDArray[Any]]], lengths: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
     """Where a teacher scored several tokens together, the others scored each by itself."""
-    if all(signal.spans is None for signal in signals):
-        return signals
+    if not any("spans" in of_example for of_example in arrays):
+        return list(arrays)
     return [
-        signal
-        if signal.spans is not None
-        else replace(signal, spans=np.arange(len(signal.logprobs)), merged=np.zeros(len(signal.logprobs), np.bool_))
-        for signal in signals
+        {"spans": np.arange(n), "merged": np.zeros(n, np.bool_)} | of_example
+        for of_example, n in zip(arrays, lengths, strict=True)
     ]
 
 
-def _entropy(signal: TeacherSignal) -> NDArray[np.float32]:
-    """[T], NaN where the teacher was not asked for it or cannot tell."""
-    return np.full(len(signal.logprobs), np.nan, dtype=np.float32) if signal.entropy is None else signal.entropy
-
-
-def _advantages(examples: Sequence[Example], responses: Sequence[int]) -> NDArray[np.float32] | None:
-    known = [example.advantage for example in examples if example.advantage is not None]
-    if known and len(known) != len(examples):
-        raise ValueError("advantage: the examples of a batch must all have it")
-    return _repeat(known, responses, np.float32) if known else None
-
-
-def _repeat(values: Sequence[float], counts: Sequence[int], dtype: type) -> NDArray:
-    return np.repeat(np.array(values, dtype), counts)
-
-
-def _cat(arrays: Sequence[NDArray], dtype: type) -> NDArray:
-    return np.concatenate(arrays).astype(dtype)
-
-
-def _cat_optional(field: str, arrays: Sequence[NDArray | None], dtype: type) -> NDArray | None:
-    present = [array for array in arrays if array is not None]
-    if not present:
-        return None
-    if len(present) != len(arrays) or len({array.shape[1:] for array in present}) != 1:
-        raise ValueError(f"signal.{field}: the examples of a batch must all have it, with one width")
-    return _cat(present, dtype)
+def _rows(arrays: Sequence[dict[str, NDArray[Any]]], lengths: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The examples' arrays end to end, without those that none of them has."""
+    rows = {}
+    for name, array in ROW_ARRAYS.items():
+        try:
+            joined = array.join([of_example.get(name) for of_example in arrays], lengths)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if joined is not None:
+            rows[name] = joined
+    return rows

@@ -1,17 +1,22 @@
-"""What one optimiser step consumes.
+"""What one optimiser step consumes and reports.
 
 Shape suffixes: N tokens of a packed micro-batch, S segments, R response positions, K support ids, M of the
 teacher's own most likely ids, d hidden size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.records.signal import TeacherSignal
-from tutelage.records.trajectory import Trajectory
+from tutelage.records.per_token import PerToken, declared, per_token
+from tutelage.records.signal import SIGNAL_ARRAYS, TeacherSignal
+from tutelage.records.trajectory import TRAJECTORY_ARRAYS, Trajectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,96 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What rollout and teacher said about R response tokens; log-probs in nats.
+
+    A field is declared here if packing makes it (`per_token`), and by `Trajectory` or `TeacherSignal` if they bring it.
+    The head fills in the last three. What no objective of the run needs may be None.
+
+    The two turns of `Trajectory` are R = 5 rows, in the learner's tensors of loss tokens only:
+
+        target_ids          21   22  </s>   23  </s>
+        positions            0    1    2     6    7
+        sampling_logprobs  -.2 -1.1  -.1   -.4  -.1
+        teacher_logprobs   -.3  -.9  -.1   -.5  -.1
+    """
+
+    target_ids: "Tensor" = field(metadata=per_token(np.int64))  # [R]
+    sampling_logprobs: "Tensor"  # [R], under the sampling distribution; NaN where the student did not sample the token
+    temperatures: "Tensor" = field(metadata=per_token(np.float32))  # [R], of the sampling distribution
+    teacher_logprobs: "Tensor"  # [R], of the targets; NaN without a teacher
+    support_ids: "Tensor | None" = None  # [R, K], the student's most likely ids at rollout time, most likely first
+    teacher_support_logprobs: "Tensor | None" = None  # [R, K]
+    teacher_top_ids: "Tensor | None" = None  # [R, M], the teacher's most likely ids, most likely first
+    teacher_top_logprobs: "Tensor | None" = None  # [R, M]
+    teacher_entropy: "Tensor | None" = None  # [R], nats; NaN where the teacher did not tell
+    # [R], place in the response, from 0
+    positions: "Tensor | None" = field(default=None, metadata=per_token(np.int64, source="learner.packing"))
+    # [R], one of the tokenizer's special tokens
+    is_special: "Tensor | None" = field(default=None, metadata=per_token(np.bool_, source="learner.packing"))
+    # [R], of the trajectory; 0 where a gate is shut
+    weights: "Tensor | None" = field(default=None, metadata=per_token(np.float32, source="learner.packing"))
+    # [R], of the trajectory's task reward
+    task_advantages: "Tensor | None" = field(
+        default=None, metadata=per_token(np.float32, source="data.verifier and sampling.samples_per_prompt")
+    )
+    reference_logprobs: "Tensor | None" = None  # [R], of the targets under the reference model
+    # [R], the trajectory within the step
+    example_index: "Tensor | None" = field(default=None, metadata=per_token(np.int64, source="learner.packing"))
+    # [R], the trajectory within the run: seeds random token masks
+    slots: "Tensor | None" = field(default=None, metadata=per_token(np.int64, source="learner.packing"))
+    spans: "Tensor | None" = None  # [R], tokens of a trajectory that a teacher scored together; they stand together
+    merged: "Tensor | None" = None  # [R], spans that are not one token of the student's and one of the teacher's
+    future_advantages: "Tensor | None" = None  # [R], (discounted) log-ratios of the tokens that follow, detached
+    span_tokens: "Tensor | None" = None  # [R], of the row's span
+    # [R, 3], sums over the span's other tokens: log p, log q, sampling log-prob; detached
+    span_rest: "Tensor | None" = None
+
+    def __len__(self) -> int:
+        return len(self.target_ids)
+
+    def slice(self, start: int, stop: int) -> "Rows":
+        """The rows from `start` up to `stop`, as views."""
+        return Rows(*(None if x is None else x[start:stop] for x in vars(self).values()))
+
+    def require(self, field: str) -> "Tensor":
+        """A field that may be missing.
+
+        Raises:
+            ValueError: it is.
+        """
+        value: Tensor | None = vars(self)[field]
+        if value is None:
+            # What no record declares the head computes, for returns.
+            source = ROW_ARRAYS[field].source if field in ROW_ARRAYS else "objective.returns"
+            raise ValueError(f"objective: needs Rows.{field}, and the batch has none; see {source}")
+        return value
+
+    def support(self) -> "tuple[Tensor, Tensor]":
+        """The student's most likely ids and the teacher's log-probs of them, [R, K] each."""
+        return self.require("support_ids"), self.require("teacher_support_logprobs")
+
+    def teacher_top(self) -> "tuple[Tensor, Tensor]":
+        """The teacher's most likely ids and its log-probs of them, [R, M] each."""
+        return self.require("teacher_top_ids"), self.require("teacher_top_logprobs")
+
+
+STATES = "teacher_hidden_states"  # packed like rows, but the head's: no objective sees them
+
+
+def _row_arrays() -> dict[str, PerToken]:
+    """Declarations of what micro-batches hold of each response token, by the name it has there and in `Rows`."""
+    brought = TRAJECTORY_ARRAYS | {array.learner_name(name): array for name, array in SIGNAL_ARRAYS.items()}
+    read = {item.name for item in fields(Rows)} | {STATES}
+    return {name: array for name, array in (brought | declared(Rows)).items() if name in read}
+
+
+ROW_ARRAYS = _row_arrays()
+
+
+@dataclass(frozen=True)
 class MicroBatch:
-    """Sequences laid end to end, their common beginnings once (`scoring.prefix_tree`).
+    """Sequences laid end to end, their common beginnings once (`tutelage.lm.prefix_tree`).
 
     Row r of every [R, …] array is about one response token.
     """
@@ -46,29 +139,9 @@ class MicroBatch:
     segment_starts: NDArray[np.int32]  # [S + 1], cumulative lengths
     segment_parents: NDArray[np.int32]  # [S], the segment that each one continues; -1: none
     logit_positions: NDArray[np.int64]  # [R], index into N of the state that predicts the response token
-    target_ids: NDArray[np.int64]  # [R]
     loss_mask: NDArray[np.bool_]  # [R]
-    example_index: NDArray[np.int64]  # [R], which example of the step the row belongs to
-    slots: NDArray[np.int64]  # [R], of the example: the same in every run with the same seed
-    positions: NDArray[np.int64]  # [R], place in the response, from 0
-    is_special: NDArray[np.bool_]  # [R], whether the target is one of the tokenizer's special tokens
-    weights: NDArray[np.float32]  # [R], of the example
-    sampling_logprobs: NDArray[np.float32]  # [R], NaN where the student did not sample the token
-    temperatures: NDArray[np.float32]  # [R], of the sampling distribution
-    teacher_logprobs: NDArray[np.float32]  # [R], NaN without a teacher
-    teacher_entropy: NDArray[np.float32]  # [R], NaN without a teacher
-    support_ids: NDArray[np.int64] | None  # [R, K]
-    support_teacher_logprobs: NDArray[np.float32] | None  # [R, K]
-    teacher_top_ids: NDArray[np.int64] | None  # [R, M], most likely first
-    teacher_top_logprobs: NDArray[np.float32] | None  # [R, M]
-    task_advantages: NDArray[np.float32] | None  # [R], of the example
-    reference_logprobs: NDArray[np.float32] | None  # [R], of the targets
-    teacher_hidden_states: NDArray[np.float32] | None  # [R, d]
+    rows: Mapping[str, NDArray[Any]]  # [R, …] each, of `ROW_ARRAYS` those that the examples have
     teacher: str | None = None  # whose hidden states they are
-    spans: NDArray[np.int64] | None = None  # [R], within the example; rows of one number were scored together
-    merged: NDArray[np.bool_] | None = (
-        None  # [R], spans that are not one token of the student's and one of the teacher's
-    )
 
 
 @dataclass(frozen=True)

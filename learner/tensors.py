@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.objectives.base import Rows
-from learner.records import MicroBatch
+from learner.records import ROW_ARRAYS, STATES, MicroBatch, Rows
 
 
 @dataclass(frozen=True)
@@ -22,84 +21,38 @@ class PackedTensors:
     segment_starts: Tensor  # [S + 1]
     segment_parents: Tensor  # [S]
     logit_positions: Tensor  # [R]
-    example_index: Tensor  # [R]
     rows: Rows
     teacher_hidden_states: Tensor | None  # [R, d of the teacher]
 
 
 def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTensors:
     """The micro-batch on `device`; None becomes one token without a row, so that collectives stay in step."""
-    if micro_batch is None:
-        return _empty(device)
+    micro_batch = micro_batch or _WITHOUT_ROWS
     kept = np.flatnonzero(micro_batch.loss_mask)
 
     def move(array: NDArray) -> Tensor:
         return torch.tensor(array, device=device)
 
-    def of_rows(array: NDArray | None) -> Tensor | None:
-        return None if array is None else move(array[kept])
-
+    rows = {name: move(array[kept]) for name, array in micro_batch.rows.items()}
+    states = rows.pop(STATES, None)
     return PackedTensors(
         token_ids=move(micro_batch.token_ids),
         position_ids=move(micro_batch.position_ids),
         segment_starts=move(micro_batch.segment_starts),
         segment_parents=move(micro_batch.segment_parents),
-        logit_positions=of_rows(micro_batch.logit_positions),
-        example_index=of_rows(micro_batch.example_index),
-        rows=Rows(
-            target_ids=of_rows(micro_batch.target_ids),
-            sampling_logprobs=of_rows(micro_batch.sampling_logprobs),
-            temperatures=of_rows(micro_batch.temperatures),
-            teacher_logprobs=of_rows(micro_batch.teacher_logprobs),
-            support_ids=of_rows(micro_batch.support_ids),
-            support_teacher_logprobs=of_rows(micro_batch.support_teacher_logprobs),
-            teacher_top_ids=of_rows(micro_batch.teacher_top_ids),
-            teacher_top_logprobs=of_rows(micro_batch.teacher_top_logprobs),
-            teacher_entropy=of_rows(micro_batch.teacher_entropy),
-            positions=of_rows(micro_batch.positions),
-            is_special=of_rows(micro_batch.is_special),
-            weights=of_rows(micro_batch.weights),
-            task_advantages=of_rows(micro_batch.task_advantages),
-            reference_logprobs=of_rows(micro_batch.reference_logprobs),
-            example_index=of_rows(micro_batch.example_index),
-            slots=of_rows(micro_batch.slots),
-            spans=of_rows(micro_batch.spans),
-            merged=of_rows(micro_batch.merged),
-        ),
-        teacher_hidden_states=of_rows(micro_batch.teacher_hidden_states),
+        logit_positions=move(micro_batch.logit_positions[kept]),
+        rows=Rows(**rows),
+        teacher_hidden_states=states,
     )
 
 
-def _empty(device: torch.device) -> PackedTensors:
-    """Every optional array is there: whatever the objective reads, it reads no rows of it."""
-    ids = torch.zeros(0, dtype=torch.int64, device=device)
-    values = torch.zeros(0, device=device)
-    return PackedTensors(
-        token_ids=ids.new_zeros(1),
-        position_ids=ids.new_zeros(1),
-        segment_starts=torch.tensor([0, 1], dtype=torch.int32, device=device),
-        segment_parents=torch.tensor([-1], dtype=torch.int32, device=device),
-        logit_positions=ids,
-        example_index=ids,
-        rows=Rows(
-            target_ids=ids,
-            sampling_logprobs=values,
-            temperatures=values,
-            teacher_logprobs=values,
-            support_ids=ids.view(0, 1),
-            support_teacher_logprobs=values.view(0, 1),
-            teacher_top_ids=ids.view(0, 1),
-            teacher_top_logprobs=values.view(0, 1),
-            teacher_entropy=values,
-            positions=ids,
-            is_special=ids.bool(),
-            weights=values,
-            task_advantages=values,
-            reference_logprobs=values,
-            example_index=ids,
-            slots=ids,
-            spans=ids,
-            merged=ids.bool(),
-        ),
-        teacher_hidden_states=None,
-    )
+# Every optional array is there: whatever the objective reads, it reads no rows of it.
+_WITHOUT_ROWS = MicroBatch(
+    token_ids=np.zeros(1, np.int64),
+    position_ids=np.zeros(1, np.int64),
+    segment_starts=np.array([0, 1], np.int32),
+    segment_parents=np.array([-1], np.int32),
+    logit_positions=np.empty(0, np.int64),
+    loss_mask=np.empty(0, np.bool_),
+    rows={name: array.no_rows() for name, array in ROW_ARRAYS.items() if name != STATES},
+)

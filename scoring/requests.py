@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,18 +85,7 @@ class SameTokens:
     loss_mask: NDArray[np.bool_]  # [T]
 
     def to_student_tokens(self, signal: TeacherSignal) -> TeacherSignal:
-        if self.loss_mask.all():
-            return signal
-        rows = {name: value for name, value in vars(signal).items() if isinstance(value, np.ndarray)}
-        spread: dict[str, Any] = {name: self._spread(value) for name, value in rows.items()}
-        return replace(signal, **spread)
-
-    def _spread(self, rows: NDArray) -> NDArray:
-        """[T, …] from [M, …]; NaN, and 0 where there is no NaN, at what is not learned from."""
-        filler = np.nan if np.issubdtype(rows.dtype, np.floating) else 0
-        whole = np.full((len(self.loss_mask), *rows.shape[1:]), filler, dtype=rows.dtype)
-        whole[self.loss_mask] = rows
-        return whole
+        return signal if self.loss_mask.all() else signal.spread(self.loss_mask)
 
 
 def same_tokens_request(

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 
 from learner.head.compare import compare
 from learner.head.overlap import Top, overlap, top_and_entropy
-from learner.objectives.base import LOG_ZERO, Objective, Rows, StudentChunk, TeacherChunk, teacher_floor
+from learner.objectives.base import LOG_ZERO, Objective, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
 from learner.objectives.spans import span_groups, sums_of_others
+from learner.records import Rows
 from learner.rowwise import log_softmax_, write_rows
 from tutelage.lm.head import Head, LogitTransform, TeacherHead
 from tutelage.records.signal import SignalNeeds

@@ -1,8 +1,9 @@
 """Objectives: composed from configuration, with their gradients in closed form."""
 
-from learner.objectives.base import Objective, Rows, StudentChunk, TeacherChunk, TokenLosses
+from learner.objectives.base import Objective, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.composition import build_objective, requirements
 from learner.objectives.config import ObjectiveConfig
+from learner.records import Rows
 
 __all__ = [
     "Objective",

@@ -12,85 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from learner.records import Rows
 from learner.rowwise import row_dots
 from tutelage.records.signal import SignalNeeds
 
 # What a probability of zero counts as, in nats: about float32's smallest normal number.
 # A token that the teacher excludes is then a very strong but finite signal.
 LOG_ZERO = -87.0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What rollout and teacher said about R response tokens; log-probs in nats.
-
-    What no objective of the run needs may be None.
-    """
-
-    target_ids: Tensor  # [R]
-    sampling_logprobs: Tensor  # [R], under the sampling distribution
-    temperatures: Tensor  # [R], of the sampling distribution
-    teacher_logprobs: Tensor  # [R], of the targets
-    support_ids: Tensor | None = None  # [R, K], the student's most likely ids at rollout time, most likely first
-    support_teacher_logprobs: Tensor | None = None  # [R, K]
-    teacher_top_ids: Tensor | None = None  # [R, Kt], the teacher's most likely ids, most likely first
-    teacher_top_logprobs: Tensor | None = None  # [R, Kt]
-    teacher_entropy: Tensor | None = None  # [R], nats
-    positions: Tensor | None = None  # [R] int64, place in the response, from 0
-    is_special: Tensor | None = None  # [R] bool, one of the tokenizer's special tokens
-    weights: Tensor | None = None  # [R], of the trajectory; 0 where a gate is shut
-    task_advantages: Tensor | None = None  # [R], of the trajectory's task reward
-    reference_logprobs: Tensor | None = None  # [R], of the targets under the reference model
-    example_index: Tensor | None = None  # [R] int64, the trajectory within the step
-    slots: Tensor | None = None  # [R] int64, the trajectory within the run: seeds random token masks
-    future_advantages: Tensor | None = None  # [R], (discounted) log-ratios of the tokens that follow, detached
-    spans: Tensor | None = None  # [R] int64, tokens of a trajectory that a teacher scored together; they stand together
-    merged: Tensor | None = None  # [R] bool, spans that are not one token of the student's and one of the teacher's
-    span_tokens: Tensor | None = None  # [R], of the row's span
-    span_rest: Tensor | None = (
-        None  # [R, 3], sums over the span's other tokens: log p, log q, sampling log-prob; detached
-    )
-
-    def __len__(self) -> int:
-        return len(self.target_ids)
-
-    def slice(self, start: int, stop: int) -> "Rows":
-        return Rows(*(None if x is None else x[start:stop] for x in vars(self).values()))
-
-    def require(self, field: str) -> Tensor:
-        """A field that may be missing.
-
-        Raises:
-            ValueError: it is.
-        """
-        value = vars(self)[field]
-        if value is None:
-            raise ValueError(f"objective: needs Rows.{field}, and the batch has none; see {_SOURCES[field]}")
-        return value
-
-    def support(self) -> tuple[Tensor, Tensor]:
-        """The student's most likely ids and the teacher's log-probs of them, [R, K] each."""
-        return self.require("support_ids"), self.require("support_teacher_logprobs")
-
-    def teacher_top(self) -> tuple[Tensor, Tensor]:
-        """The teacher's most likely ids and its log-probs of them, [R, Kt] each."""
-        return self.require("teacher_top_ids"), self.require("teacher_top_logprobs")
-
-
-_SOURCES = {
-    "support_ids": "RolloutRequest.candidates and ScoringRequest.support_ids",
-    "support_teacher_logprobs": "ScoringRequest.support_ids",
-    "teacher_top_ids": "ScoringRequest.top_k",
-    "teacher_top_logprobs": "ScoringRequest.top_k",
-    "teacher_entropy": "ScoringRequest.entropy",
-    "positions": "MicroBatch.positions",
-    "is_special": "MicroBatch.is_special",
-    "task_advantages": "data.verifier and sampling.samples_per_prompt",
-    "reference_logprobs": "objective.reference.model",
-    "slots": "MicroBatch.slots",
-    "future_advantages": "objective.returns",
-    "merged": "teacher.cross_tokenizer",
-}
 
 
 @dataclass(frozen=True)

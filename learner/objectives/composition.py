@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.objectives.base import Objective, Rows, StudentChunk, TeacherChunk, TokenLosses
+from learner.objectives.base import Objective, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.config import (
     Estimator,
     Gradient,
@@ -28,6 +28,7 @@ from learner.objectives.sampled_term import Likelihood, SampledEstimator, Sample
 from learner.objectives.support_term import SupportTerm
 from learner.objectives.term import Term, TermLosses, WeightedTerm
 from learner.objectives.token_masks import token_weights
+from learner.records import Rows
 from tutelage.records.signal import SignalNeeds
 
 _NEEDS_STUDENT_TOP = {

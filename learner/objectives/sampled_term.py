@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.objectives.base import Rows, StudentChunk, TeacherChunk, teacher_floor
+from learner.objectives.base import StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.config import Divergence, Estimator, TaskRewardConfig, TaskRewardMix, TermConfig
 from learner.objectives.divergences import divergence_of
 from learner.objectives.importance import policy_gradient, truncated_weight
 from learner.objectives.shaping import shaping_of
 from learner.objectives.spans import Actions, actions
 from learner.objectives.term import TermLosses
+from learner.records import Rows
 
 
 @dataclass(frozen=True)

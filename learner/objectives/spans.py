@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.objectives.base import Rows, teacher_floor
+from learner.objectives.base import teacher_floor
+from learner.records import Rows
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ p' is the student on the support after normalisation. Without shaping both have 
 
 from torch import Tensor
 
-from learner.objectives.base import Rows, StudentChunk, TeacherChunk
+from learner.objectives.base import StudentChunk, TeacherChunk
 from learner.objectives.config import Gradient, Normalisation, TermConfig
 from learner.objectives.divergences import divergence_of
 from learner.objectives.normalisation import Normalised, Tail, log_tail, mass, normalise, present_sum
 from learner.objectives.shaping import shaping_of
 from learner.objectives.supports import SupportChunk, build_support, top_overlap
 from learner.objectives.term import TermLosses
+from learner.records import Rows
 
 
 class SupportTerm:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.objectives.base import Rows, StudentChunk, teacher_floor
+from learner.objectives.base import StudentChunk, teacher_floor
 from learner.objectives.config import Support
+from learner.records import Rows
 
 
 @dataclass(frozen=True)

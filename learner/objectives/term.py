@@ -12,8 +12,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from learner.objectives.base import Rows, StudentChunk, TeacherChunk
+from learner.objectives.base import StudentChunk, TeacherChunk
 from learner.objectives.normalisation import Tail
+from learner.records import Rows
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ Trust masks: TrOPD, arXiv 2606.01249.
 import torch
 from torch import Tensor
 
-from learner.objectives.base import Rows, teacher_floor
+from learner.objectives.base import teacher_floor
 from learner.objectives.config import Spans, TokenMaskConfig, Trust
+from learner.records import Rows
 
 _TRUST, _SHARE = 1, 2  # independent streams of random numbers
 _MASK_64 = (1 << 64) - 1

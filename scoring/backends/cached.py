@@ -56,11 +56,11 @@ class CachedBackend:
             return kept.signal
         self.stats += CacheStats(misses=1)
         richer = replace(request, **asdict(Coverage.of(request) | kept.extent)) if kept else request
-        found = await self.computing.score(richer)
-        if found.hidden_states is not None and not self._store.has_head:
+        signal = await self.computing.score(richer)
+        if signal.hidden_states is not None and not self._store.has_head:
             await self._keep_head()
-        await self._keep(lambda: self._store.keep(richer, found))
-        return _only(request, found)
+        await self._keep(lambda: self._store.keep(richer, signal))
+        return TeacherSignal.answering(request, lambda name: signal.arrays[name])
 
     async def reference_logprobs_for_check(
         self, requests: Sequence[ScoringRequest]
@@ -156,18 +156,6 @@ def look_up(store: SignalStore, request: ScoringRequest) -> tuple[CacheEntry | N
         log.warning("scoring.cache_dir: a file is ignored: %s", error)
         return None, CacheStats(unreadable=1)
     return kept, CacheStats(hits=int(kept is not None and kept.signal is not None))
-
-
-def _only(request: ScoringRequest, signal: TeacherSignal) -> TeacherSignal:
-    """What was asked for, of a richer answer."""
-    k = request.top_k
-    return replace(
-        signal,
-        entropy=signal.entropy if request.entropy else None,
-        top_ids=signal.top_ids[:, :k] if k and signal.top_ids is not None else None,
-        top_logprobs=signal.top_logprobs[:, :k] if k and signal.top_logprobs is not None else None,
-        hidden_states=signal.hidden_states if request.hidden_states else None,
-    )
 
 
 def in_words(stats: CacheStats) -> str:

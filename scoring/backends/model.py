@@ -139,7 +139,8 @@ class TeacherModel:
             count = first_group([forward_tokens(request) for request in rest], self._max_tokens)
             signals += self._score_together(rest[:count])
         answers = iter(signals)
-        return [next(answers) if request.num_scored else self.empty_signal(request) for request in requests]
+        width = self._weight_Vd.shape[1]
+        return [next(answers) if r.num_scored else TeacherSignal.empty(r, width) for r in requests]
 
     @torch.inference_mode()
     def reference_logprobs_for_check(self, request: ScoringRequest) -> NDArray[np.float32]:
@@ -204,12 +205,6 @@ class TeacherModel:
             parts = zip(logits.split(rows), logprobs.split(rows), strict=True)
             found = [_normalise(*part, entropy) for part in parts]
             yield start, logprobs, torch.cat(found) if entropy else None
-
-    def empty_signal(self, request: ScoringRequest) -> TeacherSignal:
-        """The signal of a response without tokens."""
-        nothing = self._weight_Vd.new_empty(0, self.vocabulary_size)
-        states_Td = self._weight_Vd.new_empty(0, self._weight_Vd.shape[1])
-        return _signal(request, [_mark(request, slice(0, 0), nothing, nothing[:, 0])], states_Td)
 
     def _tensor(self, ids: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.device)

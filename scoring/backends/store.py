@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 FORMAT = "tutelage marks 1"  # as the first files say it: a new word would make them unreadable
 _HEAD, _ABOUT = "lm_head.safetensors", "teacher.json"
-_NOT_KEPT = ("teacher", "support_ids", "reference_logprobs")  # of a signal: the request's, or somebody else's
 Array = NDArray[Any]
 
 
@@ -85,7 +85,9 @@ class SignalStore:
         try:
             with self._opened(request) as file:
                 extent = Coverage(**json.loads(file.metadata()["extent"]))
-                return CacheEntry(extent, _answer(file, request) if extent.covers(Coverage.of(request)) else None)
+                if not extent.covers(Coverage.of(request)):
+                    return CacheEntry(extent, None)
+                return CacheEntry(extent, TeacherSignal.answering(request, partial(_checked, file)))
         except FileNotFoundError:
             return None
 
@@ -95,7 +97,7 @@ class SignalStore:
         Raises:
             OSError: the directory cannot be written to.
         """
-        kept = {name: value for name, value in vars(signal).items() if name not in _NOT_KEPT and value is not None}
+        kept = {name: rows for name, rows in signal.arrays.items() if name in request.row_shapes}
         about = {"request": _long_digest(request), "extent": json.dumps(asdict(Coverage.of(request)))}
         self._write(self.path(request), kept, about)
 
@@ -168,26 +170,8 @@ class SignalStore:
                 yield file
         except Unreadable as error:
             raise Unreadable(f"{path}: {error}") from None
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise Unreadable(f"{path}: {error!r}") from error
-
-
-def _answer(file: Any, request: ScoringRequest) -> TeacherSignal:
-    """Exactly what is asked for, of a file that has it."""
-    wanted = {
-        "logprobs": True,
-        "support_logprobs": request.support_ids is not None,
-        "entropy": request.entropy,
-        "top_ids": request.top_k > 0,
-        "top_logprobs": request.top_k > 0,
-        "hidden_states": request.hidden_states,
-    }
-    arrays: dict[str, Any] = {name: _checked(file, name) for name, is_wanted in wanted.items() if is_wanted}
-    for name in {"top_ids", "top_logprobs"} & arrays.keys():
-        if arrays[name].shape[1] < request.top_k:
-            raise Unreadable(f"{name} has {arrays[name].shape[1]} ids a position, fewer than the file says")
-        arrays[name] = np.ascontiguousarray(arrays[name][:, : request.top_k])
-    return TeacherSignal(teacher=request.teacher, support_ids=request.support_ids, **arrays)
 
 
 def _checked(file: Any, name: str) -> Array:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scoring.cross_tokenizer.byte_alignment import NO_SPAN, Aligner, Alignment
 from scoring.requests import conversation_of, student_candidates
+from tutelage.records.per_token import spread
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.records.trajectory import Trajectory
 
@@ -33,34 +34,28 @@ class OtherTokens:
 
     def to_student_tokens(self, signal: TeacherSignal) -> TeacherSignal:
         """A span's log-prob comes in equal shares, one for each of its tokens in the student's response."""
-        known, count = (
-            self.spans != NO_SPAN,
-            int(max(self.spans.max(initial=-1), self.scored_spans.max(initial=-1))) + 1,
-        )
-        theirs = np.bincount(self.scored_spans, minlength=count)
-        ours = np.bincount(self.spans[known], minlength=count)
+        known = self.spans != NO_SPAN
+        count = int(max(self.spans.max(initial=-1), self.scored_spans.max(initial=-1))) + 1
+        teacher_tokens = np.bincount(self.scored_spans, minlength=count)
+        student_tokens = np.bincount(self.spans[known], minlength=count)
         totals = np.bincount(self.scored_spans, signal.logprobs.astype(np.float64), minlength=count)
-        logprobs = np.full(len(known), np.nan, dtype=np.float32)
-        logprobs[known] = (totals / np.maximum(ours, 1))[self.spans[known]]
-        merged = known.copy()
-        merged[known] = ((ours > 1) | (theirs > 1))[self.spans[known]]
+        shares = (totals / np.maximum(student_tokens, 1)).astype(np.float32)
+        several = (student_tokens > 1) | (teacher_tokens > 1)
         return TeacherSignal(
             teacher=signal.teacher,
-            logprobs=logprobs,
+            logprobs=spread(shares[self.spans[known]], known, np.nan),
             entropy=None if signal.entropy is None else self._at_states(signal.entropy, np.nan),
             support_ids=self.support_ids,
             support_logprobs=self._support(signal),
             known=known,
             spans=self.spans,
-            merged=merged,
+            merged=spread(several[self.spans[known]], known, False),
         )
 
     def _at_states(self, rows: NDArray[np.float32], elsewhere: float) -> NDArray[np.float32]:
         """[T, …] from [M, …]."""
-        there = self.state_rows >= 0
-        whole = np.full((len(there), *rows.shape[1:]), elsewhere, dtype=np.float32)
-        whole[there] = rows[self.state_rows[there]]
-        return whole
+        has_state = self.state_rows >= 0
+        return spread(rows[self.state_rows[has_state]], has_state, elsewhere)
 
     def _support(self, signal: TeacherSignal) -> NDArray[np.float32] | None:
         """[T, K], -inf where there is no id."""

@@ -43,7 +43,7 @@ def make_rows(
         temperatures=torch.ones(len(targets), dtype=logits_CV.dtype),
         teacher_logprobs=logq_CV.gather(1, targets[:, None])[:, 0],
         support_ids=ids_CK,
-        support_teacher_logprobs=logq_CV.gather(1, ids_CK),
+        teacher_support_logprobs=logq_CV.gather(1, ids_CK),
         teacher_top_ids=top_CK.indices,
         teacher_top_logprobs=top_CK.values,
         teacher_entropy=-(logq_CV.exp() * logq_CV).sum(-1),

@@ -39,7 +39,7 @@ def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) ->
     seen: set[tuple[int, int]] = set()
     for m in micro_batches(batch):
         position: dict[int, int] = {}
-        for row, (state, index) in enumerate(zip(m.logit_positions, m.example_index, strict=True)):
+        for row, (state, index) in enumerate(zip(m.logit_positions, m.rows["example_index"], strict=True)):
             t = position.get(index, 0)
             position[index] = t + 1
             seen.add((int(index), t))
@@ -47,21 +47,21 @@ def assert_rows_belong_to_their_tokens(batch: Batch, examples: list[Example]) ->
             expected = np.concatenate([trajectory.prompt_ids, trajectory.response_ids[:t]])
             np.testing.assert_array_equal(tokens_read(m, state), expected)
             assert m.position_ids[state] == len(expected) - 1
-            assert m.target_ids[row] == trajectory.response_ids[t]
+            assert m.rows["target_ids"][row] == trajectory.response_ids[t]
             assert m.loss_mask[row] == trajectory.loss_mask[t]
-            assert m.sampling_logprobs[row] == trajectory.sampling_logprobs[t]
-            assert m.temperatures[row] == np.float32(trajectory.temperature)
-            assert m.teacher_logprobs[row] == signal.logprobs[t]
-            assert m.teacher_entropy[row] == signal.entropy[t]
-            np.testing.assert_array_equal(m.support_ids[row], signal.support_ids[t])
-            np.testing.assert_array_equal(m.support_teacher_logprobs[row], signal.support_logprobs[t])
-            np.testing.assert_array_equal(m.teacher_top_ids[row], signal.top_ids[t])
-            np.testing.assert_array_equal(m.teacher_top_logprobs[row], signal.top_logprobs[t])
-            assert m.reference_logprobs[row] == signal.reference_logprobs[t]
-            assert (m.positions[row], m.slots[row]) == (t, trajectory.slot)
-            assert m.is_special[row] == (trajectory.response_ids[t] in SPECIAL)
-            assert m.weights[row] == np.float32(examples[index].weight)
-            assert m.task_advantages[row] == np.float32(examples[index].advantage)
+            assert m.rows["sampling_logprobs"][row] == trajectory.sampling_logprobs[t]
+            assert m.rows["temperatures"][row] == np.float32(trajectory.temperature)
+            assert m.rows["teacher_logprobs"][row] == signal.logprobs[t]
+            assert m.rows["teacher_entropy"][row] == signal.entropy[t]
+            np.testing.assert_array_equal(m.rows["support_ids"][row], signal.support_ids[t])
+            np.testing.assert_array_equal(m.rows["teacher_support_logprobs"][row], signal.support_logprobs[t])
+            np.testing.assert_array_equal(m.rows["teacher_top_ids"][row], signal.top_ids[t])
+            np.testing.assert_array_equal(m.rows["teacher_top_logprobs"][row], signal.top_logprobs[t])
+            assert m.rows["reference_logprobs"][row] == signal.reference_logprobs[t]
+            assert (m.rows["positions"][row], m.rows["slots"][row]) == (t, trajectory.slot)
+            assert m.rows["is_special"][row] == (trajectory.response_ids[t] in SPECIAL)
+            assert m.rows["weights"][row] == np.float32(examples[index].weight)
+            assert m.rows["task_advantages"][row] == np.float32(examples[index].advantage)
     assert seen == {(i, t) for i, e in enumerate(examples) for t in range(len(e.trajectory.response_ids))}
 
 
@@ -82,7 +82,7 @@ def test_properties(lengths: list[tuple[int, int]], ranks: int, budget: int) -> 
         assert len(m.token_ids) <= budget or len(m.segment_starts) == 2
         assert m.segment_starts[-1] == len(m.token_ids)
     for rank in batch.ranks:
-        slots = [i for m in rank if m is not None for i in dict.fromkeys(m.example_index.tolist())]
+        slots = [i for m in rank if m is not None for i in dict.fromkeys(m.rows["example_index"].tolist())]
         assert slots == sorted(slots)
     tokens = [sum(len(m.token_ids) for m in rank if m is not None) for rank in batch.ranks]
     assert max(tokens) - min(tokens) <= max(p + r - 1 for p, r in lengths)
@@ -113,7 +113,7 @@ def test_arrival_order_does_not_matter() -> None:
     first, second = (pack(order, 2, 30, 0) for order in (examples, examples[::-1]))
     for one, other in zip(micro_batches(first), micro_batches(second), strict=True):
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
-        np.testing.assert_array_equal(one.example_index, len(examples) - 1 - other.example_index)
+        np.testing.assert_array_equal(one.rows["example_index"], len(examples) - 1 - other.rows["example_index"])
 
 
 def test_a_one_token_response_is_predicted_by_the_last_prompt_token() -> None:
@@ -137,7 +137,7 @@ def test_bad_examples_are_named() -> None:
     with pytest.raises(ValueError, match=r"prompt-0.*signal\.logprobs has 2 rows for 3"):
         pack([short], 1, 10, 0)
     bare = replace(example, signal=replace(example.signal, support_ids=None, support_logprobs=None))
-    with pytest.raises(ValueError, match=r"signal\.support_ids.*must all have it"):
+    with pytest.raises(ValueError, match=r"support_ids.*must all have it"):
         pack([example, bare], 1, 100, 0)
     with pytest.raises(ValueError, match=r"advantage.*must all have it"):
         pack([example, replace(example, advantage=1.0)], 1, 100, 0)
@@ -147,16 +147,20 @@ def test_an_example_without_a_teacher_is_packed_like_any_other() -> None:
     scored_mask, bare = make_example(0, 4, 3), replace(make_example(1, 5, 2), signal=None)
     (m,) = micro_batches(pack([replace(scored_mask, signal=None), bare], 1, 100, 0))
     (with_scores,) = micro_batches(pack([scored_mask, make_example(1, 5, 2)], 1, 100, 0))
-    assert np.isnan(m.teacher_logprobs).all() and np.isnan(m.teacher_entropy).all() and len(m.teacher_logprobs) == 5
-    assert m.support_ids is m.teacher_top_ids is m.teacher_hidden_states is None
-    for name in ("token_ids", "target_ids", "loss_mask", "logit_positions", "weights"):
+    assert all(
+        np.isnan(m.rows[name]).all() and len(m.rows[name]) == 5 for name in ("teacher_logprobs", "teacher_entropy")
+    )
+    assert not {"support_ids", "teacher_top_ids", "teacher_hidden_states"} & m.rows.keys()
+    for name in ("token_ids", "loss_mask", "logit_positions"):
         np.testing.assert_array_equal(getattr(m, name), getattr(with_scores, name))
+    for name in ("target_ids", "weights"):
+        np.testing.assert_array_equal(m.rows[name], with_scores.rows[name])
 
 
 def test_what_nobody_needs_is_not_there() -> None:
     (m,) = micro_batches(pack([make_example(0, 4, 3)], 1, 100, 0))
-    assert m.teacher_top_ids is m.teacher_top_logprobs is m.task_advantages is m.reference_logprobs is None
-    assert m.weights.tolist() == [1, 1, 1] and not m.is_special.any()
+    assert not {"teacher_top_ids", "teacher_top_logprobs", "task_advantages", "reference_logprobs"} & m.rows.keys()
+    assert m.rows["weights"].tolist() == [1, 1, 1] and not m.rows["is_special"].any()
 
 
 def test_a_batch_says_how_many_ids_of_the_teacher_all_its_examples_have() -> None:

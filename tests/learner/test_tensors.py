@@ -5,9 +5,8 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from learner.objectives.base import Rows
 from learner.packing import pack
-from learner.records import Example, MicroBatch
+from learner.records import Example, MicroBatch, Rows
 from learner.tensors import to_tensors
 from tests.learner.examples import make_example
 from tutelage.records.signal import TeacherSignal
@@ -37,7 +36,7 @@ def test_rows_are_the_loss_tokens_with_all_that_belongs_to_them() -> None:
     packed = micro_batch()
     rows = to_tensors(packed, CPU).rows
     for name in CARRIED:
-        expected = getattr(packed, name)[packed.loss_mask]
+        expected = packed.rows[name][packed.loss_mask]
         np.testing.assert_array_equal(getattr(rows, name).numpy(), expected, err_msg=name)
     assert rows.is_special.any() and not rows.is_special.all()
 

@@ -3,11 +3,13 @@
 Shape suffixes: P prompt tokens, T response tokens, K candidates a position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tutelage.records.per_token import declared, per_token
 
 STUDENT_ROLE = "assistant"  # in a conversation
 
@@ -89,6 +91,13 @@ class Trajectory:
     Of several turns the student wrote some; at the tokens of the others the loss mask is False, the sampling log-probs
     are NaN and the candidates mean nothing.
 
+    Two turns of the student's, with a user's message and what the template writes around it between them (T = 8):
+
+        response_ids        21   22  </s>  |  <u>   30  <a>  |  23  </s>
+        loss_mask            1    1    1   |   0     0    0  |   1    1
+        sampling_logprobs  -.2 -1.1  -.1   |  nan   nan  nan | -.4  -.1
+        turns              assistant 0-3   |  user 3-6       |  assistant 6-8
+
     A sequence of another origin was not sampled by any version of the student: its `sampling_logprobs` are NaN,
     and it has neither candidates nor spans.
     """
@@ -97,11 +106,14 @@ class Trajectory:
     prompt_id: str
     sample_index: int
     prompt_ids: NDArray[np.int32]  # [P], the student's rendering
-    response_ids: NDArray[np.int32]  # [T]
-    loss_mask: NDArray[np.bool_]  # [T], True where the token is learned from: what no tool or template wrote
-    sampling_logprobs: NDArray[np.float32]  # [T], nats, under the sampling distribution (after temperature)
+    response_ids: NDArray[np.int32] = field(metadata=per_token(np.int32))  # [T]
+    # [T], True where the token is learned from: what no tool or template wrote
+    loss_mask: NDArray[np.bool_] = field(metadata=per_token(np.bool_))
+    # [T], nats, under the sampling distribution (after temperature)
+    sampling_logprobs: NDArray[np.float32] = field(metadata=per_token(np.float32, np.nan))
     temperature: float  # of the sampling distribution
-    candidate_ids: NDArray[np.int32] | None  # [T, K], the engine's most likely ids, most likely first
+    # [T, K], the engine's most likely ids, most likely first
+    candidate_ids: NDArray[np.int32] | None = field(metadata=per_token(np.int32, columns=True))
     spans: tuple[PolicySpan, ...]  # ascending, covering what the student sampled
     finish_reason: FinishReason
     turns: tuple[Turn, ...] = ()  # ascending, covering [0, T); none: the response is one answer
@@ -110,12 +122,12 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int:
-        """Of the student's own sequences."""
+        """Policy version of the first sampled token; undefined for sequences that others wrote."""
         return self.spans[0].version
 
     @property
     def answers(self) -> tuple[slice, ...]:
-        """The places of what the student wrote, an answer each."""
+        """Where in the response the student's answers are."""
         own = tuple(slice(turn.start, turn.stop) for turn in self.turns if turn.role == STUDENT_ROLE)
         return own if self.turns else (slice(0, len(self.response_ids)),)
 
@@ -143,5 +155,7 @@ def foreign_trajectory(
         origin=origin,
     )
 
+
+TRAJECTORY_ARRAYS = declared(Trajectory)
 
 CORRECT = 1.0  # a verifier's full score; anything less is incorrect

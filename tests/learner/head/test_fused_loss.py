@@ -32,7 +32,7 @@ def make_case(
         temperatures=0.5 + torch.rand(tokens, generator=generator),
         teacher_logprobs=-normal(tokens).abs(),
         support_ids=torch.stack([torch.randperm(V, generator=generator)[:K] for _ in range(tokens)]),
-        support_teacher_logprobs=-normal(tokens, K).abs() - 1,
+        teacher_support_logprobs=-normal(tokens, K).abs() - 1,
     )
     return hidden, weight, head_bias, rows
 
@@ -44,7 +44,7 @@ def plain(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: 
     logp = logits.log_softmax(-1)
     if name == "student_topk_reverse_kl":
         logp_RK = logp.gather(1, rows.support_ids)
-        loss = (logp_RK.exp() * (logp_RK.detach() - rows.support_teacher_logprobs.double())).sum()
+        loss = (logp_RK.exp() * (logp_RK.detach() - rows.teacher_support_logprobs.double())).sum()
     else:
         logp_y = logp.gather(1, rows.target_ids[:, None])[:, 0]
         ratio = (logp_y - rows.sampling_logprobs).exp().clamp(max=2.0)

@@ -127,7 +127,7 @@ def told(case: Case, k: int, extra_ids: int = 0) -> Case:
             teacher_top_logprobs=top.values.float(),
             teacher_entropy=-(logq.exp() * logq).sum(-1).float(),
             support_ids=top.indices.flip(1),
-            support_teacher_logprobs=top.values.flip(1).float(),
+            teacher_support_logprobs=top.values.flip(1).float(),
         ),
     )
 
@@ -175,7 +175,7 @@ def test_measuring_changes_nothing_that_is_learned(config: ObjectiveConfig) -> N
     """The objective takes its own k of the ids that came for the overlap."""
     plain, wide = told(make_case(), 4), told(make_case(), K)
     wide = replace(
-        wide, rows=replace(wide.rows, **{n: vars(plain.rows)[n] for n in ("support_ids", "support_teacher_logprobs")})
+        wide, rows=replace(wide.rows, **{n: vars(plain.rows)[n] for n in ("support_ids", "teacher_support_logprobs")})
     )
     loss, grads, values = swept(plain, config, 0)
     other_loss, other_grads, other_values = swept(wide, config, K)

@@ -136,10 +136,10 @@ def test_ids_without_an_equal_are_left_out_of_the_support() -> None:
     config = ObjectiveConfig(support=Support.student_topk, k=4, normalisation=Normalisation.renormalised)
     rows = make_rows(logits, logq)
     fewer = replace(
-        rows, support_ids=rows.support_ids.clone(), support_teacher_logprobs=rows.support_teacher_logprobs.clone()
+        rows, support_ids=rows.support_ids.clone(), teacher_support_logprobs=rows.teacher_support_logprobs.clone()
     )
-    fewer.support_ids[:, 3], fewer.support_teacher_logprobs[:, 3] = -1, -torch.inf
-    fewer.support_ids[2], fewer.support_teacher_logprobs[2] = -1, -torch.inf
+    fewer.support_ids[:, 3], fewer.teacher_support_logprobs[:, 3] = -1, -torch.inf
+    fewer.support_ids[2], fewer.teacher_support_logprobs[2] = -1, -torch.inf
     expected = compute(replace(config, k=3), logits, rows)
     found = compute(config, logits, fewer)
     close(found.grad_logits[:2], expected.grad_logits[:2])

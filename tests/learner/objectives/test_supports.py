@@ -134,7 +134,7 @@ def test_fixed_points_in_absolute_mass(normalisation: Normalisation, factor: flo
     rows = make_rows(logits, logq)
     config = ObjectiveConfig(normalisation=normalisation, k=4)
     p = descend(config, logits, rows, rate=2.0).gather(1, rows.support_ids)
-    close(p, rows.support_teacher_logprobs.exp() / factor, 1e-4)
+    close(p, rows.teacher_support_logprobs.exp() / factor, 1e-4)
 
 
 @pytest.mark.verifies("fixed points", "renormalised ends at the same proportions on S; its mass is free")
@@ -143,7 +143,7 @@ def test_renormalised_fixed_point() -> None:
     rows = make_rows(logits, logq)
     config = ObjectiveConfig(normalisation=Normalisation.renormalised, k=4)
     close(descend(config, logits, rows).gather(1, rows.support_ids).log().log_softmax(-1),
-          rows.support_teacher_logprobs.log_softmax(-1), 1e-4)  # fmt: skip
+          rows.teacher_support_logprobs.log_softmax(-1), 1e-4)  # fmt: skip
     _, grad = value_and_gradient(config, logits, logq, rows)
     outside = torch.ones_like(grad).scatter(1, rows.support_ids, 0.0)
     close(grad * outside, torch.zeros_like(grad))
@@ -156,7 +156,7 @@ def test_tail_fixed_point(divergence: str) -> None:
     rows = make_rows(logits, logq)
     config = ObjectiveConfig(normalisation=Normalisation.tail, k=4, **DIVERGENCES[divergence])
     p = descend(config, logits, rows).gather(1, rows.support_ids)
-    close(p, rows.support_teacher_logprobs.exp(), 1e-4)
+    close(p, rows.teacher_support_logprobs.exp(), 1e-4)
 
 
 @pytest.mark.verifies(
@@ -233,7 +233,7 @@ def test_order_does_not_matter(support: Support, normalisation: Normalisation) -
     shuffled = replace(
         rows,
         support_ids=rows.support_ids[:, ours],
-        support_teacher_logprobs=rows.support_teacher_logprobs[:, ours],
+        teacher_support_logprobs=rows.teacher_support_logprobs[:, ours],
         teacher_top_ids=rows.teacher_top_ids[:, theirs],
         teacher_top_logprobs=rows.teacher_top_logprobs[:, theirs],
     )
@@ -265,7 +265,7 @@ def test_excluded_ids_stay_finite(excluded_by: str) -> None:
         excluded = (rows.teacher_top_ids[:, :, None] == rows.support_ids[:, None, :2]).any(-1)
         rows = replace(
             rows,
-            support_teacher_logprobs=rows.support_teacher_logprobs.index_fill(1, torch.arange(2), -torch.inf),
+            teacher_support_logprobs=rows.teacher_support_logprobs.index_fill(1, torch.arange(2), -torch.inf),
             teacher_top_logprobs=rows.teacher_top_logprobs.masked_fill(excluded, -torch.inf),
         )
     for config in on_every_form():
@@ -303,7 +303,7 @@ def test_a_vanished_tail_gets_its_gradient() -> None:
     )
     _, found = value_and_gradient(config, logits.float(), logq.float(), low)
     assert (found.double() - exact).norm() <= 1e-5 * exact.norm()
-    tail_q = 1 - rows.support_teacher_logprobs.exp().sum(-1)
+    tail_q = 1 - rows.teacher_support_logprobs.exp().sum(-1)
     outside = torch.ones_like(exact).scatter(1, rows.support_ids, 0.0)
     close((exact * outside).sum(-1), -tail_q, 1e-6)
 

@@ -162,8 +162,8 @@ def test_the_pull_holds_the_student_where_rewards_and_reference_balance() -> Non
 def test_a_batch_without_a_teacher_can_be_packed() -> None:
     batch = pack(group(preset("grpo")), 1, 64, 0)
     (micro_batch,) = batch.ranks[0]
-    assert micro_batch is not None and micro_batch.task_advantages is not None
-    assert np.isnan(micro_batch.teacher_logprobs).all() and batch.loss_tokens == TOKENS
+    assert micro_batch is not None and "task_advantages" in micro_batch.rows
+    assert np.isnan(micro_batch.rows["teacher_logprobs"]).all() and batch.loss_tokens == TOKENS
 
 
 REINFORCE = ["objective=grpo", *NEEDED_BY_PRESETS["grpo"]]

@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another request's": (lambda path: change_about(path, request="0"), "another request"),
     "an extent that is none": (lambda path: change_about(path, extent="[]"), "Error"),
     "an extent that promises too much": (
-        lambda path: change_about(path, extent=json.dumps(vars(Coverage(9, True, True)))), "fewer than the file says"
+        lambda path: change_about(path, extent=json.dumps(vars(Coverage(9, True, True)))), "fewer than the 9 asked for"
     ),
 }  # fmt: skip
 
