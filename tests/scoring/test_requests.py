@@ -32,7 +32,9 @@ def test_responses_are_taken_verbatim_after_the_teachers_prompt() -> None:
 
 
 def test_needs_are_passed_on() -> None:
-    request = build_request("judge", TEACHER_IDS, TRAJECTORY, SignalNeeds(candidates=2, teacher_top_k=5, hidden_states=True))
+    request = build_request(
+        "judge", TEACHER_IDS, TRAJECTORY, SignalNeeds(candidates=2, teacher_top_k=5, hidden_states=True)
+    )
     np.testing.assert_array_equal(request.support_ids, [[0, 1], [4, 5], [8, 9]])
     assert (request.top_k, request.hidden_states) == (5, True)
 
