@@ -1,25 +1,39 @@
 """Settings of the diagnosis."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tutelage.settings import Refusal, Settings, setting
+
 
 @dataclass
-class PreflightConfig:
+class PreflightConfig(Settings):
     enabled: bool = True  # launch checks the set-up on the real workers before it trains
 
 
 @dataclass
-class ProbeConfig:
+class ProbeConfig(Settings):
     """The compatibility probe: what student and teacher do with held-out prompts, without training."""
 
-    prompts: int = 64  # the first n of evaluation.prompts, at most 200
-    samples_per_prompt: int = 4  # answers of each model to each of them
+    # the first n of evaluation.prompts; at most so many that a probe is a matter of minutes
+    prompts: int = setting(64, at_least=1, at_most=200)
+    samples_per_prompt: int = setting(4, at_least=1)  # answers of each model to each of them
     depths: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5, 0.75])  # shares of a student's answer
-    max_tokens: int = 200_000  # generated and scored, prompts included; the probe is made smaller to fit
-    shown: int = 8  # trajectories in the token view
+    max_tokens: int = setting(
+        200_000, at_least=1
+    )  # generated and scored, prompts included; the probe is made smaller to fit
+    shown: int = setting(8, at_least=0, meaning="0: none")  # trajectories in the token view
     earlier_teacher: str | None = None  # the teacher's checkpoint before its reinforcement, to compare it with
-    representation: int = 0  # of the student's answers that both models' internals are compared on; 0: none
+    # of the student's answers that both models' internals are compared on
+    representation: int = setting(0, at_least=0, meaning="0: none")
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse depths that lie in no answer."""
+        yield from super().refusals(prefix)
+        if not self.depths or not all(0 < depth < 1 for depth in self.depths):
+            fix = "are shares of a student's answer; give one or more between 0 and 1, for instance"
+            yield Refusal(f"{prefix}depths", self.depths, f"{fix} [0.125,0.25,0.5,0.75]")
 
 
 class NodeSelection(Enum):
@@ -30,7 +44,7 @@ class NodeSelection(Enum):
 
 
 @dataclass
-class AlignmentTeacher:
+class AlignmentTeacher(Settings):
     """A further teacher that is looked at on the same places as the run's own."""
 
     model: str
@@ -38,22 +52,38 @@ class AlignmentTeacher:
 
 
 @dataclass
-class AlignmentConfig:
+class AlignmentConfig(Settings):
     """Targeted rollouts: where does the teacher's gradient point to what the student succeeds with?"""
 
     enabled: bool = False
-    questions: int = 24  # the first n training prompts
-    rollouts_per_question: int = 4  # the student's answers, graded
-    rollouts_per_stratum: int = 1  # of them looked at, of the correct and of the incorrect ones each
-    nodes_per_window: int = 1  # places in each window of positions [2^i, 2^(i+1))
+    questions: int = setting(24, at_least=1)  # the first n training prompts
+    rollouts_per_question: int = setting(4, at_least=1)  # the student's answers, graded
+    rollouts_per_stratum: int = setting(
+        1, at_least=1
+    )  # of them looked at, of the correct and of the incorrect ones each
+    nodes_per_window: int = setting(1, at_least=1)  # places in each window of positions [2^i, 2^(i+1))
     selection: NodeSelection = NodeSelection.uniform
-    candidates: int = 3  # most likely tokens of student and teacher each that are forced, beside the sampled one
+    candidates: int = setting(
+        3, at_least=1
+    )  # most likely tokens of student and teacher each that are forced, beside the sampled one
     completions: int = 16  # of each candidate, by the student
-    min_completions: int = 8  # a candidate with fewer is left out
-    alpha: float = 0.5  # of the Beta prior of the probability of success
-    min_signal_to_noise: float = 2.0  # a place whose ideal gradient is below so many standard errors is left out
-    max_tokens: int = 1_000_000  # generated and scored, the common prompt of a candidate's completions counted once
+    min_completions: int = setting(
+        8, at_least=2, meaning="there must be halves to compare"
+    )  # a candidate with fewer is left out
+    # of the Beta prior of the probability of success
+    alpha: float = setting(0.5, above=0, meaning="0.5 is the Jeffreys prior")
+    # a place whose ideal gradient is below so many standard errors is left out
+    min_signal_to_noise: float = setting(2.0, at_least=0)
+    # generated and scored, the common prompt of a candidate's completions counted once
+    max_tokens: int = setting(1_000_000, at_least=1)
     teachers: list[AlignmentTeacher] = field(default_factory=list)
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse to leave out every candidate."""
+        yield from super().refusals(prefix)
+        if self.min_completions > self.completions:
+            fix = f"every candidate would be left out; set at most {prefix}completions={self.completions}"
+            yield Refusal(f"{prefix}min_completions", self.min_completions, fix)
 
 
 class Remedy(Enum):
@@ -83,7 +113,7 @@ class Comparison(Enum):
 
 
 @dataclass
-class AlarmRule:
+class AlarmRule(Settings):
     """An alarm is raised when the window of `patience` consecutive steps is out of bounds."""
 
     metric: str  # a name in metrics.jsonl
@@ -99,5 +129,5 @@ class AlarmRule:
 
 
 @dataclass
-class AlarmsConfig:
+class AlarmsConfig(Settings):
     rules: dict[str, AlarmRule] = field(default_factory=dict)  # by name

@@ -1,9 +1,10 @@
 """Configuration of the DeepSpeed learner."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tutelage.settings import DType, WeightTransfer
+from tutelage.settings import DType, Refusal, Settings, WeightTransfer, setting
 
 
 class Schedule(Enum):
@@ -13,46 +14,60 @@ class Schedule(Enum):
 
 
 @dataclass
-class LoraConfig:
+class LoraConfig(Settings):
     """Low-rank adapters: the student's weights stay as they are, and what is added to them is trained."""
 
-    rank: int = 0  # of what is added to a weight; 0: no adapters, all weights are trained
-    alpha: int = 32  # what is added is multiplied by alpha / rank
-    dropout: float = 0.0  # of an adapter's input while it learns; rollouts and log-probs come without it
+    rank: int = setting(
+        0, at_least=0, meaning="0: no adapters, all weights are trained"
+    )  # of what is added to a weight
+    alpha: int = setting(32, above=0)  # what is added is multiplied by alpha / rank
+    # share of an adapter's inputs that it misses while it learns; rollouts and log-probs come without it
+    dropout: float = setting(0.0, at_least=0, below=1)
     targets: list[str] = field(default_factory=list)  # linear layers, as [q_proj,v_proj]; empty: all but the LM head
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse settings of adapters where there are none."""
+        yield from super().refusals(prefix)
+        fix = f"there are no adapters with {prefix}rank=0; set a rank, for instance 16, or leave it out"
+        for name, value in (("dropout", self.dropout), ("targets", self.targets)):
+            if self.rank == 0 and value:
+                yield Refusal(prefix + name, value, fix)
 
 
 @dataclass
-class StudentConfig:
+class StudentConfig(Settings):
     model: str = "smollm2-135m-instruct"
     trust_remote_code: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass
-class LearnerConfig:
-    ranks: int = 1
-    cpus_per_rank: float = 0.5  # Ray's share; what it computes on is `threads`
-    gpus_per_rank: float = 0
-    threads: int = 1
-    dtype: DType = DType.bfloat16
-    zero_stage: int = 2
-    learning_rate: float = 1e-5
+class LearnerConfig(Settings):
+    ranks: int = setting(1, at_least=1, resume=False)
+    cpus_per_rank: float = setting(0.5, at_least=0)  # Ray's share; what it computes on is `threads`
+    gpus_per_rank: float = setting(0, at_least=0)
+    threads: int = setting(1, at_least=1)
+    dtype: DType = setting(DType.bfloat16, resume=False)
+    zero_stage: int = setting(2, at_least=0, at_most=3, resume=False)
+    learning_rate: float = setting(1e-5, above=0)
     schedule: Schedule = Schedule.constant
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
+    warmup_steps: int = setting(0, at_least=0)
+    weight_decay: float = setting(0.0, at_least=0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0
-    micro_batch_tokens: int = 1024  # packing budget; a longer trajectory runs alone
-    head_chunk_tokens: int = 128  # the LM head sees this many positions at a time
-    overlap_k: int = 16  # most likely ids of student and teacher that steps and evaluations compare; 0: none
+    max_grad_norm: float = setting(1.0, at_least=0)
+    micro_batch_tokens: int = setting(1024, at_least=1)  # packing budget; a longer trajectory runs alone
+    head_chunk_tokens: int = setting(128, at_least=1)  # the LM head sees this many positions at a time
+    # most likely ids of student and teacher that steps and evaluations compare
+    overlap_k: int = setting(16, at_least=0, meaning="0: the overlap is not measured")
     gradient_checkpointing: bool = False
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     weight_transfer: WeightTransfer = WeightTransfer.shared_memory
-    weight_bucket_mib: int = 32  # weights leave in buckets of this size: one is written while another is loaded
+    weight_bucket_mib: int = setting(
+        32, at_least=1
+    )  # weights leave in buckets of this size: one is written while another is loaded
 
 
 @dataclass
-class CheckpointConfig:
-    every: int = 10  # steps; 0: only at the end
-    keep: int = 2
+class CheckpointConfig(Settings):
+    every: int = setting(10, at_least=0)  # steps; 0: only at the end
+    keep: int = setting(2, at_least=1)

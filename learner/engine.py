@@ -240,7 +240,7 @@ class LearnerEngine:
             )
         for micro_batch in self._share(batch):
             if micro_batch is not None and not (micro_batch.rows["temperatures"] > 0).all():
-                raise ValueError("rollout.sampling.temperature must be above 0 to learn from the samples")
+                raise ValueError("sampling.temperature must be above 0 to learn from the samples")
 
     def _share(self, batch: Batch) -> tuple[MicroBatch | None, ...]:
         if len(batch.ranks) != self.ranks:

@@ -6,7 +6,7 @@ Exit codes: 0 go, 3 any other verdict or a check that failed, 1 error.
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import hydra
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from orchestration.cli import refusing_wrong_settings, run
 from orchestration.config.compose import build, register_schema
-from orchestration.config.facts import shows_whole
+from orchestration.config.facts import shows_whole, teachers_of
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.measure.probe import Cost, plan_probe
 from orchestration.pipeline.fleet import Fleet
@@ -27,7 +27,7 @@ from orchestration.results.provenance import log_to
 from orchestration.runs.diagnosis import Diagnosis
 from scoring.config import TEACHER
 from tutelage.cluster import Session, WorkerFailure
-from tutelage.settings import ConfigError
+from tutelage.settings import Refusal
 
 register_schema()
 log = logging.getLogger("tutelage")
@@ -53,8 +53,7 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
         session: of the diagnoses and runs that may share workers.
     """
     with refusing_wrong_settings():
-        config = build(composed, preset)
-        refuse_what_cannot_be_diagnosed(config)
+        config = build(composed, preset, diagnosis_refusals)
         prepared = prepare(config)
         check_local_resources(config, prepared.roles)
         folder = locate_diagnosis(config)
@@ -66,23 +65,24 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
     return asyncio.run(_carry_out(config, composed, prepared, directory, session, overrides))
 
 
-def refuse_what_cannot_be_diagnosed(config: RunConfig) -> None:
+def diagnosis_refusals(config: RunConfig) -> Iterator[Refusal]:
+    """Say why a configuration cannot be diagnosed, though it may be trained with."""
     if config.stage is not Stage.distil:
-        raise ConfigError(
-            f"stage={config.stage.value}: a diagnosis asks whether a teacher's scores will help the student; set "
-            "stage=distil"
-        )
+        fix = "a diagnosis asks whether a teacher's scores will help the student; set stage=distil"
+        yield Refusal("stage", config.stage, fix)
     if config.further_teachers:
-        raise ConfigError(
-            f"further_teachers={', '.join(config.further_teachers)}: a diagnosis looks at one teacher at a time; leave "
-            "them out and set teacher to the one in question, with the prompts that it is to score"
+        fix = (
+            "a diagnosis looks at one teacher at a time; leave them out and set teacher to the one in question, with "
+            "the prompts that it is to score"
         )
-    if not shows_whole(config, TEACHER):
-        raise ConfigError(
-            f"teacher.backend={config.teacher.backend.value}: a diagnosis compares the whole distributions of teacher "
-            "and student on new responses over one vocabulary, and this teacher does not show its own; set "
-            "teacher.backend=transformers with a checkpoint that shares the student's tokenizer"
+        yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
+    if TEACHER in teachers_of(config) and not shows_whole(config, TEACHER):
+        fix = (
+            "a diagnosis compares the whole distributions of teacher and student on new responses over one vocabulary, "
+            "and this teacher does not show its own; set teacher.backend=transformers with a checkpoint that shares "
+            "the student's tokenizer"
         )
+        yield Refusal("teacher.backend", config.teacher.backend, fix)
 
 
 def _print_cost(cost: Cost) -> None:

@@ -8,7 +8,7 @@ slots of the run ─► completions ─► each one's request, once ─► scori
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import hydra
@@ -25,14 +25,14 @@ from orchestration.pipeline.sources import TrajectorySource
 from orchestration.prepare.inputs import Prepared, check_endpoints, make_request_builder, prepare
 from orchestration.prepare.plan import check_local_resources, join_cluster
 from scoring.backends.cached import CacheStats, in_words
-from scoring.config import TeacherBackend, setting
+from scoring.config import TeacherBackend, teacher_setting
 from scoring.pool import BASE, REFERENCE, TeacherPool
 from scoring.request_builder import RequestBuilder
 from tutelage.cluster import Cluster, Session, WorkerFailure
 from tutelage.records.prompt import RenderedPrompt, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import Trajectory
-from tutelage.settings import ConfigError
+from tutelage.settings import Refusal
 
 register_schema()
 _OUTSTANDING = 64  # requests that a worker has at a time
@@ -56,10 +56,7 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
     """
     console = Console()
     with refusing_wrong_settings():
-        if composed.recipe.stages:
-            raise ConfigError("recipe.stages: scores are computed for one stage; give that stage's own overrides")
-        config = build(composed, preset)
-        _check(config)
+        config = build(composed, preset, precompute_refusals)
         prepared = prepare(config)
         check_local_resources(config, prepared.roles)
         check_endpoints(config, prepared)
@@ -74,24 +71,26 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
     return asyncio.run(_carry_out(config, prepared, trajectories, session, console))
 
 
-def _check(config: RunConfig) -> None:
-    """Whether a run of this configuration asks what can be asked before."""
+def precompute_refusals(config: RunConfig) -> Iterator[Refusal]:
+    """Say why a run of this configuration asks nothing that could be asked before."""
+    if config.recipe.stages:
+        names = ", ".join(stage.name for stage in config.recipe.stages)
+        yield Refusal("recipe.stages", names, "scores are computed for one stage; give that stage's own overrides")
     if config.stage is not Stage.distil:
-        raise ConfigError(f"stage={config.stage.value}: no teacher's scores are learned from; set stage=distil")
+        yield Refusal("stage", config.stage, "no teacher's scores are learned from; set stage=distil")
     if not learns_from_data(config):
         sequences = config.objective.sequences
-        raise ConfigError(
-            f"objective.sequences.other_source={sequences.other_source.value} with "
-            f"on_policy_fraction={sequences.on_policy_fraction:g}: only the data's completions are known before the "
-            "run; set objective.sequences.other_source=dataset and on_policy_fraction=0"
+        fix = (
+            f"with on_policy_fraction={sequences.on_policy_fraction:g} only the data's completions are known before "
+            "the run; set objective.sequences.other_source=dataset and on_policy_fraction=0"
         )
+        yield Refusal("objective.sequences.other_source", sequences.other_source, fix)
     if config.scoring.cache_dir is None:
-        raise ConfigError("scoring.cache_dir=null: the scores need a place; name a directory")
+        yield Refusal("scoring.cache_dir", None, "the scores need a place; name a directory")
     for key, teacher in teachers_of(config).items():
         if teacher.backend is TeacherBackend.cache:
-            raise ConfigError(
-                f"{setting(key)}.backend=cache: computes nothing; set transformers, vllm or server to fill the cache"
-            )
+            fix = "computes nothing; set transformers, vllm or server to fill the cache"
+            yield Refusal(f"{teacher_setting(key)}.backend", teacher.backend, fix)
 
 
 async def _trajectories(config: RunConfig, prepared: Prepared) -> list[Trajectory]:

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from tutelage.settings import DType
+from tutelage.settings import DType, Settings, setting
+
+GREEDY = "greedy sampling has no sampling distribution"
 
 
 class SourceKind(Enum):
@@ -27,7 +29,7 @@ class OverLength(Enum):
 
 
 @dataclass
-class PromptSourceConfig:
+class PromptSourceConfig(Settings):
     kind: SourceKind = SourceKind.dataset
     path: str = ""  # dataset: hub name, directory or file; "pkg://conf/data/x.jsonl" lies in this package
     subset: str | None = None
@@ -40,15 +42,15 @@ class PromptSourceConfig:
     teacher_column: str = "teacher"  # key of the teacher that scores this row, where several take part
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
     follow_ups_column: str = "follow_ups"  # a list of user texts, or messages: one after each answer but the last
-    limit: int | None = None  # the first n rows
+    limit: int | None = setting(None, at_least=1)  # the first n rows
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
     task_options: dict[str, Any] = field(default_factory=dict)  # of that task
-    size: int = 256  # procedural tasks: how many to generate
+    size: int = setting(256, at_least=1)  # procedural tasks: how many to generate
     seed: int = 0  # procedural tasks: of the generator
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings):
     train: PromptSourceConfig = field(default_factory=PromptSourceConfig)
     heldout: PromptSourceConfig = field(default_factory=PromptSourceConfig)
     system_prompt: str | None = None  # of both; the teacher-only context is added to it for the teacher
@@ -58,26 +60,26 @@ class DataConfig:
 
 
 @dataclass
-class SamplingConfig:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int = 48  # response tokens, EOS included
-    samples_per_prompt: int = 1
+class SamplingConfig(Settings):
+    temperature: float = setting(1.0, above=0, meaning=GREEDY)
+    top_p: float = setting(1.0, above=0, at_most=1)
+    top_k: int = setting(-1, at_least=-1, meaning="-1: all ids")
+    max_tokens: int = setting(48, at_least=1)  # response tokens, EOS included
+    samples_per_prompt: int = setting(1, at_least=1)
 
 
 @dataclass
-class RolloutConfig:
+class RolloutConfig(Settings):
     """vLLM workers; each is one Ray actor around one engine."""
 
-    workers: int = 1
-    tensor_parallel_size: int = 1
-    cpus_per_worker: float = 1
-    gpus_per_worker: float = 0  # bundles of tensor_parallel_size GPUs
-    threads: int = 1  # CPU engine: OpenMP threads
+    workers: int = setting(1, at_least=1)
+    tensor_parallel_size: int = setting(1, at_least=1)
+    cpus_per_worker: float = setting(1, at_least=0)
+    gpus_per_worker: float = setting(0, at_least=0)  # bundles of tensor_parallel_size GPUs
+    threads: int = setting(1, at_least=1)  # CPU engine: OpenMP threads
     dtype: DType = DType.bfloat16
-    max_model_len: int = 1024
-    max_num_seqs: int = 64
-    kv_cache_gib: float = 1.0  # CPU engine only
-    gpu_memory_utilization: float = 0.85  # GPU engine only
+    max_model_len: int = setting(1024, at_least=2)
+    max_num_seqs: int = setting(64, at_least=1)
+    kv_cache_gib: float = setting(1.0, above=0)  # CPU engine only
+    gpu_memory_utilization: float = setting(0.85, above=0, at_most=1)  # GPU engine only
     enforce_eager: bool = True

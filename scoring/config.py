@@ -1,14 +1,15 @@
 """Configuration of teachers and scoring workers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tutelage.settings import DType
+from tutelage.settings import DType, Refusal, Settings, setting
 
 TEACHER = "teacher"  # key of the teacher that every run has
 
 
-def setting(key: str) -> str:
+def teacher_setting(key: str) -> str:
     """The full name of a teacher's settings."""
     return TEACHER if key == TEACHER else f"further_teachers.{key}"
 
@@ -39,58 +40,75 @@ class TeacherWeights(Enum):
 
 
 @dataclass
-class ServerConfig:
+class ServerConfig(Settings):
     """An endpoint such as a running `vllm serve`; TeacherConfig.model is the name by which it knows the model."""
 
     url: str = ""  # up to and with /v1, for instance http://127.0.0.1:8000/v1
     api_key_env: str | None = None  # environment variable that holds the key; none: no key is sent
-    max_top_k: int = 20  # what the endpoint gives of its own most likely ids (vLLM: --max-logprobs)
-    max_connections: int = 8  # requests under way at once
-    requests_per_minute: int | None = None  # none: as fast as the endpoint answers
-    attempts: int = 6  # at a request that meets a busy, dead or slow endpoint, with growing pauses in between
-    request_timeout: float = 120  # seconds, of one attempt
+    max_top_k: int = setting(
+        20, at_least=0
+    )  # what the endpoint gives of its own most likely ids (vLLM: --max-logprobs)
+    max_connections: int = setting(8, at_least=1)  # requests under way at once
+    requests_per_minute: int | None = setting(None, at_least=1)  # none: as fast as the endpoint answers
+    attempts: int = setting(
+        6, at_least=1
+    )  # at a request that meets a busy, dead or slow endpoint, with growing pauses in between
+    request_timeout: float = setting(120, above=0)  # seconds, of one attempt
 
 
 @dataclass
-class TeacherConfig:
+class TeacherConfig(Settings):
     model: str = "smollm2-135m-instruct"
     context: str | None = None  # a system prompt that only the teacher sees; {answer}: the prompt's own answer
     backend: TeacherBackend = TeacherBackend.transformers
     server: ServerConfig = field(default_factory=ServerConfig)
     tokenizer: str | None = None  # checkpoint directory or hub name; none: the model's (server: the student's)
     cross_tokenizer: bool = False  # align a tokenizer that is not the student's; without it such a teacher is refused
-    twin_candidates: int = 64  # cross_tokenizer: the student's most likely ids, of which k with an equal are kept
+    # cross_tokenizer: the student's most likely ids, of which k with an equal are kept
+    twin_candidates: int = setting(64, at_least=1, meaning="64 is usual")
     quantization: Quantization = Quantization.none
     weights: TeacherWeights = TeacherWeights.fixed
-    ema_rate: float = 0.99  # weights=ema: what the average keeps of itself at each published version
+    # weights=ema: what the average keeps of itself at each published version
+    ema_rate: float = setting(0.99, above=0, below=1, meaning="0.99 is common")
     domains: list[str] = field(default_factory=list)  # of the prompts that this teacher scores
     mixture: dict[str, float] = field(default_factory=dict)  # of other teachers, by key, with their weights
     trust_remote_code: bool = False
 
 
 @dataclass
-class EngineConfig:
+class EngineConfig(Settings):
     """Of backend=vllm: an engine in each scoring worker, over all of the worker's GPUs."""
 
-    max_num_seqs: int = 64
-    kv_cache_gib: float = 1.0  # CPU engine only
-    gpu_memory_utilization: float = 0.85  # GPU engine only
+    max_num_seqs: int = setting(64, at_least=1)
+    kv_cache_gib: float = setting(1.0, above=0)  # CPU engine only
+    gpu_memory_utilization: float = setting(0.85, above=0, at_most=1)  # GPU engine only
     enforce_eager: bool = True
 
 
 @dataclass
-class ScoringConfig:
+class ScoringConfig(Settings):
     """Teacher forwards; each worker is one Ray actor around one model."""
 
-    workers: int = 1  # replicas of each teacher
-    cpus_per_worker: float = 0.5
-    gpus_per_worker: float = 0  # a share of one, or several that the model is spread over
-    threads: int = 1
+    workers: int = setting(1, at_least=1)  # replicas of each teacher
+    cpus_per_worker: float = setting(0.5, at_least=0)
+    gpus_per_worker: float = setting(0, at_least=0)  # a share of one, or several that the model is spread over
+    threads: int = setting(1, at_least=1)
     dtype: DType = DType.bfloat16  # of the model; log-probs are computed in float32
-    max_tokens_per_forward: int = 512  # packing budget; a longer trajectory runs alone (vllm: in several parts)
-    max_model_len: int | None = None  # longest prompt and response that engines and servers must take; none: unchecked
+    # packing budget; a longer trajectory runs alone (vllm: in several parts)
+    max_tokens_per_forward: int = setting(512, at_least=1)
+    # longest prompt and response that engines and servers must take; none: unchecked
+    max_model_len: int | None = setting(None, at_least=2)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    head_chunk_tokens: int = 256  # the LM head sees this many positions at a time
+    head_chunk_tokens: int = setting(256, at_least=1)  # the LM head sees this many positions at a time
     attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
     cache_dir: str | None = None  # scores are kept here by the content of their requests, and not computed twice
-    max_restarts: int = 3  # of the workers of one teacher, before its failure ends the run
+    # of the workers of one teacher, before its failure ends the run
+    max_restarts: int = setting(3, at_least=0, meaning="0: a teacher's lost worker ends the run")
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse a share of more than one GPU."""
+        yield from super().refusals(prefix)
+        gpus = self.gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            fix = "a share of one GPU, or whole GPUs over which the teacher is spread; round it"
+            yield Refusal(f"{prefix}gpus_per_worker", gpus, fix)

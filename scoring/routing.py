@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from scoring.config import TEACHER, TeacherConfig
 from tutelage.records.prompt import Prompt
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 
 def route(prompts: Sequence[Prompt], teachers: Mapping[str, TeacherConfig], source: str, column: str) -> list[Prompt]:
@@ -29,10 +29,10 @@ def route(prompts: Sequence[Prompt], teachers: Mapping[str, TeacherConfig], sour
     for row, prompt in enumerate(prompts):
         key = prompt.teacher or by_domain.get(prompt.domain, TEACHER)
         if key not in teachers:
-            raise ConfigError(
-                f"{source}: row {row} (prompt {prompt.id!r}) names the teacher {key!r} and there are "
-                f"{', '.join(teachers)}; correct column {column!r}, or add it: "
-                f"+teacher@further_teachers.{key}=checkpoint"
+            fix = (
+                f"row {row} of {source} (prompt {prompt.id!r}) names the teacher {key!r} and there are "
+                f"{', '.join(teachers)}; correct that column, or add it: +teacher@further_teachers.{key}=checkpoint"
             )
+            raise ConfigError(Refusal(f"{source}.teacher_column", column, fix))
         routed.append(replace(prompt, teacher=key))
     return routed

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from scoring.capabilities import capabilities, shortfalls
-from scoring.config import TEACHER, Quantization, ServerConfig, TeacherBackend, TeacherConfig, TeacherWeights, setting
+from scoring.config import TEACHER, Quantization, TeacherBackend, TeacherConfig, TeacherWeights, teacher_setting
 from tutelage.records.signal import SignalNeeds
 from tutelage.settings import Refusal
 
 _TAKEN = {TEACHER, "reference", "base"}  # whom scoring workers speak for otherwise
 
 
-def name_faults(further: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
+def name_refusals(further: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
     for key in further:
         if key in _TAKEN or not key.isidentifier():
             fix = (
@@ -21,18 +21,18 @@ def name_faults(further: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
             yield Refusal("further_teachers", key, fix)
 
 
-def domain_faults(teachers: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
+def domain_refusals(teachers: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
     owners: dict[str, str] = {}
     for key, teacher in teachers.items():
         for domain in teacher.domains:
             other = owners.setdefault(domain, key)
             if other != key:
-                fix = f"{setting(other)}.domains has it too; a domain has one teacher, which may mix others"
-                yield Refusal(f"{setting(key)}.domains", domain, fix)
+                fix = f"{teacher_setting(other)}.domains has it too; a domain has one teacher, which may mix others"
+                yield Refusal(f"{teacher_setting(key)}.domains", domain, fix)
 
 
-def mixture_faults(key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
-    name = f"{setting(key)}.mixture"
+def mixture_refusals(key: str, teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig]) -> Iterator[Refusal]:
+    name = f"{teacher_setting(key)}.mixture"
     for member, weight in teacher.mixture.items():
         if member not in teachers or member == key or teachers[member].mixture:
             others = ", ".join(other for other in teachers if other != key and not teachers[other].mixture)
@@ -46,15 +46,12 @@ def mixture_faults(key: str, teacher: TeacherConfig, teachers: Mapping[str, Teac
         yield Refusal(name, dict(teacher.mixture), f"the weights sum to {total:g}; make it 1")
 
 
-def cross_tokenizer_faults(key: str, teacher: TeacherConfig) -> Iterator[Refusal]:
+def cross_tokenizer_refusals(key: str, teacher: TeacherConfig) -> Iterator[Refusal]:
     """A tokenizer of the teacher's own."""
-    name = setting(key)
-    if teacher.twin_candidates < 1:
-        fix = "counts the student's most likely ids that equals are looked for among; must be at least 1, 64 is usual"
-        yield Refusal(f"{name}.twin_candidates", teacher.twin_candidates, fix)
+    name = teacher_setting(key)
     if teacher.cross_tokenizer and teacher.backend is TeacherBackend.server and teacher.tokenizer is None:
         fix = f"a server does not tell its tokenizer, and {name}.cross_tokenizer=true needs it; name its checkpoint"
-        yield Refusal(f"{name}.tokenizer", "null", fix)
+        yield Refusal(f"{name}.tokenizer", None, fix)
 
 
 _FITTING = (
@@ -65,8 +62,8 @@ _FITTING = (
 
 def backend_refusals(
     key: str, teacher: TeacherConfig, needs: SignalNeeds, gpus: float, overlap_k: int = 0, writes: bool = False
-) -> list[str]:
-    """What is wrong with a teacher's backend for a run: each text names a key, its value and the fix.
+) -> Iterator[Refusal]:
+    """What is wrong with a teacher's backend for a run.
 
     Args:
         key: of the teacher's settings, for instance teacher.
@@ -75,67 +72,58 @@ def backend_refusals(
         overlap_k: learner.overlap_k, which needs as many of the teacher's most likely ids; 0 where it is not measured.
         writes: the teacher also writes sequences.
     """
-    if teacher.backend not in (TeacherBackend.vllm, TeacherBackend.server):
-        return []
-    faults = list(_server_faults(f"{key}.server", teacher.server)) if teacher.backend is TeacherBackend.server else []
-    return [*_unfit_settings(key, teacher, writes), *(faults or _unfit_wishes(key, teacher, needs, gpus, overlap_k))]
+    if teacher.backend in (TeacherBackend.vllm, TeacherBackend.server):
+        if teacher.backend is TeacherBackend.server:
+            yield from address_refusals(f"{key}.server.url", teacher.server.url)
+        yield from _unfit_settings(key, teacher, writes)
+        yield from _unfit_wishes(key, teacher, needs, gpus, overlap_k)
 
 
-def address_fault(url: str) -> str | None:
-    """What is wrong with an endpoint's address, after the name of its key; a password in it is not repeated."""
+def address_refusals(key: str, url: str) -> Iterator[Refusal]:
+    """What is wrong with an endpoint's address; a password in it is not repeated."""
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query:
-        return (
-            f": the address of {parts.hostname} holds more than host, port and path; put the key into an environment "
-            "variable and name that in api_key_env"
+        fix = (
+            "the address holds more than host, port and path; put the key into an environment variable and name that "
+            "in api_key_env"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"={url!r}: is no endpoint; give its address up to and with /v1, for instance http://127.0.0.1:8000/v1"
-    return None
+        yield Refusal(key, parts.hostname, fix)
+    elif parts.scheme not in ("http", "https") or not parts.hostname:
+        fix = "is no endpoint; give its address up to and with /v1, for instance http://127.0.0.1:8000/v1"
+        yield Refusal(key, url, fix)
 
 
-def _unfit_settings(key: str, teacher: TeacherConfig, writes: bool) -> Iterator[str]:
+def _unfit_settings(key: str, teacher: TeacherConfig, writes: bool) -> Iterator[Refusal]:
     backend = f"{key}.backend={teacher.backend.value}"
     if teacher.quantization is not Quantization.none:
-        value = teacher.quantization.value
-        yield f"{key}.quantization={value}: {backend} takes weights as they are; set none, or backend=transformers"
+        fix = f"{backend} takes weights as they are; set none, or backend=transformers"
+        yield Refusal(f"{key}.quantization", teacher.quantization, fix)
     if teacher.weights is not TeacherWeights.fixed:
-        value = teacher.weights.value
-        yield f"{key}.weights={value}: {backend} takes no new weights; set fixed, or backend=transformers"
+        fix = f"{backend} takes no new weights; set fixed, or backend=transformers"
+        yield Refusal(f"{key}.weights", teacher.weights, fix)
     if writes and teacher.backend is TeacherBackend.server:
-        yield (
-            f"{backend}: the teacher also has to write sequences, and an endpoint only scores them; set "
+        fix = (
+            "the teacher also has to write sequences, and an endpoint only scores them; set "
             "objective.sequences.on_policy_fraction=1 or objective.sequences.other_source=dataset, or "
             "backend=transformers"
         )
+        yield Refusal(f"{key}.backend", teacher.backend, fix)
 
 
-def _unfit_wishes(key: str, teacher: TeacherConfig, needs: SignalNeeds, gpus: float, overlap_k: int) -> Iterator[str]:
+def _unfit_wishes(
+    key: str, teacher: TeacherConfig, needs: SignalNeeds, gpus: float, overlap_k: int
+) -> Iterator[Refusal]:
     given = capabilities(teacher, gpus)
     for missing in shortfalls(needs, given):
         other = ", or scoring=gpu" if teacher.backend is TeacherBackend.vllm and needs.candidates else ""
-        yield (
-            f"{key}.backend={teacher.backend.value}: the objective needs {missing}, which this backend cannot give; "
-            f"{_FITTING}, or set {key}.backend=transformers{other}"
+        fix = (
+            f"the objective needs {missing}, which this backend cannot give; {_FITTING}, or set "
+            f"{key}.backend=transformers{other}"
         )
+        yield Refusal(f"{key}.backend", teacher.backend, fix)
     if given.max_top_k is not None and overlap_k > given.max_top_k:
-        yield (
-            f"learner.overlap_k={overlap_k}: {key}.server.max_top_k={given.max_top_k}, so fewer ids are known; lower "
-            "it to that (0: the overlap is not measured), or raise max_top_k to what the endpoint gives"
+        fix = (
+            f"{key}.server.max_top_k={given.max_top_k}, so fewer ids are known; lower it to that (0: the overlap is "
+            "not measured), or raise max_top_k to what the endpoint gives"
         )
-
-
-def _server_faults(key: str, server: ServerConfig) -> Iterator[str]:
-    fault = address_fault(server.url)
-    if fault is not None:
-        yield f"{key}.url{fault}"
-    least = {"attempts": server.attempts, "max_connections": server.max_connections}
-    for name, value in least.items():
-        if value < 1:
-            yield f"{key}.{name}={value}: must be at least 1"
-    if server.max_top_k < 0:
-        yield f"{key}.max_top_k={server.max_top_k}: must be 0 (the log-prob of the token alone) or more"
-    if server.requests_per_minute is not None and server.requests_per_minute < 1:
-        yield f"{key}.requests_per_minute={server.requests_per_minute}: must be at least 1, or null (no limit)"
-    if server.request_timeout <= 0:
-        yield f"{key}.request_timeout={server.request_timeout:g}: counts seconds; must be above 0"
+        yield Refusal("learner.overlap_k", overlap_k, fix)

@@ -101,8 +101,8 @@ class ScoringWorker:
 
     async def _score_by_full_weights(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         # Not by `replace`: the configuration of a run is of classes that cannot be made anew.
-        teacher = TeacherConfig(**vars(self._teacher) | {"quantization": Quantization.none})
-        settings = ScoringConfig(**vars(self._settings) | {"cache_dir": None})
+        teacher = replace(self._teacher, quantization=Quantization.none)
+        settings = replace(self._settings, cache_dir=None)
         backend = make_backend(self._path, teacher, settings)
         await backend.start()
         try:

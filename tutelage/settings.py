@@ -2,34 +2,10 @@
 
 import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
-
-
-class WeightTransfer(Enum):
-    shared_memory = "shared_memory"  # CPU engines on the learner's node
-    nccl = "nccl"  # GPUs, any node
-    ipc = "ipc"  # learner and engine on the same GPU
-
-
-@dataclass
-class ClusterConfig:
-    address: str = "local"  # "local": a Ray of this run's own; "auto" or host:port: one that runs already
-    cpus: int | None = None  # logical CPUs of a local cluster; none: what the workers ask for
-    object_store_gib: float = 1.0  # of a local cluster
-
-
-@dataclass
-class TimeoutConfig:
-    """Deadlines in seconds: nothing waits longer."""
-
-    start: float = 600  # of one worker: models loaded, engine up
-    rollout: float = 600  # from one finished rollout to the next
-    scoring: float = 600  # of one scoring request, its time in the queue included
-    learning: float = 1800  # of one optimiser step or evaluation pass
-    weight_sync: float = 300
-    checkpoint: float = 1800
 
 
 @dataclass(frozen=True)
@@ -41,20 +17,44 @@ class Refusal:
     fix: str  # what is wrong with it and what to change, after "key=value: "
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value}: {self.fix}"
+        return f"{self.key}={_as_written(self.value)}: {self.fix}"
+
+
+def _as_written(value: object) -> str:
+    """A value as it stands on the command line."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) or "''"
 
 
 class ConfigError(ValueError):
     """Settings that cannot work; the message names the key, the value and the fix of each, a line for each."""
 
-    def __init__(self, *refusals: Refusal | str) -> None:
+    def __init__(self, *refusals: Refusal) -> None:
         super().__init__("\n".join(map(str, refusals)))
         self.refusals = refusals
 
 
-def require(condition: bool, key: str, value: object, fix: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key}={value}: {fix}")
+class Refusals(list[Refusal]):
+    """What several checks have against a run's settings, to be raised together."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep what a block refuses, and go on behind it."""
+        try:
+            yield
+        except ConfigError as error:
+            self.extend(error.refusals)
+
+    def raise_all(self) -> None:
+        """
+        Raises:
+            ConfigError: with every refusal, if there is one.
+        """
+        if self:
+            raise ConfigError(*self)
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,18 @@ def setting(
     below: float | None = None,
     meaning: str = "",
     resume: bool = True,
+    finished: bool = True,
 ) -> Any:
-    """A field of a configuration: its default, its range, and whether a resumed run may have another value.
+    """A field of a configuration: its default, its range, and until when it may have another value.
 
     Args:
         default: a value, or a function that makes one.
         meaning: said after the bounds where they are not plain.
         resume: False: a run that is resumed with another value would be another run, and is refused.
+        finished: False: a finished stage was trained with it, so a recipe that goes on with another value is refused.
     """
-    metadata = {"bounds": Bounds(at_least, above, at_most, below, meaning), "resume": resume}
+    bounds = Bounds(at_least, above, at_most, below, meaning)
+    metadata = {"bounds": bounds, "resume": resume, "finished": resume and finished}
     if callable(default) and not isinstance(default, Enum):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -118,37 +121,63 @@ class Settings:
 
         OmegaConf refuses command-line overrides of frozen dataclasses, so they are plain until here.
         """
-        for value in list(vars(self).values()):
-            parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else (value,)
-            for part in parts:
-                if isinstance(part, Settings):
-                    part.freeze()
+        for _, part in self.parts():
+            part.freeze()
         object.__setattr__(self, "_frozen", True)
 
+    def parts(self) -> Iterator[tuple[str, "Settings"]]:
+        """The parts that this one is made of, by name: "lora", "further_terms.forward", "teachers[0]"."""
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            named = {item.name: value}
+            if isinstance(value, dict):
+                named = {f"{item.name}.{key}": part for key, part in value.items()}
+            elif isinstance(value, list):
+                named = {f"{item.name}[{index}]": part for index, part in enumerate(value)}
+            yield from ((name, part) for name, part in named.items() if isinstance(part, Settings))
+
     def refusals(self, prefix: str = "") -> Iterator[Refusal]:
-        """Every value here, and below, that is out of the bounds of its field.
+        """What is wrong with this part alone, and with those below: values out of the bounds of their fields.
+
+        A part with rules of its own adds them.
 
         Args:
             prefix: full name of this part, with a dot behind it.
         """
         for item in fields(self):  # type: ignore[arg-type]
-            value, key = getattr(self, item.name), f"{prefix}{item.name}"
-            if isinstance(value, Settings):
-                yield from value.refusals(f"{key}.")
-            elif isinstance(value, dict):
-                for name, part in value.items():
-                    if isinstance(part, Settings):
-                        yield from part.refusals(f"{key}.{name}.")
-            elif isinstance(value, list):
-                for index, part in enumerate(value):
-                    if isinstance(part, Settings):
-                        yield from part.refusals(f"{key}[{index}].")
-            elif value is not None and "bounds" in item.metadata:
-                refusal = item.metadata["bounds"].refusal(key, value)
-                if refusal is not None:
-                    yield refusal
+            value, bounds = getattr(self, item.name), item.metadata.get("bounds")
+            refusal = bounds.refusal(prefix + item.name, value) if bounds and value is not None else None
+            if refusal is not None:
+                yield refusal
+        for name, part in self.parts():
+            yield from part.refusals(f"{prefix}{name}.")
 
 
 class DType(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class WeightTransfer(Enum):
+    shared_memory = "shared_memory"  # CPU engines on the learner's node
+    nccl = "nccl"  # GPUs, any node
+    ipc = "ipc"  # learner and engine on the same GPU
+
+
+@dataclass
+class ClusterConfig(Settings):
+    address: str = "local"  # "local": a Ray of this run's own; "auto" or host:port: one that runs already
+    cpus: int | None = setting(None, at_least=1)  # logical CPUs of a local cluster; none: what the workers ask for
+    object_store_gib: float = setting(1.0, above=0)  # of a local cluster
+
+
+@dataclass
+class TimeoutConfig(Settings):
+    """Deadlines in seconds: nothing waits longer."""
+
+    start: float = setting(600, above=0)  # of one worker: models loaded, engine up
+    rollout: float = setting(600, above=0)  # from one finished rollout to the next
+    scoring: float = setting(600, above=0)  # of one scoring request, its time in the queue included
+    learning: float = setting(1800, above=0)  # of one optimiser step or evaluation pass
+    weight_sync: float = setting(300, above=0)
+    checkpoint: float = setting(1800, above=0)

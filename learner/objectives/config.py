@@ -7,6 +7,8 @@ An objective is a sum of terms over the same response tokens. The objective itse
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tutelage.settings import Settings
+
 
 class Support(Enum):
     """The token ids at a position that a term compares."""
@@ -88,7 +90,7 @@ class Spans(Enum):
 
 
 @dataclass
-class TokenMaskConfig:
+class TokenMaskConfig(Settings):
     """Which response tokens a term learns from; none of it changes the normaliser of the loss."""
 
     first: int = 0  # position in the response, from 0
@@ -102,7 +104,7 @@ class TokenMaskConfig:
 
 
 @dataclass
-class TermConfig:
+class TermConfig(Settings):
     weight: float = 1.0
     support: Support = Support.student_topk
     k: int = 16  # ids of each top-k support
@@ -136,13 +138,13 @@ class OtherSource(Enum):
 
 
 @dataclass
-class SequencesConfig:
+class SequencesConfig(Settings):
     on_policy_fraction: float = 1.0  # lambda: probability that a sequence is the student's own
     other_source: OtherSource = OtherSource.teacher
 
 
 @dataclass
-class GateConfig:
+class GateConfig(Settings):
     """Which trajectories are learned from; the others count in the normaliser and weigh nothing."""
 
     only_incorrect: bool = False  # needs a verifier
@@ -152,7 +154,7 @@ class GateConfig:
 
 
 @dataclass
-class ReturnsConfig:
+class ReturnsConfig(Settings):
     """Advantages of later tokens that earlier ones answer for (MiniLLM)."""
 
     discount: float = 0.0  # gamma; 0: each token answers for itself
@@ -161,7 +163,7 @@ class ReturnsConfig:
 
 
 @dataclass
-class ReferenceConfig:
+class ReferenceConfig(Settings):
     """Reward extrapolation: A = extrapolation (log q - log ref) - (log p - log ref)."""
 
     model: str | None = None  # none: no reference; "student": its initial weights; or a checkpoint
@@ -175,7 +177,7 @@ class TaskRewardMix(Enum):
 
 
 @dataclass
-class TaskRewardConfig:
+class TaskRewardConfig(Settings):
     """A_task is the reward less the mean of its group, the samples of one prompt (Dr. GRPO, arXiv 2503.20783)."""
 
     mix: TaskRewardMix = TaskRewardMix.none

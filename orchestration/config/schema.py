@@ -1,14 +1,16 @@
-"""The run's configuration: what Hydra composes, and every rule that spans two parts of it."""
+"""The run's configuration: what Hydra composes."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 from diagnostics.config import AlarmsConfig, AlignmentConfig, PreflightConfig, ProbeConfig
 from learner.config import CheckpointConfig, LearnerConfig, StudentConfig
 from learner.objectives.config import ObjectiveConfig
-from rollout.config import DataConfig, RolloutConfig, SamplingConfig
+from rollout.config import GREEDY, DataConfig, RolloutConfig, SamplingConfig
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.settings import ClusterConfig, TimeoutConfig
+from tutelage.settings import ClusterConfig, Refusal, Settings, TimeoutConfig, setting
 
 
 class Stage(Enum):
@@ -31,15 +33,17 @@ class WandbMode(Enum):
 
 
 @dataclass
-class PipelineConfig:
-    steps: int = 25  # optimiser steps
-    batch_size: int = 16  # trajectories a step
-    max_staleness: int = 1  # bound on learner version minus version of a trajectory's oldest token; 0: on-policy
-    max_replaced_groups: int = 0  # stage=reinforce: a step may drop so many groups whose rewards are all equal
+class PipelineConfig(Settings):
+    steps: int = setting(25, at_least=1)  # optimiser steps
+    batch_size: int = setting(16, at_least=1, resume=False)  # trajectories a step
+    # bound on learner version minus version of a trajectory's oldest token
+    max_staleness: int = setting(1, at_least=0, meaning="0: strictly on-policy")
+    # stage=reinforce: a step may drop so many groups whose rewards are all equal
+    max_replaced_groups: int = setting(0, at_least=0, meaning="0: train on every group")
 
 
 @dataclass
-class ColdStartConfig:
+class ColdStartConfig(Settings):
     """Which sequences a cold start leaves out beside truncated ones; each is counted under its first reason.
 
     `objective.sequences.other_source` says whose they are; the teacher writes sampling.samples_per_prompt
@@ -48,8 +52,9 @@ class ColdStartConfig:
 
     only_correct: bool = True  # below the verifier's full score: left out; without a verifier all are correct
     keep_duplicates: bool = False  # equal responses to equal prompts
-    repetition_tokens: int = 8  # length of the n-grams by which repetition is measured
-    max_repetition: float = 0.5  # share of a response's n-grams that stand in it before; 1: anything goes
+    repetition_tokens: int = setting(8, at_least=1)  # length of the n-grams by which repetition is measured
+    # share of a response's n-grams that stand in it before
+    max_repetition: float = setting(0.5, at_least=0, at_most=1, meaning="a share; 1: repetition is not looked at")
 
 
 class BaseDivergence(Enum):
@@ -61,26 +66,33 @@ class BaseDivergence(Enum):
 
 
 @dataclass
-class EvaluationConfig:
-    every: int = 0  # steps; 0: only before and after
-    prompts: int = 32  # the first n held-out prompts
-    temperature: float = 1.0
-    max_tokens: int = 48
+class EvaluationConfig(Settings):
+    every: int = setting(0, at_least=0)  # steps; 0: only before and after
+    prompts: int = setting(32, at_least=1)  # the first n held-out prompts
+    temperature: float = setting(1.0, above=0, meaning=GREEDY)
+    max_tokens: int = setting(48, at_least=1)
     seed: int = 1234
     base_kl: BaseDivergence = BaseDivergence.auto
 
 
 @dataclass
-class TrackingConfig:
+class TrackingConfig(Settings):
     wandb: WandbMode = WandbMode.offline
     project: str = "tutelage"
     entity: str | None = None
-    samples_every: int = 10  # steps between sample tables; 0: none
-    samples: int = 4  # trajectories in a sample table
+    samples_every: int = setting(10, at_least=0)  # steps between sample tables; 0: none
+    samples: int = setting(4, at_least=0)  # trajectories in a sample table
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse to send figures without the key that the service asks for."""
+        yield from super().refusals(prefix)
+        if self.wandb is WandbMode.online and not os.environ.get("WANDB_API_KEY"):
+            fix = "no key found; set WANDB_API_KEY in the environment, or use offline"
+            yield Refusal(f"{prefix}wandb", self.wandb, fix)
 
 
 @dataclass
-class RecipeStage:
+class RecipeStage(Settings):
     """One stage of a recipe: what is set for it alone, over the run's own configuration."""
 
     name: str  # of its folder and of its artifact
@@ -88,36 +100,36 @@ class RecipeStage:
 
 
 @dataclass
-class RecipeConfig:
+class RecipeConfig(Settings):
     stages: list[RecipeStage] = field(default_factory=list)  # in order; none: the run is a single stage
 
 
 @dataclass
-class RunConfig:
-    stage: Stage = Stage.distil
+class RunConfig(Settings):
+    stage: Stage = setting(Stage.distil, resume=False)
     experiment: str = "quickstart"  # names the folder of the outputs
-    seed: int = 0
+    seed: int = setting(0, resume=False)
     output_root: str = "outputs"
     run_dir: str | None = None  # none: <output_root>/<experiment>/<time>
     resume: Resume = Resume.never
     dry_run: bool = False  # resolve, validate, print the plan, start nothing
-    student: StudentConfig = field(default_factory=StudentConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = setting(StudentConfig, resume=False)
+    teacher: TeacherConfig = setting(TeacherConfig, resume=False)
     further_teachers: dict[str, TeacherConfig] = field(default_factory=dict)  # by key
-    data: DataConfig = field(default_factory=DataConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = setting(DataConfig, resume=False)
+    sampling: SamplingConfig = setting(SamplingConfig, resume=False)
+    objective: ObjectiveConfig = setting(ObjectiveConfig, resume=False)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    learner: LearnerConfig = setting(LearnerConfig, finished=False)
+    pipeline: PipelineConfig = setting(PipelineConfig, finished=False)
+    cold_start: ColdStartConfig = setting(ColdStartConfig, resume=False)
+    evaluation: EvaluationConfig = setting(EvaluationConfig, finished=False)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    recipe: RecipeConfig = setting(RecipeConfig, finished=False)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)

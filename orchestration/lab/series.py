@@ -7,7 +7,6 @@ from pathlib import Path
 from orchestration.launch import launch
 from orchestration.results.directory import check_identity, is_finished
 from orchestration.runs.recipe import compose_run
-from orchestration.runs.recipe_run import KEPT
 from tutelage.cluster import Session
 
 CONFIG = "config"
@@ -37,7 +36,7 @@ def perform(job: Job, session: Session) -> bool:
     overrides = [*job.overrides, f"run_dir={job.folder}", "resume=auto"]
     composed, preset = compose_run(CONFIG, overrides)
     if is_finished(job.folder):
-        check_identity(job.folder, composed, (*KEPT, "recipe"))
+        check_identity(job.folder, composed, "finished")
         return False
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     output = job.folder.with_name(job.folder.name + ".out")

@@ -34,7 +34,7 @@ from tutelage.chat import stop_token_ids
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 Say = Callable[[str], None]
 _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own
@@ -145,9 +145,10 @@ async def measure_alignment(
         ConfigError: without a verifier or a teacher, or if not even one question fits in `alignment.max_tokens`.
     """
     if verifier is None:
-        raise ConfigError("data.verifier=none: the gradient alignment needs one; choose exact, math or final_answer")
+        fix = "the gradient alignment needs one; choose exact, math or final_answer"
+        raise ConfigError(Refusal("data.verifier", "none", fix))
     if TEACHER not in workers.teachers:
-        raise ConfigError(f"stage={config.stage.value}: the gradient alignment needs a teacher; set stage=distil")
+        raise ConfigError(Refusal("stage", config.stage, "the gradient alignment needs a teacher; set stage=distil"))
     return await _Measurement(config, prepared, workers, workers.teachers.groups[TEACHER], verifier, say).carry_out()
 
 
@@ -201,10 +202,11 @@ class _Measurement:
         ]
         fitting = int((np.cumsum(costs) <= settings.max_tokens / 2).sum())
         if not fitting:
-            raise ConfigError(
-                f"alignment.max_tokens={settings.max_tokens}: the student's answers to one question may take "
-                f"{costs[0]}, and must leave half of the tokens; raise it, or lower alignment.rollouts_per_question"
+            fix = (
+                f"the student's answers to one question may take {costs[0]}, and must leave half of the tokens; raise "
+                "it, or lower alignment.rollouts_per_question"
             )
+            raise ConfigError(Refusal("alignment.max_tokens", settings.max_tokens, fix))
         self._say(
             f"alignment: {fitting} questions{_instead_of(fitting, len(prompts))}, {settings.rollouts_per_question} "
             f"answers of the student each, at most {sum(costs[:fitting]):,} tokens of {settings.max_tokens:,} …"

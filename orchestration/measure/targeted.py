@@ -22,7 +22,7 @@ from rollout.group import RolloutGroup
 from rollout.verifiers import Verifier
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.trajectory import RolloutRequest, derive_seed
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 REQUESTS_AT_ONCE = 4096
 _ENOUGH_QUESTIONS = 8  # rather fewer completions than fewer questions
@@ -86,11 +86,12 @@ def fit(targets: Sequence[Target], settings: AlignmentConfig, budget: int) -> Pl
     plan = plan or _fitting(targets, questions, settings.min_completions, budget)
     if targets and not plan.targets:
         first = sum(t.at_most(settings.min_completions) for t in targets if t.question == questions[0])
-        raise ConfigError(
-            f"alignment.max_tokens={settings.max_tokens}: of it {budget} tokens are left for targeted rollouts, and "
-            f"those of the first question may take {first}; raise it, or lower sampling.max_tokens, "
-            "alignment.nodes_per_window, alignment.candidates or alignment.min_completions"
+        fix = (
+            f"of it {budget} tokens are left for targeted rollouts, and those of the first question may take {first}; "
+            "raise it, or lower sampling.max_tokens, alignment.nodes_per_window, alignment.candidates or "
+            "alignment.min_completions"
         )
+        raise ConfigError(Refusal("alignment.max_tokens", settings.max_tokens, fix))
     return plan
 
 

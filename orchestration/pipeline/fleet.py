@@ -6,14 +6,13 @@ LearnerGroup   produces policy versions, waits for batches; its ranks act in loc
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from learner.group import LearnerGroup
 from learner.worker import LearnerSetup
 from orchestration.config.facts import needs_teacher_rollouts
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.prepare.inputs import Prepared
-from rollout.config import RolloutConfig
 from rollout.group import RolloutGroup
 from scoring.config import TEACHER
 from scoring.pool import BASE, REFERENCE, TeacherPool
@@ -28,7 +27,7 @@ async def start_engines(
     Args:
         count: of workers; None: as many as the configuration says.
     """
-    settings = config.rollout if count is None else RolloutConfig(**vars(config.rollout) | {"workers": count})
+    settings = config.rollout if count is None else replace(config.rollout, workers=count)
     transfer = config.learner.weight_transfer
     return await RolloutGroup.start(model_path, settings, transfer, config.seed, config.timeouts, cluster, name)
 

@@ -37,7 +37,7 @@ from scoring.pool import Scorer
 from scoring.request_builder import RequestBuilder, make_aligner
 from scoring.routing import route
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,8 @@ def prepare(config: RunConfig) -> Prepared:
     kept_heldout = tuple(item for item, ok in zip(rendered[len(train) :], fits[len(train) :], strict=True) if ok)
     for name, kept in (("train", kept_train), ("heldout", kept_heldout)):
         if not kept:
-            raise ConfigError(
-                f"data.{name}: no prompt fits in {limit} tokens with its response; raise rollout.max_model_len"
-            )
+            fix = f"no prompt of data.{name} fits with its response; raise it"
+            raise ConfigError(Refusal("rollout.max_model_len", limit, fix))
     check_gate(config, kept_train)
     dropped, adapters = fits.count(False), adapter_parameters(config.student, student_path)
     asked = {item.prompt.teacher for item in (*kept_train, *kept_heldout)}

@@ -12,10 +12,10 @@ from learner.objectives.rules.case import TOPK_SUPPORTS
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.checkpoints import resolve_model, resolve_tokenizer
-from scoring.config import TeacherBackend, TeacherConfig, setting
+from scoring.config import TeacherBackend, TeacherConfig, teacher_setting
 from scoring.request_builder import make_aligner
 from tutelage.lm.packed import refuse_unpackable_layers
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
@@ -42,10 +42,10 @@ def prepare_teachers(
     for key, teacher in teachers_of(config).items():
         if teacher.mixture:
             continue
-        path, key_of_path = _teacher_path(teacher, setting(key), student_path)
+        path, key_of_path = _teacher_path(teacher, teacher_setting(key), student_path)
         tokenizer_path = path
         if teacher.tokenizer is not None:
-            tokenizer_path = resolve_tokenizer(teacher.tokenizer, f"{setting(key)}.tokenizer")
+            tokenizer_path = resolve_tokenizer(teacher.tokenizer, f"{teacher_setting(key)}.tokenizer")
         if tokenizer_path == student_path:
             found[key] = PreparedTeacher(path, student)
             continue
@@ -104,9 +104,8 @@ def length_limit(config: RunConfig, *model_paths: str) -> int:
         refuse_unpackable_layers(model)
         positions = getattr(model, "max_position_embeddings", limit)
         if positions < limit:
-            raise ConfigError(
-                f"rollout.max_model_len={limit}: {path} has only {positions} positions; set it to {positions} or less"
-            )
+            fix = f"{path} has only {positions} positions; set it to {positions} or less"
+            raise ConfigError(Refusal("rollout.max_model_len", limit, fix))
     return limit
 
 
@@ -114,10 +113,11 @@ def _check_head(model: PreTrainedConfig, path: str) -> None:
     """Without its own LM head a checkpoint has no distribution; transformers would make up a random one."""
     kinds = model.architectures or []
     if kinds and not set(kinds) & _CAUSAL_LMS and not any(kind.endswith(_LM_SUFFIXES) for kind in kinds):
-        raise ConfigError(
-            f"{path}: the checkpoint is a {kinds[0]}, which has no LM head, so it cannot give log-probs of any "
-            "support, the full vocabulary included; choose a causal language model"
+        fix = (
+            f"the checkpoint is a {kinds[0]}, which has no LM head, so it cannot give log-probs of any support, the "
+            "full vocabulary included; choose a causal language model"
         )
+        raise ConfigError(Refusal("model", path, fix))
 
 
 def _check_supports(config: RunConfig, model: PreTrainedConfig, path: str) -> None:
@@ -125,11 +125,12 @@ def _check_supports(config: RunConfig, model: PreTrainedConfig, path: str) -> No
     further = {f"objective.further_terms.{name}.k": term for name, term in objective.further_terms.items()}
     for key, term in {"objective.k": objective, **further}.items():
         if term.support in TOPK_SUPPORTS and term.k > vocabulary:
-            raise ConfigError(f"{key}={term.k}: {path} has only {vocabulary} tokens; lower it, or set support=full")
+            fix = f"{path} has only {vocabulary} tokens; lower it, or set support=full"
+            raise ConfigError(Refusal(key, term.k, fix))
     overlap_k = config.learner.overlap_k
     if overlap_k > vocabulary:
-        fix = "lower it, or set 0 to leave the overlap out"
-        raise ConfigError(f"learner.overlap_k={overlap_k}: {path} has only {vocabulary} tokens; {fix}")
+        fix = f"{path} has only {vocabulary} tokens; lower it, or set 0 to leave the overlap out"
+        raise ConfigError(Refusal("learner.overlap_k", overlap_k, fix))
 
 
 def check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrainedTokenizerBase) -> None:
@@ -142,14 +143,16 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
     ours, theirs = student.get_vocab(), other.get_vocab()
     if ours != theirs:
         different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
-        raise ConfigError(
-            f"{key}={path}: its tokenizer differs from the student's in {len(different)} tokens "
-            f"(first: {different[0]!r}, {ours.get(different[0])} here and {theirs.get(different[0])} there); "
-            "token log-probs are comparable only with one vocabulary: choose a model of the same family, or, for a "
-            "teacher, set teacher.cross_tokenizer=true to align the two byte by byte"
+        fix = (
+            f"its tokenizer differs from the student's in {len(different)} tokens (first: {different[0]!r}, "
+            f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
+            "with one vocabulary: choose a model of the same family, or, for a teacher, set "
+            "teacher.cross_tokenizer=true to align the two byte by byte"
         )
+        raise ConfigError(Refusal(key, path, fix))
     if student.eos_token_id != other.eos_token_id:
-        raise ConfigError(
-            f"{key}={path}: its tokenizer ends a text with id {other.eos_token_id} and the "
-            f"student's with {student.eos_token_id}; set the same eos_token in both tokenizer_config.json"
+        fix = (
+            f"its tokenizer ends a text with id {other.eos_token_id} and the student's with {student.eos_token_id}; "
+            "set the same eos_token in both tokenizer_config.json"
         )
+        raise ConfigError(Refusal(key, path, fix))

@@ -17,7 +17,7 @@ from orchestration.prepare.roles import Roles
 from scoring.config import TeacherBackend, TeacherConfig, TeacherWeights
 from scoring.context import ContextTemplate
 from tutelage.cluster import Cluster, Session, local_cpus
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 
 def _rollout_workers(config: RunConfig) -> int:
@@ -56,12 +56,13 @@ def check_resources(config: RunConfig, roles: Roles, cpus: float, gpus: float) -
         ("GPUs", required_gpus(config, roles), gpus),
     ):
         if needed > there:
-            raise ConfigError(
-                f"the workers ask for {needed:g} {name} and the cluster has {there:g}: lower rollout.workers="
-                f"{config.rollout.workers}, scoring.workers={config.scoring.workers} or learner.ranks="
-                f"{config.learner.ranks} (or their share of {name}), or join more nodes; on one machine cluster.cpus="
-                f"{math.ceil(required_cpus(config, roles))} lets them share its cores"
+            fix = (
+                f"the workers ask for {needed:g} {name} and the cluster has {there:g}; lower it, scoring.workers="
+                f"{config.scoring.workers} or learner.ranks={config.learner.ranks} (or their share of {name}), or join "
+                f"more nodes; on one machine cluster.cpus={math.ceil(required_cpus(config, roles))} lets them share "
+                "its cores"
             )
+            raise ConfigError(Refusal("rollout.workers", config.rollout.workers, fix))
 
 
 def check_local_resources(config: RunConfig, roles: Roles) -> None:

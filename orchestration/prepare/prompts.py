@@ -11,7 +11,7 @@ from orchestration.config.facts import learns_from_data, teachers_of
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.prepare.models import PreparedTeacher, is_remote
 from rollout.config import OverLength, VerifierKind
-from scoring.config import TeacherConfig, setting
+from scoring.config import TeacherConfig, teacher_setting
 from scoring.context import ContextTemplate, static_values
 from tutelage.chat import (
     render_completion,
@@ -23,7 +23,7 @@ from tutelage.chat import (
 )
 from tutelage.records.prompt import Message, Prompt, RenderedPrompt
 from tutelage.records.trajectory import FollowUp
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 
 def render_for_models(
@@ -75,11 +75,12 @@ def with_completions(
 
 def _completion(item: RenderedPrompt, config: RunConfig) -> str:
     if item.prompt.completion is None:
-        raise ConfigError(
-            f"objective.sequences.other_source=dataset: training prompt {item.prompt.id!r} has no completion; set "
-            f"data.train.completion_column={config.data.train.completion_column} to the column of the responses, end "
-            "the messages with the assistant's, or set objective.sequences.other_source=teacher"
+        fix = (
+            f"training prompt {item.prompt.id!r} has no completion; set data.train.completion_column="
+            f"{config.data.train.completion_column} to the column of the responses, end the messages with the "
+            "assistant's, or set objective.sequences.other_source=teacher"
         )
+        raise ConfigError(Refusal("objective.sequences.other_source", "dataset", fix))
     return item.prompt.completion
 
 
@@ -90,10 +91,8 @@ def _context(prompt: Prompt, key: str, teacher: TeacherConfig) -> str | None:
     template = ContextTemplate(teacher.context)
     missing = template.missing(prompt)
     if missing is not None:
-        raise ConfigError(
-            f"{setting(key)}.context: it has {{{missing}}} and prompt {prompt.id!r} has no {missing}; add a column "
-            f"{missing!r}, or leave the field out"
-        )
+        fix = f"prompt {prompt.id!r} has no {missing}; add a column {missing!r}, or leave the field out"
+        raise ConfigError(Refusal(f"{teacher_setting(key)}.context", f"{{{missing}}}", fix))
     return None if template.waits_for else template.filled(static_values(prompt))
 
 
@@ -102,19 +101,21 @@ def check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
     if any(ContextTemplate(context).waits_for for context in contexts):
         return  # it comes with the responses
     if config.objective.gate.only_with_context and not any(item.has_context for item in prompts):
-        raise ConfigError(
-            "objective.gate.only_with_context=true: no prompt has a context that only the teacher sees, so nothing "
-            "would be learned; set teacher.context, give the prompts a privileged_context column, or set false"
+        fix = (
+            "no prompt has a context that only the teacher sees, so nothing would be learned; set teacher.context, "
+            "give the prompts a privileged_context column, or set false"
         )
+        raise ConfigError(Refusal("objective.gate.only_with_context", True, fix))
 
 
 def fits_model(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:
     longest = max(_tokens(item, config, of_teacher) for of_teacher in (False, True))
     if longest > limit and config.data.over_length is OverLength.refuse:
-        raise ConfigError(
-            f"prompt {item.prompt.id!r} needs {longest} tokens with its response and rollout.max_model_len={limit}; "
-            "raise it, or set data.over_length=drop to leave such prompts out"
+        fix = (
+            f"prompt {item.prompt.id!r} needs {longest} tokens with its response; raise it, or set "
+            "data.over_length=drop to leave such prompts out"
         )
+        raise ConfigError(Refusal("rollout.max_model_len", limit, fix))
     return longest <= limit
 
 
@@ -146,8 +147,8 @@ def _check_sees_more(config: RunConfig, key: str, teacher: TeacherConfig, prompt
     selects = config.cold_start.only_correct and config.data.verifier is not VerifierKind.none
     if config.stage is Stage.cold_start and selects:
         return  # its own correct answers are something to learn from
-    raise ConfigError(
-        f"{setting(key)}.model={teacher.model}: the same weights as student.model and no teacher-only context, so "
-        f"there is nothing to learn; set {setting(key)}.context, give the prompts a privileged_context column, or "
-        "choose another teacher"
+    fix = (
+        "the same weights as student.model and no teacher-only context, so there is nothing to learn; set "
+        f"{teacher_setting(key)}.context, give the prompts a privileged_context column, or choose another teacher"
     )
+    raise ConfigError(Refusal(f"{teacher_setting(key)}.model", teacher.model, fix))

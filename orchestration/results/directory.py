@@ -4,34 +4,20 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from orchestration.config.renamed import RENAMED
 from orchestration.config.schema import Resume, RunConfig
 from orchestration.pipeline.pipeline import Cursor
 from tutelage.files import write_json, write_text
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal, Refusals
 
-# A resumed run must mean the same training: these parts of the configuration may not change in between.
-IDENTITY = (
-    "stage",
-    "seed",
-    "student",
-    "teacher",
-    "data",
-    "sampling",
-    "objective",
-    "pipeline.batch_size",
-    "cold_start",
-    "learner.ranks",
-    "learner.zero_stage",
-    "learner.dtype",
-)
 STAGES_KEY = "recipe.stages"
 _CHECKPOINTS = "step-??????"
 _INITIAL = "step-000000"  # kept as long as the run: what may have to be gone back to
@@ -110,10 +96,11 @@ class RunDirectory:
         if not kept.is_file():
             write_text(kept, digest)
         elif kept.read_text(encoding="utf-8") != digest:
-            raise ConfigError(
-                f"data: the prompts are not those that the run in {self.path} began with; restore the data, or start "
-                "anew (some reasoning-gym tasks differ from process to process: give every start PYTHONHASHSEED=0)"
+            fix = (
+                "began with other prompts than those of data; restore the data, or start anew in another run_dir (some "
+                "reasoning-gym tasks differ from process to process: give every start PYTHONHASHSEED=0)"
             )
+            raise ConfigError(Refusal("run_dir", self.path, fix))
 
     def write_config(self, composed: DictConfig) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
@@ -137,7 +124,8 @@ def _lock(path: Path) -> IO[str]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise ConfigError(f"run_dir={path}: in use by a run that is still going; choose another, or stop it") from None
+        fix = "in use by a run that is still going; choose another, or stop it"
+        raise ConfigError(Refusal("run_dir", path, fix)) from None
     return handle
 
 
@@ -178,43 +166,65 @@ def locate(config: RunConfig) -> Path:
     path = Path(config.run_dir)
     used = path.is_dir() and any(item.name != ".lock" for item in path.iterdir())
     if used and config.resume is Resume.never:
-        raise ConfigError(f"run_dir={path}: holds another run; choose another folder, or resume=auto to continue it")
+        fix = "holds another run; choose another folder, or resume=auto to continue it"
+        raise ConfigError(Refusal("run_dir", path, fix))
     if used and is_finished(path):
-        raise ConfigError(f"run_dir={path}: holds a run that is completed; choose another folder")
+        raise ConfigError(Refusal("run_dir", path, "holds a run that is completed; choose another folder"))
     return path
 
 
-def check_identity(path: Path, config: DictConfig, keys: Sequence[str] = IDENTITY) -> None:
+def check_identity(path: Path, config: DictConfig, flag: str = "resume") -> None:
     """Refuse to resume a run under another meaning.
 
     Args:
-        keys: of the settings that must be the same.
+        flag: of the fields that must be the same: "resume", or "finished" for a stage that is over.
 
     Raises:
-        ConfigError: naming the first setting that differs from the folder's config.yaml.
+        ConfigError: naming each setting that differs from the folder's config.yaml.
     """
     stored_file = path / "config.yaml"
     if not stored_file.is_file():
         return
-    stored = OmegaConf.load(stored_file)
-    plain = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
-    if bool(OmegaConf.select(stored, STAGES_KEY)) != bool(OmegaConf.select(plain, STAGES_KEY)):
-        raise ConfigError(
-            f"{path}: of a recipe and a plain run, it holds one and this is the other; use another folder"
-        )
-    for key in keys:
+    stored = cast(DictConfig, OmegaConf.load(stored_file))
+    plain = cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(config, resolve=True)))
+    _check_origin(path, stored, plain)
+    refusals = Refusals()
+    for key in kept_keys(RunConfig, flag):
         before, now = OmegaConf.select(stored, key), OmegaConf.select(plain, key)
-        if before != now:
-            detail = _first_difference(key, before, now)
-            raise ConfigError(f"{detail} in {stored_file}; a resumed run keeps it: restore the value or start anew")
+        refusals += _differences(key, before, now, stored_file)
+    refusals.raise_all()
 
 
-def _first_difference(key: str, before: Any, now: Any) -> str:
+def _check_origin(path: Path, stored: DictConfig, config: DictConfig) -> None:
+    """Refuse to continue what is not of the same kind."""
+    if any(OmegaConf.select(stored, key) is not None for key in RENAMED):
+        fix = (
+            "begun by an older version, whose settings had other names; start anew in another run_dir, or continue "
+            "with the version that began it"
+        )
+        raise ConfigError(Refusal("run_dir", path, fix))
+    if bool(OmegaConf.select(stored, STAGES_KEY)) != bool(OmegaConf.select(config, STAGES_KEY)):
+        fix = "of a recipe and a plain run, it holds one and this is the other; use another folder"
+        raise ConfigError(Refusal("run_dir", path, fix))
+
+
+def kept_keys(settings: type, flag: str, prefix: str = "") -> Iterator[str]:
+    """The keys of all fields that say by a flag of `setting` that their value may not change."""
+    hints = get_type_hints(settings)
+    for item in fields(settings):
+        if not item.metadata.get(flag, True):
+            yield prefix + item.name
+        elif is_dataclass(hints[item.name]):
+            yield from kept_keys(cast(type, hints[item.name]), flag, f"{prefix}{item.name}.")
+
+
+def _differences(key: str, before: Any, now: Any, stored_file: Path) -> Iterator[Refusal]:
     if isinstance(before, DictConfig) and isinstance(now, DictConfig):
-        for name in map(str, now):
-            if before.get(name) != now[name]:
-                return _first_difference(f"{key}.{name}", before.get(name), now[name])
-    return f"{key}={now}: was {before}"
+        for name in {**before, **now}:
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name), stored_file)
+    elif before != now:
+        fix = f"was {before!s} in {stored_file}; a resumed run keeps it: restore the value or start anew"
+        yield Refusal(key, now, fix)
 
 
 def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
@@ -265,12 +275,15 @@ def open_recipe_directory(path: Path, composed: DictConfig, stages: Sequence[str
     """
     path.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(path, _lock(path))
-    check_identity(path, composed, keys=())  # each stage checks its own
+    stored_file = path / "config.yaml"
+    if stored_file.is_file():  # each stage checks its own settings
+        _check_origin(path, cast(DictConfig, OmegaConf.load(stored_file)), composed)
     foreign = [folder.name for folder in stage_folders(path) if folder.name not in stages]
     if foreign:
-        raise ConfigError(
-            f"run_dir={path}: holds {', '.join(foreign)}, which is no stage of this recipe ({', '.join(stages)}); "
-            "choose another folder, or resume with the recipe it began with"
+        fix = (
+            f"holds {', '.join(foreign)}, which is no stage of this recipe ({', '.join(stages)}); choose another "
+            "folder, or resume with the recipe it began with"
         )
+        raise ConfigError(Refusal("run_dir", path, fix))
     directory.write_config(composed)
     return directory

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tutelage.files import write_json
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 CHECKPOINT = "final"
 MANIFEST = "artifact.json"
@@ -50,10 +50,11 @@ def verify(folder: Path) -> Artifact:
     found = _hashes(folder) | ({_CONFIG: _sha256(config)} if config.is_file() else {})
     problems = _differences(expected, found)
     if problems:
-        raise ConfigError(
-            f"{folder}: not what the stage {artifact.stage!r} left behind: {', '.join(problems)}; restore the files, "
-            "or start anew in another run_dir"
+        fix = (
+            f"not what the stage {artifact.stage!r} left behind: {', '.join(problems)}; restore the files, or start "
+            "anew in another run_dir"
         )
+        raise ConfigError(Refusal("run_dir", folder, fix))
     return artifact
 
 

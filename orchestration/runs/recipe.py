@@ -13,7 +13,7 @@ stands for the artifact of the earlier stage NAME.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose
@@ -26,7 +26,7 @@ from orchestration.cli import explain
 from orchestration.config.compose import build
 from orchestration.config.schema import RecipeStage, RunConfig
 from orchestration.runs.artifact import CHECKPOINT
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal, Refusals
 
 MODEL_KEYS = ("student.model", "teacher.model", "objective.reference.model")
 _REFERENCE = "stage:"  # and the name of a stage: its artifact
@@ -85,8 +85,11 @@ def naming_stage(name: str) -> Iterator[None]:
     """Say which stage it is that has a wrong setting."""
     try:
         yield
+    except ConfigError as error:
+        of_stage = [replace(refusal, key=f"recipe stage {name!r}: {refusal.key}") for refusal in error.refusals]
+        raise ConfigError(*of_stage) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"recipe stage {name!r}: {explain(error)}") from None
+        raise ValueError(f"recipe stage {name!r}: {explain(error)}") from None
 
 
 def _compose(
@@ -119,23 +122,25 @@ def _referred(model: str | None, key: str, earlier: Mapping[str, PlannedStage]) 
     name = model.removeprefix(_REFERENCE)
     if name not in earlier:
         there = ", ".join(earlier) or "none: it is the first"
-        raise ConfigError(f"{key}={model}: no stage of this name comes before it; there is {there}")
+        raise ConfigError(Refusal(key, model, f"no stage of this name comes before it; there is {there}"))
     return earlier[name]
 
 
 def _check_names(specs: Sequence[RecipeStage]) -> None:
-    names = [spec.name for spec in specs]
-    for name in names:
+    names, refusals = [spec.name for spec in specs], Refusals()
+    for index, name in enumerate(names):
+        key = f"recipe.stages[{index}].name"
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ConfigError(f"recipe.stages: name={name!r} names a folder; use letters, digits, - and _")
-        if names.count(name) > 1:
-            raise ConfigError(f"recipe.stages: name={name!r} is given to {names.count(name)} stages; use each once")
+            refusals.append(Refusal(key, name, "names a folder; use letters, digits, - and _"))
+        if name in names[:index]:
+            refusals.append(Refusal(key, name, f"is given to {names.count(name)} stages; use each once"))
+    refusals.raise_all()
 
 
 def _override_keys(spec: RecipeStage) -> set[str]:
     """What a stage sets, once none of it is the recipe's to set."""
     keys = {override.key_or_group for override in OverridesParser.create().parse_overrides(list(spec.overrides))}
-    for key in sorted(keys):
-        if re.split(r"[./]", key)[0] in _OF_THE_WHOLE:
-            raise ConfigError(f"{key}: is set for the recipe as a whole, not for one of its stages; leave it out there")
+    of_whole = [key for key in sorted(keys) if re.split(r"[./]", key)[0] in _OF_THE_WHOLE]
+    fix = "is set for the recipe as a whole, not for one of its stages; leave it out there"
+    Refusals(Refusal(f"recipe.stages.{spec.name}.overrides", key, fix) for key in of_whole).raise_all()
     return keys

@@ -21,24 +21,15 @@ from orchestration.config.compose import build
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared, check_endpoints, prepare
 from orchestration.prepare.plan import check_local_resources, print_plan
-from orchestration.results.directory import (
-    IDENTITY,
-    RunDirectory,
-    check_identity,
-    is_finished,
-    locate,
-    open_run_directory,
-)
+from orchestration.results.directory import RunDirectory, check_identity, is_finished, locate, open_run_directory
 from orchestration.results.pages import write_recipe_report
 from orchestration.runs.artifact import MANIFEST, is_sealed, seal, verify
 from orchestration.runs.recipe import MODEL_KEYS, PlannedStage, naming_stage
 from orchestration.runs.run import EXIT_CODES, execute
 from tutelage.cluster import Session
 from tutelage.files import write_json
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
-# A stage that is over was trained with these: they may not change afterwards.
-KEPT = tuple(dict.fromkeys((*IDENTITY, "pipeline", "learner", "evaluation")))
 NOT_STARTED = "not started"
 
 
@@ -70,7 +61,7 @@ def _introducing(stage: PlannedStage) -> Iterator[None]:
 
 
 def _check_finished(stage: PlannedStage) -> None:
-    check_identity(stage.folder, stage.composed, KEPT)
+    check_identity(stage.folder, stage.composed, "finished")
     if is_sealed(stage.folder):
         verify(stage.folder)
     Console().print(f"finished: {stage.model}", highlight=False, soft_wrap=True)
@@ -81,10 +72,11 @@ def _unfinished(stages: Sequence[PlannedStage]) -> list[PlannedStage]:
     first = next((i for i, stage in enumerate(stages) if not is_finished(stage.folder)), len(stages))
     for stage in stages[first:]:
         if is_finished(stage.folder):
-            raise ConfigError(
-                f"{stage.folder}: finished, though {stages[first].folder.name}, which comes before it, is not; "
+            fix = (
+                f"{stage.folder.name} is finished, though {stages[first].folder.name}, which comes before it, is not; "
                 "restore that folder, or start anew in another run_dir"
             )
+            raise ConfigError(Refusal("run_dir", stage.folder.parent, fix))
     return list(stages[first:])
 
 

@@ -24,7 +24,8 @@ from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from scoring.config import ServerConfig
-from scoring.rules import address_fault
+from scoring.rules import address_refusals
+from tutelage.settings import ConfigError
 
 T = TypeVar("T")
 FIRST_PAUSE = 1.0  # seconds, doubled from retry to retry
@@ -81,9 +82,9 @@ class Endpoint:
         Raises:
             ValueError: the address or the key cannot be one.
         """
-        fault = address_fault(config.url)
-        if fault is not None:
-            raise ValueError(f"teacher.server.url{fault}")
+        refusals = list(address_refusals("teacher.server.url", config.url))
+        if refusals:
+            raise ConfigError(*refusals)
         self._config = config
         self._key = _key(config.api_key_env)
         self._stats = ServerStats()

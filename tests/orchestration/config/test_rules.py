@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from orchestration.cli import explain
 from orchestration.config.schema import RunConfig
 from tests.factories import CONF, NEEDED_BY_PRESETS, configured, message
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 ADDED_GROUPS = ("probe",)  # that no run has unless it is asked for
 GROUPS = [
@@ -112,7 +112,7 @@ def test_secrets_are_not_part_of_the_config(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_config_error_explains_itself() -> None:
-    assert explain(ConfigError("a.b=1: no")) == "a.b=1: no"
+    assert explain(ConfigError(Refusal("a.b", 1, "no"))) == "a.b=1: no"
 
 
 SERVER = ("teacher.backend=server", "teacher.server.url=http://127.0.0.1:8000/v1", "teacher.model=big")

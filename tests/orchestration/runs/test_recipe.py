@@ -84,12 +84,12 @@ def test_a_stage_may_begin_elsewhere_and_learn_from_an_earlier_one(tmp_path: Pat
         (stages(a=["+recipe/x=y"]), ["stage 'a'", "recipe", "as a whole"]),
         (stages(a=["teacher.model=stage:b"], b=[]), ["stage 'a'", "teacher.model=stage:b", "it is the first"]),
         (stages(a=[], b=["teacher.model=stage:c"]), ["teacher.model=stage:c", "there is a"]),
-        ("recipe.stages=[{name: a}, {name: a}]", ["name='a'", "2 stages"]),
-        ("recipe.stages=[{name: a/b}]", ["name='a/b'", "names a folder"]),
+        ("recipe.stages=[{name: a}, {name: a}]", ["recipe.stages[1].name=a", "2 stages"]),
+        ("recipe.stages=[{name: a/b}]", ["recipe.stages[0].name=a/b", "names a folder"]),
     ],
 )
 def test_a_wrong_stage_is_named_with_its_fix(recipe: str, parts: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ValueError) as caught:
         composed(tmp_path, recipe)
     for part in parts:
         assert part in str(caught.value)
@@ -117,7 +117,7 @@ def test_all_stages_are_checked_before_the_first_starts(tiny: list[str], tmp_pat
     plan(composed(folder, *tiny, stages(a=[], b=["teacher.model=${student.model}", "student.model=stage:a"])))
     with pytest.raises(ConfigError, match=r"stage 'b': data\.train\.path=nowhere\.jsonl"):
         plan(composed(folder, *tiny, stages(a=[], b=["data.train.path=nowhere.jsonl"])))
-    with pytest.raises(ConfigError, match="stage 'b': the workers ask for 8 CPUs"):
+    with pytest.raises(ConfigError, match=r"stage 'b': rollout\.workers=7: the workers ask for 8 CPUs"):
         plan(composed(folder, *tiny, stages(a=[], b=["rollout.workers=7"])))
     assert not folder.exists()
 
@@ -155,7 +155,7 @@ def test_a_finished_stage_keeps_its_settings_and_its_model(tiny: list[str], tmp_
 def test_a_finished_stage_without_the_one_before_it_is_refused(tiny: list[str], tmp_path: Path) -> None:
     both = composed(tmp_path / "run", *tiny, stages(a=[], b=[]))
     finish(both[1], {"model.safetensors": "weights"})
-    with pytest.raises(ConfigError, match="2-b: finished, though 1-a"):
+    with pytest.raises(ConfigError, match="2-b is finished, though 1-a"):
         plan(both)
 
 
