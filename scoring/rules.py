@@ -76,7 +76,7 @@ def backend_refusals(
         if teacher.backend is TeacherBackend.server:
             yield from address_refusals(f"{key}.server.url", teacher.server.url)
         yield from _unfit_settings(key, teacher, writes)
-        yield from _unfit_wishes(key, teacher, needs, gpus, overlap_k)
+        yield from _unmet_needs(key, teacher, needs, gpus, overlap_k)
 
 
 def address_refusals(key: str, url: str) -> Iterator[Refusal]:
@@ -110,7 +110,7 @@ def _unfit_settings(key: str, teacher: TeacherConfig, writes: bool) -> Iterator[
         yield Refusal(f"{key}.backend", teacher.backend, fix)
 
 
-def _unfit_wishes(
+def _unmet_needs(
     key: str, teacher: TeacherConfig, needs: SignalNeeds, gpus: float, overlap_k: int
 ) -> Iterator[Refusal]:
     given = capabilities(teacher, gpus)

@@ -220,7 +220,7 @@ def kept_keys(settings: type, flag: str, prefix: str = "") -> Iterator[str]:
 
 def _differences(key: str, before: Any, now: Any, stored_file: Path) -> Iterator[Refusal]:
     if isinstance(before, DictConfig) and isinstance(now, DictConfig):
-        for name in {**before, **now}:
+        for name in map(str, {**before, **now}):
             yield from _differences(f"{key}.{name}", before.get(name), now.get(name), stored_file)
     elif before != now:
         fix = f"was {before!s} in {stored_file}; a resumed run keeps it: restore the value or start anew"

@@ -160,9 +160,7 @@ def test_a_model_that_would_be_computed_wrongly_is_refused(overrides: list[str],
 
 def test_more_workers_than_the_cluster_has_are_refused() -> None:
     config = configured("rollout.workers=3")
-    with pytest.raises(
-        ConfigError, match=r"rollout\.workers=3: the workers ask for 4 CPUs and the cluster has 2; lower it"
-    ):
+    with pytest.raises(ConfigError, match=r"rollout\.workers=3: the workers ask for 4 CPUs and the cluster has 2;"):
         check_resources(config, Roles({"teacher": Scorer("scoring", "path", config.teacher)}), 2, 0)
     check_resources(config, Roles(), 4, 0)
 
