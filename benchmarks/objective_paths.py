@@ -23,7 +23,7 @@ from torch import Tensor
 from learner.config import LearnerConfig
 from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import ObjectiveConfig, Rows, build_objective
-from learner.objectives.config import Divergence, Gradient, Importance, Support
+from learner.objectives.config import Gradient, Importance, Support
 from tutelage.lm.head import Head, LogitTransform
 
 K, BETA = 16, 0.5
@@ -55,10 +55,10 @@ Runner = Callable[[Inputs], Tensor]  # runs forward and backward, returns the lo
 
 OBJECTIVES = {
     "reverse_kl": ObjectiveConfig(support=Support.full),
-    "forward_kl": ObjectiveConfig(support=Support.full, divergence=Divergence.forward_kl),
-    "jsd": ObjectiveConfig(support=Support.full, divergence=Divergence.jsd, beta=BETA),
+    "forward_kl": ObjectiveConfig(support=Support.full, divergence="forward_kl"),
+    "jsd": ObjectiveConfig(support=Support.full, divergence="jsd", beta=BETA),
     "student_topk": ObjectiveConfig(support=Support.student_topk, k=K),
-    "teacher_topk": ObjectiveConfig(support=Support.teacher_topk, k=K, divergence=Divergence.forward_kl),
+    "teacher_topk": ObjectiveConfig(support=Support.teacher_topk, k=K, divergence="forward_kl"),
     "sampled": ObjectiveConfig(
         support=Support.sampled, gradient=Gradient.policy_gradient, importance=Importance.truncated
     ),

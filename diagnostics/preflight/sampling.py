@@ -11,7 +11,8 @@ def check_sampling(objective: ObjectiveConfig, run: RunFacts) -> Check:
     name = "sampling and objective"
     refused = refusals(objective, run)
     if refused:
-        return Check(name, Status.failed, f"{len(refused)} settings contradict the objective", "; ".join(refused))
+        seen = f"{len(refused)} settings contradict the objective"
+        return Check(name, Status.failed, seen, "; ".join(map(str, refused)))
     whole = Case(objective, objective, run)
     terms = [Case(term, objective, run) for term in whole.terms.values()]
     ratios = "weighs sampled tokens by ratios" if any(c.learns_from_sample for c in terms) else "uses no ratios"

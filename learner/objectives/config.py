@@ -4,10 +4,14 @@ An objective is a sum of terms over the same response tokens. The objective itse
 `further_terms` is added to it.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tutelage.settings import Settings
+from tutelage.settings import Settings, setting
+
+REVERSE_KL = "reverse_kl"  # KL(student || teacher)
+FORWARD_KL = "forward_kl"  # KL(teacher || student)
 
 
 class Support(Enum):
@@ -30,14 +34,6 @@ class Normalisation(Enum):
     renormalised = "renormalised"  # both sum to one on the support
     averaged = "averaged"  # raw, over the student's mass of the support (detached)
     tail = "tail"  # one more outcome: everything outside the support
-
-
-class Divergence(Enum):
-    reverse_kl = "reverse_kl"  # KL(student || teacher)
-    forward_kl = "forward_kl"  # KL(teacher || student)
-    jsd = "jsd"  # generalised Jensen-Shannon, `beta`
-    skewed_reverse_kl = "skewed_reverse_kl"  # KL(p || (1 - alpha) q + alpha p)
-    skewed_forward_kl = "skewed_forward_kl"  # KL(q || alpha q + (1 - alpha) p)
 
 
 class Gradient(Enum):
@@ -93,23 +89,23 @@ class Spans(Enum):
 class TokenMaskConfig(Settings):
     """Which response tokens a term learns from; none of it changes the normaliser of the loss."""
 
-    first: int = 0  # position in the response, from 0
+    first: int = setting(0, at_least=0, meaning="positions count from 0")  # in the response
     last: int | None = None  # exclusive
     teacher_entropy_above: float | None = None  # nats
     teacher_entropy_below: float | None = None  # nats
     special_tokens: bool = True  # false: the tokenizer's special tokens, EOS among them, are left out
     trust: Trust = Trust.none
-    share: float = 1.0  # a random share of the tokens, rescaled so that the sum keeps its mean
+    share: float = setting(1.0, above=0, at_most=1)  # of the tokens at random, rescaled: the sum keeps its mean
     spans: Spans = Spans.all
 
 
 @dataclass
 class TermConfig(Settings):
-    weight: float = 1.0
+    weight: float = setting(1.0, at_least=0, below=math.inf)
     support: Support = Support.student_topk
-    k: int = 16  # ids of each top-k support
+    k: int = setting(16, at_least=1, meaning="16 is usual")  # ids of each top-k support
     normalisation: Normalisation = Normalisation.raw
-    divergence: Divergence = Divergence.reverse_kl
+    divergence: str = REVERSE_KL  # a name in `divergences.DIVERGENCES`
     beta: float = 0.5  # jsd: 0 is forward KL, 1 reverse KL
     alpha: float = 0.1  # skewed divergences
     gradient: Gradient = Gradient.backprop
@@ -119,10 +115,10 @@ class TermConfig(Settings):
     shaping_high: float = 5.0
     control_variate: bool = False  # sampled policy gradient only: adds sg KL(p||q) to the advantage
     importance: Importance = Importance.none  # sampled support only
-    ratio_cap: float = 2.0  # truncated
-    clip_low: float = 0.2  # ppo_clip: ratio below 1 - clip_low
-    clip_high: float = 0.2  # ppo_clip: ratio above 1 + clip_high
-    dual_clip: float | None = None  # ppo_clip: bound of ratio for negative advantages, above 1
+    ratio_cap: float = setting(2.0, above=0, meaning="2 to 5 are usual")  # truncated
+    clip_low: float = setting(0.2, above=0, at_most=1, meaning="0.2 is usual")  # ppo_clip: ratio below 1 - clip_low
+    clip_high: float = setting(0.2, above=0, meaning="0.2 is usual")  # ppo_clip: ratio above 1 + clip_high
+    dual_clip: float | None = setting(None, above=1, meaning="3 is usual")  # ppo_clip: of ratios, where A < 0
     tokens: TokenMaskConfig = field(default_factory=TokenMaskConfig)
 
 
@@ -139,7 +135,8 @@ class OtherSource(Enum):
 
 @dataclass
 class SequencesConfig(Settings):
-    on_policy_fraction: float = 1.0  # lambda: probability that a sequence is the student's own
+    # lambda: probability that a sequence is the student's own
+    on_policy_fraction: float = setting(1.0, at_least=0, at_most=1, meaning="it is a probability")
     other_source: OtherSource = OtherSource.teacher
 
 
@@ -149,7 +146,7 @@ class GateConfig(Settings):
 
     only_incorrect: bool = False  # needs a verifier
     only_finished: bool = False  # ended by a stop token, not by the length limit
-    max_response_tokens: int | None = None
+    max_response_tokens: int | None = setting(None, at_least=1, meaning="or null")
     only_with_context: bool = False  # prompts whose teacher sees a privileged context
 
 
@@ -157,7 +154,7 @@ class GateConfig(Settings):
 class ReturnsConfig(Settings):
     """Advantages of later tokens that earlier ones answer for (MiniLLM)."""
 
-    discount: float = 0.0  # gamma; 0: each token answers for itself
+    discount: float = setting(0.0, at_least=0, at_most=1, meaning="0: each token answers for itself")  # gamma
     length_normalised: bool = False  # mean instead of sum of what follows
     exact_first_step: bool = True  # the token's own term over the support instead of the sampled token
 
@@ -167,7 +164,9 @@ class ReferenceConfig(Settings):
     """Reward extrapolation: A = extrapolation (log q - log ref) - (log p - log ref)."""
 
     model: str | None = None  # none: no reference; "student": its initial weights; or a checkpoint
-    extrapolation: float = 1.0  # lambda; 1 is plain distillation
+    extrapolation: float = setting(  # lambda
+        1.0, above=0, meaning="1 is plain distillation, 1.25 goes beyond the teacher"
+    )
 
 
 class TaskRewardMix(Enum):
@@ -181,7 +180,7 @@ class TaskRewardConfig(Settings):
     """A_task is the reward less the mean of its group, the samples of one prompt (Dr. GRPO, arXiv 2503.20783)."""
 
     mix: TaskRewardMix = TaskRewardMix.none
-    share: float = 0.5  # 0: the reward alone
+    share: float = setting(0.5, at_least=0)  # 0: the reward alone
     divide_by_deviation: bool = False  # A_task over the group's standard deviation (GRPO, arXiv 2402.03300)
 
 
@@ -198,7 +197,8 @@ class ObjectiveConfig(TermConfig):
     name: str = "student_topk_reverse_kl"  # of the preset, for people
     paper: str = ""  # where the recipe was published
     further_terms: dict[str, TermConfig] = field(default_factory=dict)
-    teacher_temperature: float = 1.0  # support=full only: the temperature of both softmaxes
+    # support=full only: the temperature of both softmaxes
+    teacher_temperature: float = setting(1.0, above=0, meaning="1 leaves the distributions as they are")
     loss_reduction: LossReduction = LossReduction.tokens
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     gate: GateConfig = field(default_factory=GateConfig)

@@ -8,7 +8,7 @@ follows: dl/dz(j) = g(j) - p(j) Σ g. m(t) stands for a term's choice of tokens.
 from dataclasses import dataclass
 
 from learner.objectives.config import (
-    Divergence,
+    REVERSE_KL,
     Estimator,
     Gradient,
     Importance,
@@ -25,6 +25,7 @@ from learner.objectives.config import (
     Trust,
     is_likelihood,
 )
+from learner.objectives.divergences import divergence_of
 
 
 @dataclass(frozen=True)
@@ -32,43 +33,6 @@ class Description:
     words: tuple[str, ...]  # a clause each: the terms, then what holds for all of them
     formula: tuple[str, ...]  # a line each
 
-
-@dataclass(frozen=True)
-class _Form:
-    """A divergence at one token v; `where` may use the fields of a TermConfig."""
-
-    name: str
-    loss: str
-    g: str
-    advantage: str  # -g / p
-    where: str = ""
-
-
-_FORMS = {
-    Divergence.reverse_kl: _Form("reverse KL(student || teacher)", "p log(p/q)", "p log(p/q)", "log(q/p)"),
-    Divergence.forward_kl: _Form("forward KL(teacher || student)", "q log(q/p)", "-q", "q/p"),
-    Divergence.jsd: _Form(
-        "Jensen-Shannon divergence, beta {beta:g}",
-        "{beta:g} q log(q/m) + {rest_beta:g} p log(p/m)",
-        "{rest_beta:g} p log(p/m)",
-        "{rest_beta:g} log(m/p)",
-        "m = {beta:g} q + {rest_beta:g} p",
-    ),
-    Divergence.skewed_reverse_kl: _Form(
-        "skewed reverse KL(student || mixture), alpha {alpha:g}",
-        "p log(p/m)",
-        "p (log(p/m) + {alpha:g} (1 - p/m))",
-        "log(m/p) - {alpha:g} (1 - p/m)",
-        "m = {rest_alpha:g} q + {alpha:g} p",
-    ),
-    Divergence.skewed_forward_kl: _Form(
-        "skewed forward KL(teacher || mixture), alpha {alpha:g}",
-        "q log(q/m)",
-        "{rest_alpha:g} p (1 - q/m)",
-        "{rest_alpha:g} (q/m - 1)",
-        "m = {alpha:g} q + {rest_alpha:g} p",
-    ),
-}
 
 _SUPPORTS = {
     Support.sampled: "the sampled token",
@@ -131,26 +95,10 @@ _AVERAGES = {
 }
 
 
-def _form(term: TermConfig) -> _Form:
-    """The ends of a jsd and a skew of 0 are the divergences that they stand for."""
-    ends = {
-        (Divergence.jsd, 0.0): Divergence.forward_kl,
-        (Divergence.jsd, 1.0): Divergence.reverse_kl,
-        (Divergence.skewed_reverse_kl, 0.0): Divergence.reverse_kl,
-        (Divergence.skewed_forward_kl, 0.0): Divergence.forward_kl,
-    }
-    parameter = term.beta if term.divergence is Divergence.jsd else term.alpha
-    return _FORMS[ends.get((term.divergence, parameter), term.divergence)]
-
-
 def _fill(template: str, term: TermConfig) -> str:
     dual = "" if term.dual_clip is None else f", at most {term.dual_clip:g} where A < 0"
     return template.format(
         k=term.k,
-        beta=term.beta,
-        rest_beta=1 - term.beta,
-        alpha=term.alpha,
-        rest_alpha=1 - term.alpha,
         shaping_low=term.shaping_low,
         shaping_high=term.shaping_high,
         ratio_cap=term.ratio_cap,
@@ -198,7 +146,7 @@ def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
             "back-propagated",
             f"tokens: {_token_words(term.tokens)}" if _token_words(term.tokens) else "",
         )
-    compared = "the task's reward alone" if _rewards_alone(objective, term) else _fill(_form(term).name, term)
+    compared = "the task's reward alone" if _rewards_alone(objective, term) else divergence_of(term).formula.name
     on = f"{compared} on {_fill(_SUPPORTS[term.support], term)}"
     topk = term.support not in (Support.sampled, Support.full)
     how = "policy gradient" if term.gradient is Gradient.policy_gradient else "back-propagated"
@@ -238,22 +186,25 @@ def _where(formula: str, *conditions: str) -> str:
 
 
 def _support_formula(term: TermConfig) -> str:
-    form = _form(term)
-    loss, g, where = (_fill(part, term) for part in (form.loss, form.g, form.where))
+    formula = divergence_of(term).formula
+    g = formula.g
     space = "Σ_v" if term.support is Support.full else "Σ_S"
     normalised = _NORMALISED_WHERE.get(term.normalisation, "")
     if term.gradient is Gradient.policy_gradient:
-        advantage = _fill(_SHAPES[term.shaping][1], term).replace("{a}", _fill(form.advantage, term))
-        return _where(f"{space} -sg(p A) log p, A(v) = {advantage}", where, normalised)
+        advantage = _fill(_SHAPES[term.shaping][1], term).replace("{a}", formula.advantage)
+        return _where(f"{space} -sg(p A) log p, A(v) = {advantage}", formula.where, normalised)
     if term.normalisation is Normalisation.naive:
-        g = f"d[{loss}] / d log p in full"
-    return _where(f"{space} {loss}, g(v) = {g}", where, normalised)
+        g = f"d[{formula.loss}] / d log p in full"
+    return _where(f"{space} {formula.loss}, g(v) = {g}", formula.where, normalised)
 
 
 def _advantage(objective: ObjectiveConfig, term: TermConfig) -> str:
     """The sampled token's advantage before baseline, shaping and task reward."""
-    advantage = "q/p - 1" if _form(term) is _FORMS[Divergence.forward_kl] else _fill(_form(term).advantage, term)
-    if objective.reference.model is not None and term.divergence is Divergence.reverse_kl:
+    divergence = divergence_of(term)
+    advantage = divergence.formula.advantage
+    if divergence.baseline:
+        advantage += f" - {divergence.baseline:g}"
+    if objective.reference.model is not None and term.divergence == REVERSE_KL:
         advantage = f"{objective.reference.extrapolation:g} log(q/ref) - log(p/ref)"
     return _return(objective) if term is objective and objective.returns.discount > 0 else advantage
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from learner.objectives.base import StudentChunk, TeacherChunk, teacher_floor
-from learner.objectives.config import Divergence, Estimator, TaskRewardConfig, TaskRewardMix, TermConfig
+from learner.objectives.config import REVERSE_KL, Estimator, TaskRewardConfig, TaskRewardMix, TermConfig
 from learner.objectives.divergences import divergence_of
 from learner.objectives.importance import policy_gradient, truncated_weight
 from learner.objectives.shaping import shaping_of
@@ -62,7 +62,7 @@ class SampledPolicyGradient:
 
     def _own(self, done: Actions, rows: Rows) -> Tensor:
         logp, logq, extrapolation = done.student, done.teacher, self._signal.extrapolation
-        if extrapolation is not None and self._config.divergence is Divergence.reverse_kl:
+        if extrapolation is not None and self._config.divergence == REVERSE_KL:
             reference = teacher_floor(rows.require("reference_logprobs"))
             return extrapolation * (logq - reference) - (logp - reference)
         return self._divergence.advantage(logp, logq) - self._divergence.baseline

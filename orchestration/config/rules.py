@@ -31,7 +31,7 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     """Everything that is wrong with the values alone, first of each part, then of their company."""
     yield from config.refusals()
     yield from _lengths(config)
-    yield from _objective(config)
+    yield from objective_rules.refusals(config.objective, run_facts(config))
     yield from _rewards(config)
     yield from _stage(config)
     yield from _teachers(config)
@@ -46,13 +46,6 @@ def _lengths(config: RunConfig) -> Iterator[Refusal]:
     if longest >= config.rollout.max_model_len:
         fix = f"leaves no room for a prompt before {longest} response tokens; raise it"
         yield Refusal("rollout.max_model_len", config.rollout.max_model_len, fix)
-
-
-def _objective(config: RunConfig) -> Iterator[Refusal]:
-    for text in objective_rules.refusals(config.objective, run_facts(config)):
-        setting, _, fix = text.partition(": ")
-        key, _, value = setting.partition("=")
-        yield Refusal(key, value, fix)
 
 
 def _rewards(config: RunConfig) -> Iterator[Refusal]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.objectives import ObjectiveConfig
-from learner.objectives.config import Divergence, Gradient, Importance, ReturnsConfig, Support
+from learner.objectives.config import Gradient, Importance, ReturnsConfig, Support
 from learner.packing import pack
 from learner.records import Example, StepReport
 from tests.integration.ranks import Ranks
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 VOCABULARY, TEACHER_VOCABULARY, TEACHER_WIDTH = 576, 640, 48
 OBJECTIVES = {
     "reverse KL": ObjectiveConfig(support=Support.full),
-    "JSD": ObjectiveConfig(support=Support.full, divergence=Divergence.jsd, beta=0.3),
+    "JSD": ObjectiveConfig(support=Support.full, divergence="jsd", beta=0.3),
     "control variate": ObjectiveConfig(
         support=Support.sampled,
         gradient=Gradient.policy_gradient,

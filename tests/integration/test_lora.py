@@ -22,7 +22,7 @@ from learner.config import LearnerConfig, LoraConfig, StudentConfig
 from learner.engine import LearnerEngine
 from learner.export import export
 from learner.lora import checkpoint_weights
-from learner.objectives.config import Divergence, Estimator, ObjectiveConfig, SequencesConfig, Support
+from learner.objectives.config import Estimator, ObjectiveConfig, SequencesConfig, Support
 from learner.packing import pack
 from learner.records import Batch, Example
 from learner.weights.source import CausalLMSource
@@ -39,7 +39,7 @@ BUDGET = 40
 STEPS = 3
 CROSS_ENTROPY = ObjectiveConfig(  # what falls from step to step on the same batch
     support=Support.sampled,
-    divergence=Divergence.forward_kl,
+    divergence="forward_kl",
     estimator=Estimator.likelihood,
     sequences=SequencesConfig(on_policy_fraction=0),
 )

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from learner.objectives.config import Divergence, Gradient, ObjectiveConfig, Support, TermConfig, is_likelihood
+from learner.objectives.config import Gradient, ObjectiveConfig, Support, TermConfig, is_likelihood
+from learner.objectives.divergences import DIVERGENCES, divergence_of
 
 TOPK_SUPPORTS = frozenset(
     {
@@ -68,13 +69,9 @@ class Case:
         return self.term.support in TOPK_SUPPORTS
 
     @property
-    def is_forward(self) -> bool:
-        term = self.term
-        ends = (
-            term.divergence is Divergence.jsd and term.beta == 0,
-            term.divergence is Divergence.skewed_forward_kl and term.alpha == 0,
-        )
-        return term.divergence is Divergence.forward_kl or any(ends)
+    def moves_at_agreement(self) -> bool:
+        """On a truncated support the divergence pulls mass into it even where both models agree, as forward KLs do."""
+        return self.term.divergence in DIVERGENCES and divergence_of(self.term).baseline != 0
 
 
 @dataclass(frozen=True)

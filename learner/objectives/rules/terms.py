@@ -1,9 +1,8 @@
-"""Rules about one term: ranges, what the sampled token can stand for, what a support can hold."""
-
-import math
+"""Rules about one term: bounds of its settings, what a sampled token can stand for, what a support can hold."""
 
 from learner.objectives.config import (
-    Divergence,
+    FORWARD_KL,
+    REVERSE_KL,
     Estimator,
     Gradient,
     Importance,
@@ -14,30 +13,7 @@ from learner.objectives.config import (
 )
 from learner.objectives.rules.case import Rule
 
-RANGES = (
-    Rule("weight", lambda c: not (math.isfinite(c.term.weight) and c.term.weight >= 0), "must be finite, 0 or more"),
-    Rule("k", lambda c: c.on_topk and c.term.k < 1, "must be at least 1; 16 is usual"),
-    Rule(
-        "beta",
-        lambda c: c.term.divergence is Divergence.jsd and not 0 <= c.term.beta <= 1,
-        "must lie between 0 (forward KL) and 1 (reverse KL)",
-    ),
-    Rule(
-        "alpha",
-        lambda c: (
-            c.term.divergence in (Divergence.skewed_reverse_kl, Divergence.skewed_forward_kl)
-            and not 0 <= c.term.alpha < 1
-        ),
-        "must be at least 0 and below 1: at 1 both distributions are the same; 0.1 is usual",
-    ),
-    Rule("ratio_cap", lambda c: not c.term.ratio_cap > 0, "must be above 0; 2 to 5 are usual"),
-    Rule("clip_low", lambda c: not 0 < c.term.clip_low <= 1, "must be above 0 and at most 1; 0.2 is usual"),
-    Rule("clip_high", lambda c: not c.term.clip_high > 0, "must be above 0; 0.2 is usual"),
-    Rule(
-        "dual_clip",
-        lambda c: c.term.dual_clip is not None and not c.term.dual_clip > 1,
-        "must be above 1; 3 is usual",
-    ),
+BOUNDS = (
     Rule(
         "shaping_low",
         lambda c: (
@@ -50,7 +26,6 @@ RANGES = (
         lambda c: c.term.shaping is Shaping.length_aware and not c.term.shaping_high > 0,
         "is the gap from which a hard clip takes over; must be above 0",
     ),
-    Rule("tokens.first", lambda c: c.term.tokens.first < 0, "positions count from 0"),
     Rule(
         "tokens.last",
         lambda c: c.term.tokens.last is not None and c.term.tokens.last <= c.term.tokens.first,
@@ -64,7 +39,6 @@ RANGES = (
         ),
         "must be above 0 and above tokens.teacher_entropy_above: no token is left",
     ),
-    Rule("tokens.share", lambda c: not 0 < c.term.tokens.share <= 1, "must be above 0 and at most 1"),
 )
 SAMPLED_TOKEN = (
     Rule(
@@ -92,9 +66,7 @@ SAMPLED_TOKEN = (
     Rule(
         "estimator",
         lambda c: (
-            c.term.support is Support.sampled
-            and c.term.estimator is Estimator.k3
-            and c.term.divergence is not Divergence.forward_kl
+            c.term.support is Support.sampled and c.term.estimator is Estimator.k3 and c.term.divergence != FORWARD_KL
         ),
         "back-propagated, its expected gradient is the forward KL's: name it so with divergence=forward_kl, or set "
         "estimator=k2 for the reverse KL",
@@ -102,15 +74,13 @@ SAMPLED_TOKEN = (
     Rule(
         "estimator",
         lambda c: (
-            c.term.support is Support.sampled
-            and c.term.estimator is Estimator.k2
-            and c.term.divergence is not Divergence.reverse_kl
+            c.term.support is Support.sampled and c.term.estimator is Estimator.k2 and c.term.divergence != REVERSE_KL
         ),
         "its expected gradient is the reverse KL's: set divergence=reverse_kl, or estimator=k3 for the forward KL",
     ),
     Rule(
         "estimator",
-        lambda c: is_likelihood(c.term) and c.term.divergence is not Divergence.forward_kl,
+        lambda c: is_likelihood(c.term) and c.term.divergence != FORWARD_KL,
         "its expected gradient is that of the forward KL from whoever wrote the sequence: set divergence=forward_kl",
     ),
     Rule(
@@ -139,7 +109,7 @@ SAMPLED_TOKEN = (
     ),
     Rule(
         "control_variate",
-        lambda c: c.term.control_variate and c.term.divergence is not Divergence.reverse_kl,
+        lambda c: c.term.control_variate and c.term.divergence != REVERSE_KL,
         "the exact KL(student || teacher) is the baseline of the reverse KL only; set divergence=reverse_kl",
     ),
     Rule(
@@ -188,7 +158,7 @@ WIDE_SUPPORT = (
         "normalisation",
         lambda c: (
             c.on_topk
-            and c.is_forward
+            and c.moves_at_agreement
             and c.term.normalisation in (Normalisation.raw, Normalisation.averaged)
             and not c.objective.further_terms
             and c.is_first
@@ -199,7 +169,7 @@ WIDE_SUPPORT = (
     ),
     Rule(
         "normalisation",
-        lambda c: c.term.normalisation is Normalisation.averaged and c.term.divergence is not Divergence.reverse_kl,
+        lambda c: c.term.normalisation is Normalisation.averaged and c.term.divergence != REVERSE_KL,
         "is the student's mean of the log-ratio, a form of the reverse KL; set divergence=reverse_kl or another "
         "normalisation",
     ),
@@ -209,4 +179,4 @@ WIDE_SUPPORT = (
         "shapes an advantage, and a back-propagated divergence has none; set gradient=policy_gradient, or none",
     ),
 )
-TERM_RULES = (*RANGES, *SAMPLED_TOKEN, *WIDE_SUPPORT)
+TERM_RULES = (*BOUNDS, *SAMPLED_TOKEN, *WIDE_SUPPORT)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from learner.objectives.config import Divergence, Normalisation, Support, TaskRewardMix, TermConfig
+from learner.objectives.config import REVERSE_KL, Normalisation, Support, TaskRewardMix, TermConfig
 from learner.objectives.rules.case import STUDENT_SUPPORTS, Case, Rule
 
 
@@ -30,11 +30,6 @@ def _mixes_reward(c: Case) -> bool:
 OBJECTIVE_RULES = (
     Rule(
         "sequences.on_policy_fraction",
-        lambda c: not 0 <= c.objective.sequences.on_policy_fraction <= 1,
-        "is a probability; must lie between 0 and 1",
-    ),
-    Rule(
-        "sequences.on_policy_fraction",
         lambda c: _off_policy(c) and _weighs_sample(c),
         "a loss of the sampled token needs the student's own samples and their sampling log-probs, which the "
         "teacher's and the dataset's sequences do not have; set 1, or a support of teacher_topk or full",
@@ -49,11 +44,6 @@ OBJECTIVE_RULES = (
         "sequences.on_policy_fraction",
         lambda c: _off_policy(c) and _mixes_reward(c),
         "the task reward is one of the student's own answers; set 1, or task_reward.mix=none",
-    ),
-    Rule(
-        "teacher_temperature",
-        lambda c: not c.objective.teacher_temperature > 0,
-        "must be above 0; 1 leaves the distributions as they are",
     ),
     Rule(
         "teacher_temperature",
@@ -79,11 +69,6 @@ OBJECTIVE_RULES = (
         "more than one term has a tail; leave one of them, and set normalisation=renormalised or raw in the others",
     ),
     Rule(
-        "returns.discount",
-        lambda c: not 0 <= c.objective.returns.discount <= 1,
-        "must lie between 0 (each token answers for itself) and 1",
-    ),
-    Rule(
         "returns.length_normalised",
         lambda c: c.objective.returns.length_normalised and not c.has_returns,
         "averages what follows a token, and with returns.discount=0 nothing does; set objective.returns.discount=1, "
@@ -105,7 +90,7 @@ OBJECTIVE_RULES = (
     ),
     Rule(
         "returns.discount",
-        lambda c: c.has_returns and c.objective.divergence is not Divergence.reverse_kl,
+        lambda c: c.has_returns and c.objective.divergence != REVERSE_KL,
         "later tokens answer with log q - log p, the reverse KL's reward; set objective.divergence=reverse_kl",
     ),
     Rule(
@@ -114,23 +99,13 @@ OBJECTIVE_RULES = (
         "extrapolates from a reference; set objective.reference.model=student (its initial weights) or a checkpoint",
     ),
     Rule(
-        "reference.extrapolation",
-        lambda c: not c.objective.reference.extrapolation > 0,
-        "must be above 0; 1 is plain distillation, 1.25 goes beyond the teacher",
-    ),
-    Rule(
         "reference.model",
         lambda c: (
             c.objective.reference.model is not None
-            and not (c.on_sample_as_reward and c.objective.divergence is Divergence.reverse_kl)
+            and not (c.on_sample_as_reward and c.objective.divergence == REVERSE_KL)
         ),
         "the extrapolated reward is one of the sampled token; set objective.support=sampled "
         "objective.gradient=policy_gradient objective.divergence=reverse_kl, or reference.model=null",
-    ),
-    Rule(
-        "task_reward.share",
-        lambda c: _mixes_reward(c) and not c.objective.task_reward.share >= 0,
-        "must be 0 or more",
     ),
     Rule(
         "task_reward.share",
@@ -167,10 +142,5 @@ OBJECTIVE_RULES = (
         "gate.only_incorrect",
         lambda c: c.objective.gate.only_incorrect and not c.run.has_verifier,
         "nothing says which answers are incorrect; set data.verifier, or false",
-    ),
-    Rule(
-        "gate.max_response_tokens",
-        lambda c: c.objective.gate.max_response_tokens is not None and c.objective.gate.max_response_tokens < 1,
-        "must be at least 1, or null",
     ),
 )

@@ -20,7 +20,7 @@ from diagnostics.preflight.budget import (
 )
 from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
-from learner.objectives.config import Divergence, Gradient, Importance, ObjectiveConfig, Support
+from learner.objectives.config import Gradient, Importance, ObjectiveConfig, Support
 from learner.objectives.rules.case import RunFacts
 from rollout.config import VerifierKind
 from rollout.verifiers import make_verifier
@@ -95,7 +95,7 @@ def test_grades_that_are_all_alike_warn() -> None:
 RATIOS = ObjectiveConfig(
     name="sampled",
     support=Support.sampled,
-    divergence=Divergence.reverse_kl,
+    divergence="reverse_kl",
     gradient=Gradient.policy_gradient,
     importance=Importance.truncated,
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from learner.head.compare import divergences
 from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import ObjectiveConfig, build_objective
-from learner.objectives.config import Divergence, Gradient, Importance, ReturnsConfig, Shaping, Support
+from learner.objectives.config import Gradient, Importance, ReturnsConfig, Shaping, Support
 from learner.objectives.returns import future_advantages
 from tests.learner.head.cases import PLAIN, Case, make_case
 from tutelage.lm.head import Head, LogitTransform
@@ -53,16 +53,16 @@ def _full(**options: object) -> ObjectiveConfig:
 
 OBJECTIVES: dict[str, tuple[ObjectiveConfig, Formula]] = {
     "reverse KL": (_full(), _reverse),
-    "forward KL": (_full(divergence=Divergence.forward_kl), _forward),
-    "JSD": (_full(divergence=Divergence.jsd, beta=0.3), _jsd(0.3)),
-    "JSD 0": (_full(divergence=Divergence.jsd, beta=0.0), _forward),
-    "JSD 1": (_full(divergence=Divergence.jsd, beta=1.0), _reverse),
+    "forward KL": (_full(divergence="forward_kl"), _forward),
+    "JSD": (_full(divergence="jsd", beta=0.3), _jsd(0.3)),
+    "JSD 0": (_full(divergence="jsd", beta=0.0), _forward),
+    "JSD 1": (_full(divergence="jsd", beta=1.0), _reverse),
     "skewed reverse KL": (
-        _full(divergence=Divergence.skewed_reverse_kl, alpha=0.2),
+        _full(divergence="skewed_reverse_kl", alpha=0.2),
         lambda logp, logq: (logp.exp() * (logp - _mixture(0.2, logp, logq))).sum(-1),
     ),
     "skewed forward KL": (
-        _full(divergence=Divergence.skewed_forward_kl, alpha=0.2),
+        _full(divergence="skewed_forward_kl", alpha=0.2),
         lambda logp, logq: (logq.exp() * (logq - _mixture(0.2, logq, logp))).sum(-1),
     ),
     "clipped policy gradient": (

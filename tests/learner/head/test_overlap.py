@@ -12,7 +12,7 @@ from torch import Tensor
 from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.head.overlap import Top, overlap, top_and_entropy
 from learner.objectives import ObjectiveConfig, build_objective
-from learner.objectives.config import Divergence, Gradient, Importance, Support
+from learner.objectives.config import Gradient, Importance, Support
 from tests.learner.head.cases import Case, make_case
 from tests.learner.positions import random_pair
 
@@ -165,7 +165,7 @@ def test_the_sweep_measures_both_models_at_temperature_one(whole: bool, temperat
     [
         SAMPLED,
         ObjectiveConfig(k=4),
-        ObjectiveConfig(support=Support.teacher_topk, divergence=Divergence.forward_kl, k=4),
+        ObjectiveConfig(support=Support.teacher_topk, divergence="forward_kl", k=4),
         ObjectiveConfig(support=Support.intersection, k=4),
         replace(SAMPLED, teacher_temperature=2.0),
     ],

@@ -9,7 +9,7 @@ Shape suffixes: S ids of a support, V vocabulary.
 import torch
 from torch import Tensor
 
-from learner.objectives.config import Divergence, Gradient, Normalisation, Shaping, Support, TermConfig
+from learner.objectives.config import Gradient, Normalisation, Shaping, Support, TermConfig
 
 SHAPES = {
     Shaping.none: lambda a, low, high: a,
@@ -39,29 +39,29 @@ def support_of(kind: Support, k: int, logp_V: Tensor, logq_V: Tensor) -> list[in
 def divergence_sum(term: TermConfig, logp_S: Tensor, logq_S: Tensor) -> Tensor:
     p, q, beta, alpha = logp_S.exp(), logq_S.exp(), term.beta, term.alpha
     reverse, forward = (p * (logp_S - logq_S)).sum(), (q * (logq_S - logp_S)).sum()
-    if term.divergence is Divergence.reverse_kl:
+    if term.divergence == "reverse_kl":
         return reverse
-    if term.divergence is Divergence.forward_kl:
+    if term.divergence == "forward_kl":
         return forward
-    if term.divergence is Divergence.jsd:
+    if term.divergence == "jsd":
         if beta in (0, 1):
             return reverse if beta else forward
         m = beta * q + (1 - beta) * p
         return beta * (q * (q / m).log()).sum() + (1 - beta) * (p * (p / m).log()).sum()
-    if term.divergence is Divergence.skewed_reverse_kl:
+    if term.divergence == "skewed_reverse_kl":
         return (p * (p / ((1 - alpha) * q + alpha * p)).log()).sum()
     return (q * (q / (alpha * q + (1 - alpha) * p)).log()).sum()
 
 
 def mass_coefficient(term: TermConfig) -> float:
     """What the truncated sum pulls on its own support's mass with where p = q (forward KL keeps its pull)."""
-    if term.divergence is Divergence.jsd:
+    if term.divergence == "jsd":
         return 1.0 if term.beta == 1 else 0.0
     return {
-        Divergence.reverse_kl: 1.0,
-        Divergence.forward_kl: 0.0,
-        Divergence.skewed_reverse_kl: 1 - term.alpha,
-        Divergence.skewed_forward_kl: term.alpha - 1,
+        "reverse_kl": 1.0,
+        "forward_kl": 0.0,
+        "skewed_reverse_kl": 1 - term.alpha,
+        "skewed_forward_kl": term.alpha - 1,
     }[term.divergence]
 
 

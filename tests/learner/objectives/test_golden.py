@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner.objectives import ObjectiveConfig
-from learner.objectives.config import Divergence, Gradient, Normalisation, Shaping, Support
+from learner.objectives.config import Gradient, Normalisation, Shaping, Support
 from tests.learner.objectives.compositions import DIVERGENCES, WIDE
 from tests.learner.objectives.formulas import losses
 from tests.learner.positions import backward, close, compute, make_rows, random_pair
@@ -74,8 +74,8 @@ def test_terms_add_up() -> None:
     rows = replace(rows, weights=weight)
     first = ObjectiveConfig(weight=0.7, support=Support.union, normalisation=Normalisation.tail, k=3)
     others = {
-        "full": ObjectiveConfig(weight=0.2, support=Support.full, divergence=Divergence.jsd),
-        "forward": ObjectiveConfig(weight=1.3, support=Support.teacher_topk, k=2, divergence=Divergence.forward_kl),
+        "full": ObjectiveConfig(weight=0.2, support=Support.full, divergence="jsd"),
+        "forward": ObjectiveConfig(weight=1.3, support=Support.teacher_topk, k=2, divergence="forward_kl"),
     }
     leaf = logits.clone().requires_grad_()
     logp = leaf.log_softmax(-1)

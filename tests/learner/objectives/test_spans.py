@@ -13,7 +13,6 @@ from torch import Tensor
 from learner.head.fused_loss import fused_head_loss
 from learner.objectives import ObjectiveConfig, Rows, build_objective
 from learner.objectives.config import (
-    Divergence,
     Estimator,
     Gradient,
     Importance,
@@ -37,7 +36,7 @@ DIRECT = replace(SAMPLED, gradient=Gradient.backprop)
 FORMULAS: dict[str, tuple[ObjectiveConfig, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "reverse KL": (SAMPLED, lambda p, q, r: -(q - p).detach() * p),
     "forward KL": (
-        replace(SAMPLED, divergence=Divergence.forward_kl),
+        replace(SAMPLED, divergence="forward_kl"),
         lambda p, q, r: -((q - p).exp() - 1).detach() * p,
     ),
     "reverse KL, truncated ratio": (
@@ -53,7 +52,7 @@ FORMULAS: dict[str, tuple[ObjectiveConfig, Callable[[Tensor, Tensor, Tensor], Te
     ),
     "k2": (replace(DIRECT, estimator=Estimator.k2), lambda p, q, r: (p - q) ** 2 / 2),
     "k3": (
-        replace(DIRECT, estimator=Estimator.k3, divergence=Divergence.forward_kl),
+        replace(DIRECT, estimator=Estimator.k3, divergence="forward_kl"),
         lambda p, q, r: (q - p).exp() - 1 - (q - p),
     ),
 }
