@@ -1,9 +1,11 @@
 """Settings of the diagnosis."""
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tutelage.registry import Registry
 from tutelage.settings import Refusal, Settings, setting
 
 
@@ -20,9 +22,8 @@ class ProbeConfig(Settings):
     prompts: int = setting(64, at_least=1, at_most=200)
     samples_per_prompt: int = setting(4, at_least=1)  # answers of each model to each of them
     depths: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5, 0.75])  # shares of a student's answer
-    max_tokens: int = setting(
-        200_000, at_least=1
-    )  # generated and scored, prompts included; the probe is made smaller to fit
+    # generated and scored, prompts included; the probe is made smaller to fit
+    max_tokens: int = setting(200_000, at_least=1)
     shown: int = setting(8, at_least=0, meaning="0: none")  # trajectories in the token view
     earlier_teacher: str | None = None  # the teacher's checkpoint before its reinforcement, to compare it with
     # of the student's answers that both models' internals are compared on
@@ -58,18 +59,14 @@ class AlignmentConfig(Settings):
     enabled: bool = False
     questions: int = setting(24, at_least=1)  # the first n training prompts
     rollouts_per_question: int = setting(4, at_least=1)  # the student's answers, graded
-    rollouts_per_stratum: int = setting(
-        1, at_least=1
-    )  # of them looked at, of the correct and of the incorrect ones each
+    rollouts_per_stratum: int = setting(1, at_least=1)  # looked at, of the correct and of the incorrect ones each
     nodes_per_window: int = setting(1, at_least=1)  # places in each window of positions [2^i, 2^(i+1))
     selection: NodeSelection = NodeSelection.uniform
-    candidates: int = setting(
-        3, at_least=1
-    )  # most likely tokens of student and teacher each that are forced, beside the sampled one
+    # most likely tokens of student and teacher each that are forced, beside the sampled one
+    candidates: int = setting(3, at_least=1)
     completions: int = 16  # of each candidate, by the student
-    min_completions: int = setting(
-        8, at_least=2, meaning="there must be halves to compare"
-    )  # a candidate with fewer is left out
+    # a candidate with fewer is left out
+    min_completions: int = setting(8, at_least=2, meaning="there must be halves to compare")
     # of the Beta prior of the probability of success
     alpha: float = setting(0.5, above=0, meaning="0.5 is the Jeffreys prior")
     # a place whose ideal gradient is below so many standard errors is left out
@@ -94,22 +91,29 @@ class Remedy(Enum):
     roll_back = "roll_back"  # end it with the last checkpoint from before the alarm's window
 
 
-class Statistic(Enum):
-    """Of a window."""
-
-    mean = "mean"
-    median = "median"
+STATISTICS: Registry[Callable[[Sequence[float]], float]] = Registry("alarms.rules.*.statistic")  # of a window
+STATISTICS.add("mean", statistics.fmean)
+STATISTICS.add("median", statistics.median)
 
 
-class Comparison(Enum):
-    """When the statistic of a window is out of bounds; "first" is that of the metric's first window in the run."""
+@dataclass(frozen=True)
+class Comparison:
+    """When the statistic of a window is out of bounds."""
 
-    above = "above"  # > threshold
-    below = "below"  # < threshold
-    rises_by = "rises_by"  # > first + threshold
-    falls_by = "falls_by"  # < first - threshold
-    grows_to = "grows_to"  # > threshold * max(first, floor)
-    shrinks_to = "shrinks_to"  # < threshold * first
+    bound: Callable[["AlarmRule", float], float]  # of a rule, given its statistic in the first window of the run
+    upward: bool  # out of bounds is above it, else below
+    is_ratio: bool = False  # the rule's threshold multiplies what the run began with
+
+
+COMPARISONS: Registry[Comparison] = Registry("alarms.rules.*.comparison")
+COMPARISONS.add("above", Comparison(lambda rule, first: rule.threshold, upward=True))
+COMPARISONS.add("below", Comparison(lambda rule, first: rule.threshold, upward=False))
+COMPARISONS.add("rises_by", Comparison(lambda rule, first: first + rule.threshold, upward=True))
+COMPARISONS.add("falls_by", Comparison(lambda rule, first: first - rule.threshold, upward=False))
+COMPARISONS.add(
+    "grows_to", Comparison(lambda rule, first: rule.threshold * max(first, rule.floor), upward=True, is_ratio=True)
+)
+COMPARISONS.add("shrinks_to", Comparison(lambda rule, first: rule.threshold * first, upward=False, is_ratio=True))
 
 
 @dataclass
@@ -118,14 +122,32 @@ class AlarmRule(Settings):
 
     metric: str  # a name in metrics.jsonl
     threshold: float
-    comparison: Comparison = Comparison.above
-    statistic: Statistic = Statistic.mean
-    window: int = 3  # steps that have the metric; evaluations for eval/…
-    patience: int = 1  # steps
+    comparison: str = "above"  # a name in COMPARISONS
+    statistic: str = "mean"  # a name in STATISTICS
+    window: int = setting(3, at_least=1, meaning="it counts steps")  # that have the metric; evaluations for eval/…
+    patience: int = setting(1, at_least=1, meaning="it counts steps")
     floor: float = 0.0  # of the first window's statistic in grows_to: what is smaller is noise
     matches: str = ""  # the published failure that looks so
     remedy: Remedy = Remedy.warn
     optional: bool = False  # no warning where a run does not have the metric
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """What is wrong with the rule by itself."""
+        yield from super().refusals(prefix)
+        if not self.metric:
+            fix = "name one of metrics.jsonl, for instance rollout/truncated_share"
+            yield Refusal(f"{prefix}metric", "''", fix)
+        choices = (
+            COMPARISONS.refusal(self.comparison, f"{prefix}comparison"),
+            STATISTICS.refusal(self.statistic, f"{prefix}statistic"),
+        )
+        yield from (refusal for refusal in choices if refusal is not None)
+        if self.comparison in COMPARISONS and COMPARISONS[self.comparison].is_ratio and self.threshold <= 0:
+            fix = f"multiplies what the run began with ({self.comparison}); must be above 0"
+            yield Refusal(f"{prefix}threshold", self.threshold, fix)
+        if self.floor and self.comparison != "grows_to":
+            fix = f"serves grows_to, and this rule is {self.comparison}; set 0"
+            yield Refusal(f"{prefix}floor", self.floor, fix)
 
 
 @dataclass

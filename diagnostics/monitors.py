@@ -1,20 +1,53 @@
-"""What every step tells of the run's health, cheaply: from the batch as it is, and from what the learner measured.
+"""What every step tells of a run's health, cheaply: from the batch as it is, and from what the learner measured.
 
-All are of the student's own sequences; a batch without any has none of them.
+A monitor is a function of one step; its number is `health/<name>` in metrics.jsonl, where an alarm rule can watch it.
+One more is one registration, in a user's own package too:
+
+    MONITORS.add("questions", lambda step: fmean("?" in text for text in step.texts) if step.texts else None)
+
+and `'+alarms.rules={asks_back: {metric: health/questions, threshold: 0.5}}'` on the command line.
 """
 
+import math
 import re
 import zlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from tutelage.records.trajectory import CORRECT, FinishReason, Trajectory
+from tutelage.registry import Registry
 
 REPETITION_TOKENS = 3
 # Words by which a model says that it is not sure; distillation can take them away (epistemic verbalisation).
 _HEDGES = re.compile(r"\b(?:wait|hmm+|perhaps|maybe|actually|alternatively|seems|might|likely|check)\b", re.IGNORECASE)
 _ANSWER_MARKS = re.compile(r"####|\\boxed\s*\{|<answer>", re.IGNORECASE)
 _DISTANCES = ("train/reverse_kl", "train/support_reverse_kl")  # the first that a step has is what absorption is of
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a monitor may look at."""
+
+    own: Sequence[Trajectory] = ()  # the step's sequences that the student wrote
+    texts: Sequence[str] = ()  # what their responses decode to
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of this step, as metrics.jsonl names them
+    before: Mapping[str, float] = field(default_factory=dict)  # of the step before; empty at the first
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards of the own sequences that a verifier graded."""
+        return [trajectory.reward for trajectory in self.own if trajectory.reward is not None]
+
+
+Monitor = Callable[[Step], float | None]  # None: there is nothing to say of this step
+MONITORS: Registry[Monitor] = Registry("alarms.rules.*.metric")
+
+
+def measure(step: Step) -> dict[str, float]:
+    """Return `health/<name>` of every monitor that has something to say of the step."""
+    values = {f"health/{name}": MONITORS[name](step) for name in MONITORS}
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def repetition(ids: Sequence[int], n: int) -> float:
@@ -31,39 +64,61 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw)) if raw else 1.0
 
 
-def text_monitors(own: Sequence[Trajectory], texts: Sequence[str]) -> dict[str, float]:
-    """Of the responses and what they decode to; means over responses, hedge words per thousand tokens.
-
-    Correct and answer-marked shares only where a verifier graded the responses.
-    """
-    if not own:
-        return {}
-    n = len(own)
-    tokens = sum(len(t.response_ids) for t in own)
-    found = {
-        "health/repetition": sum(repetition(t.response_ids.tolist(), REPETITION_TOKENS) for t in own) / n,
-        "health/compression_ratio": sum(map(compression_ratio, texts)) / n,
-        "health/hedges_per_1k_tokens": 1000 * sum(len(_HEDGES.findall(text)) for text in texts) / max(tokens, 1),
-        "health/stopped_share": Counter(t.finish_reason for t in own)[FinishReason.STOP] / n,
-    }
-    rewards = [t.reward for t in own if t.reward is not None]
-    if rewards:
-        found["health/answer_marked_share"] = sum(bool(_ANSWER_MARKS.search(text)) for text in texts) / n
-        found["health/correct_share"] = sum(reward >= CORRECT for reward in rewards) / len(rewards)
-    return found
+def mean_repetition(step: Step) -> float | None:
+    """Mean share of repeated 3-grams of the responses."""
+    return fmean(repetition(t.response_ids.tolist(), REPETITION_TOKENS) for t in step.own) if step.own else None
 
 
-def signal_monitors(metrics: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """From the metrics of a step and of the one before it, as far as the learner measured them.
+def mean_compression_ratio(step: Step) -> float | None:
+    """Mean compression ratio of the responses' texts."""
+    return fmean(map(compression_ratio, step.texts)) if step.texts else None
 
-    The absorption rate is the relative fall of the reverse KL to the teacher since the step before.
-    """
-    found = {}
-    if "train/student_tail_mass" in metrics:
-        found["health/support_mass"] = 1 - metrics["train/student_tail_mass"]
-    if "train/importance_ratio" in metrics:
-        found["health/importance_ratio_drift"] = abs(metrics["train/importance_ratio"] - 1)
-    distance = next((name for name in _DISTANCES if name in metrics), None)
-    if distance is not None and before.get(distance, 0.0) > 0:
-        found["health/absorption_rate"] = 1 - metrics[distance] / before[distance]
-    return found
+
+def hedges_per_1k_tokens(step: Step) -> float | None:
+    """Hedge words in a thousand tokens of the responses."""
+    tokens = sum(len(t.response_ids) for t in step.own)
+    return 1000 * sum(len(_HEDGES.findall(text)) for text in step.texts) / max(tokens, 1) if step.own else None
+
+
+def stopped_share(step: Step) -> float | None:
+    """Share of the responses that came to their end."""
+    return fmean(t.finish_reason is FinishReason.STOP for t in step.own) if step.own else None
+
+
+def answer_marked_share(step: Step) -> float | None:
+    """Share of the responses that mark their final answer; only where a verifier graded some."""
+    return fmean(bool(_ANSWER_MARKS.search(text)) for text in step.texts) if step.rewards else None
+
+
+def correct_share(step: Step) -> float | None:
+    """Share of the graded responses that are right."""
+    return fmean(reward >= CORRECT for reward in step.rewards) if step.rewards else None
+
+
+def support_mass(step: Step) -> float | None:
+    """Student's probability of the ids that the objective looks at."""
+    return 1 - step.metrics["train/student_tail_mass"] if "train/student_tail_mass" in step.metrics else None
+
+
+def importance_ratio_drift(step: Step) -> float | None:
+    """How far the mean importance ratio is from 1."""
+    return abs(step.metrics["train/importance_ratio"] - 1) if "train/importance_ratio" in step.metrics else None
+
+
+def absorption_rate(step: Step) -> float | None:
+    """Relative fall of the reverse KL to the teacher since the step before."""
+    distance = next((name for name in _DISTANCES if name in step.metrics), None)
+    if distance is None or step.before.get(distance, 0.0) <= 0:
+        return None
+    return 1 - step.metrics[distance] / step.before[distance]
+
+
+MONITORS.add("repetition", mean_repetition)
+MONITORS.add("compression_ratio", mean_compression_ratio)
+MONITORS.add("hedges_per_1k_tokens", hedges_per_1k_tokens)
+MONITORS.add("stopped_share", stopped_share)
+MONITORS.add("answer_marked_share", answer_marked_share)
+MONITORS.add("correct_share", correct_share)
+MONITORS.add("support_mass", support_mass)
+MONITORS.add("importance_ratio_drift", importance_ratio_drift)
+MONITORS.add("absorption_rate", absorption_rate)

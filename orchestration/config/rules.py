@@ -7,7 +7,6 @@ What is wrong with one part alone is said by that part (`Settings.refusals`) and
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from diagnostics.alarms import faults
 from learner.objectives import requirements
 from learner.objectives.config import OtherSource
 from learner.objectives.rules import refusals as objective_rules
@@ -38,7 +37,6 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     yield from _engines(config)
     yield from _data(config)
     yield from _alignment(config)
-    yield from _alarms(config)
 
 
 def _lengths(config: RunConfig) -> Iterator[Refusal]:
@@ -164,11 +162,6 @@ def _alignment(config: RunConfig) -> Iterator[Refusal]:
             "stage=distil"
         )
         yield Refusal("alignment.enabled", True, fix)
-
-
-def _alarms(config: RunConfig) -> Iterator[Refusal]:
-    for name, rule in config.alarms.rules.items():
-        yield from (Refusal(f"alarms.rules.{name}.{fault.setting}", fault.value, fault.fix) for fault in faults(rule))
 
 
 def _teachers(config: RunConfig) -> Iterator[Refusal]:

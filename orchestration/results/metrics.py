@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics.monitors import signal_monitors, text_monitors
+from diagnostics import monitors
 from learner.records import Example, StepReport
 from orchestration.results.tracker import Candidate, Sample
 from tutelage.records.trajectory import FinishReason, Origin
@@ -62,7 +62,7 @@ def health_metrics(
     """What the monitors make of a step, given its `step_metrics` and the metrics of the step before."""
     own = [e.trajectory for e in batch if e.trajectory.origin is Origin.STUDENT]
     texts = tokenizer.batch_decode([t.response_ids for t in own], skip_special_tokens=True)
-    return text_monitors(own, texts) | signal_monitors(metrics, before)
+    return monitors.measure(monitors.Step(own, texts, metrics, before))
 
 
 def _teacher_metrics(batch: Sequence[Example]) -> dict[str, float]:

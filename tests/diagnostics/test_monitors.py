@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diagnostics.monitors import compression_ratio, repetition, signal_monitors, text_monitors
+from diagnostics import monitors
+from diagnostics.alarms import Watch
+from diagnostics.config import AlarmRule
+from diagnostics.monitors import MONITORS, Step, compression_ratio, measure, repetition
 from tests.learner.examples import make_example
 from tutelage.records.trajectory import FinishReason, Trajectory
 
@@ -37,7 +40,7 @@ def test_shares_are_counted_each_by_itself() -> None:
         response([1, 2, 3, 4], reward=0.5),
         response([5, 5, 5, 5], FinishReason.LENGTH, reward=0.0),
     ]
-    found = text_monitors(own, ["#### 4", "Wait, maybe 5? Await.", r"\boxed{3}", "5555"])
+    found = measure(Step(own, ["#### 4", "Wait, maybe 5? Await.", r"\boxed{3}", "5555"]))
     assert found["health/stopped_share"] == 0.5
     assert found["health/answer_marked_share"] == 0.5
     assert found["health/correct_share"] == 0.25
@@ -46,17 +49,27 @@ def test_shares_are_counted_each_by_itself() -> None:
 
 
 def test_without_a_verifier_or_the_students_own_responses_there_is_less_to_say() -> None:
-    assert not {"health/correct_share", "health/answer_marked_share"} & text_monitors([response([1])], ["a"]).keys()
-    assert text_monitors([], []) == {}
+    assert not {"health/correct_share", "health/answer_marked_share"} & measure(Step([response([1])], ["a"])).keys()
+    assert measure(Step()) == {}
 
 
 def test_the_signal_is_read_as_far_as_it_goes() -> None:
     before = {"train/reverse_kl": 0.4}
-    found = signal_monitors(
-        {"train/reverse_kl": 0.3, "train/student_tail_mass": 0.1, "train/importance_ratio": 0.95}, before
-    )
-    assert found == pytest.approx(
+    metrics = {"train/reverse_kl": 0.3, "train/student_tail_mass": 0.1, "train/importance_ratio": 0.95}
+    assert measure(Step(metrics=metrics, before=before)) == pytest.approx(
         {"health/absorption_rate": 0.25, "health/support_mass": 0.9, "health/importance_ratio_drift": 0.05}
     )
-    assert signal_monitors({"train/reverse_kl": 0.3}, {}) == {}
-    assert signal_monitors({"train/sampled_reverse_kl": 0.3}, before) == {}
+    assert measure(Step(metrics={"train/reverse_kl": 0.3})) == {}
+    assert measure(Step(metrics={"train/sampled_reverse_kl": 0.3}, before=before)) == {}
+
+
+def test_a_monitor_of_ones_own_is_one_registration_and_an_alarm_can_watch_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = type(MONITORS)[monitors.Monitor](MONITORS.key)
+    registry.add("shouting", lambda step: float(np.mean([text.isupper() for text in step.texts])))
+    registry.add("undefined", lambda step: float("nan"))
+    registry.add("silent", lambda step: None)
+    monkeypatch.setattr(monitors, "MONITORS", registry)
+    numbers = measure(Step([response([1])] * 2, ["HELP", "well"]))
+    assert numbers == {"health/shouting": 0.5}
+    (alarm,) = Watch({"shouts": AlarmRule("health/shouting", 0.4, window=1)}).observe(1, numbers)
+    assert alarm.name == "shouts"
