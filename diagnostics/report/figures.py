@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 NOTHING = "–"
+ROLES = {"student_before": "student before", "student_after": "student after", "teacher": "teacher"}
 
 
 @dataclass(frozen=True)
-class Statistic:
+class Description:
     """What a statistic of student and teacher is called, and how to read it."""
 
     label: str
@@ -17,42 +18,43 @@ class Statistic:
     reading: str
 
 
-STATISTICS = {
-    "overlap_ratio": Statistic("overlap ratio", "", "share of the two top k that coincides; higher is better"),
-    "overlap_mass_student": Statistic("overlap mass, student", "", "student's probability of the shared ids"),
-    "overlap_mass_teacher": Statistic("overlap mass, teacher", "", "teacher's probability of the shared ids"),
-    "overlap_token_advantage": Statistic(
+DESCRIPTIONS = {
+    "overlap_ratio": Description("overlap ratio", "", "share of the two top k that coincides; higher is better"),
+    "overlap_mass_student": Description("overlap mass, student", "", "student's probability of the shared ids"),
+    "overlap_mass_teacher": Description("overlap mass, teacher", "", "teacher's probability of the shared ids"),
+    "overlap_token_advantage": Description(
         "overlap-token advantage", "nats", "0 is good; strongly negative: the student is over-confident"
     ),
-    "overlap_undefined_share": Statistic("share without an advantage", "", "positions that share fewer than two ids"),
-    "entropy_gap": Statistic("entropy gap", "nats", "|H(teacher) − H(student)|; smaller is better"),
-    "student_entropy": Statistic("entropy of the student", "nats", "how undecided the student is"),
-    "teacher_entropy": Statistic("entropy of the teacher", "nats", "how undecided the teacher is"),
-    "reverse_kl": Statistic("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
-    "forward_kl": Statistic("forward KL", "nats a token", "KL(teacher ‖ student)"),
-    "base_reverse_kl": Statistic(
+    "overlap_undefined_share": Description("share without an advantage", "", "positions that share fewer than two ids"),
+    "entropy_gap": Description("entropy gap", "nats", "|H(teacher) − H(student)|; smaller is better"),
+    "student_entropy": Description("entropy of the student", "nats", "how undecided the student is"),
+    "teacher_entropy": Description("entropy of the teacher", "nats", "how undecided the teacher is"),
+    "reverse_kl": Description("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
+    "forward_kl": Description("forward KL", "nats a token", "KL(teacher ‖ student)"),
+    "base_reverse_kl": Description(
         "KL to its initial weights", "nats a token", "how far the student has gone: what it may have forgotten"
     ),
-    "sampled_log_ratio": Statistic("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
-    "earlier_teacher_log_ratio": Statistic(
+    "sampled_log_ratio": Description("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
+    "earlier_teacher_log_ratio": Description(
         "log-ratio to the earlier teacher", "nats a token", "log q − log q₀ of the student's tokens"
     ),
-    "sampled_reverse_kl": Statistic("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
-    "loss": Statistic("loss", "", ""),
-    "grad_norm": Statistic("gradient norm", "", ""),
-    "accuracy": Statistic("accuracy", "", "graded by the verifier"),
-    "mean_response_tokens": Statistic("answer length", "tokens", ""),
-    "truncated_share": Statistic("truncated share", "", "answers that hit the length limit"),
+    "sampled_reverse_kl": Description("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
+    "loss": Description("loss", "", ""),
+    "grad_norm": Description("gradient norm", "", ""),
+    "rollout_logprob_gap_mean": Description("log-prob gap, engine and learner", "nats", ""),
+    "accuracy": Description("accuracy", "", "graded by the verifier"),
+    "mean_response_tokens": Description("answer length", "tokens", ""),
+    "truncated_share": Description("truncated share", "", "answers that hit the length limit"),
 }
 
 
-def statistic(name: str) -> Statistic:
-    """Of that name; one that is not known is called by its name."""
-    return STATISTICS.get(name, Statistic(name.replace("_", " "), "", ""))
+def describe(name: str) -> Description:
+    """Say what a statistic is called; one that is not known is called by its name."""
+    return DESCRIPTIONS.get(name, Description(name.replace("_", " "), "", ""))
 
 
 def figure(value: float | None, signed: bool = False, scale: float | None = None) -> str:
-    """About three significant digits, a minus that can be seen; a dash for what is missing.
+    """Write about three significant digits, a minus that can be seen; a dash for what is missing.
 
     Args:
         scale: a magnitude that sets the number of decimals; none: the value's own.
@@ -74,7 +76,7 @@ def _decimals(scale: float) -> int:
 
 
 def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
-    """mean [low, high]."""
+    """Write mean [low, high]."""
     if found is None or found["mean"] is None:
         return NOTHING
     low, high = found.get("low"), found.get("high")
@@ -86,7 +88,7 @@ def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
 
 
 def ends(found: Mapping[str, Any], signed: bool = False) -> str:
-    """low to high, with the decimals of the mean."""
+    """Write low to high, with the decimals of the mean."""
     low, high = (figure(found.get(end), signed, abs(found["mean"])) for end in ("low", "high"))
     return f"{low} to {high}"
 
@@ -95,8 +97,14 @@ def is_interval(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and "mean" in value
 
 
+def interval_of(evaluation: Mapping[str, Any], role: str, name: str) -> Mapping[str, Any] | None:
+    """Return the interval of a statistic of an evaluation's role, None where it has none."""
+    value = ((evaluation.get(role) or {}).get("intervals") or {}).get(name)
+    return value if is_interval(value) else None
+
+
 def cell(value: Any) -> str:
-    """Any value that a table may hold."""
+    """Write any value that a table may hold."""
     if value is None:
         return NOTHING
     if is_interval(value):

@@ -103,6 +103,16 @@ def _settings(value: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
 
 
+def models_of(config: Mapping[str, Any]) -> str:
+    """Say who learns from whom."""
+    student, teacher = ((config.get(role) or {}).get("model") for role in ("student", "teacher"))
+    if student is None:
+        return ""
+    told = ", told more" if (config.get("teacher") or {}).get("context") else ""
+    others = "".join(f", {key}" for key in config.get("further_teachers") or {})
+    return f"student {student} · teacher {teacher or student}{told}{others}"
+
+
 def check_table(checks: Sequence[Mapping[str, Any]]) -> Table:
     """Of a preflight: what failed first."""
     order = {"fail": 0, "warn": 1, "pass": 2}

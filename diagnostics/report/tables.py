@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diagnostics.report.figures import cell, is_number, statistic
+from diagnostics.report.figures import cell, describe, is_number
 
 SHOWN_ROWS = 200
 
@@ -47,7 +47,7 @@ def of_statistics(title: str, groups: Mapping[str, Mapping[str, Any]], explained
     names = dict.fromkeys(name for found in groups.values() for name in found)
     rows = []
     for name in names:
-        known = statistic(name)
+        known = describe(name)
         unit = f" ({known.unit})" if known.unit else ""
         rows.append(
             [
@@ -62,7 +62,7 @@ def of_groups(title: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a group, one column a statistic."""
     names = list(dict.fromkeys(name for found in groups.values() for name in found))
     rows = [[Cell(group), *(of_value(found.get(name)) for name in names)] for group, found in groups.items()]
-    return Table(title, ["", *(statistic(name).label for name in names)], rows)
+    return Table(title, ["", *(describe(name).label for name in names)], rows)
 
 
 def of_buckets(title: str, by_position: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:

@@ -1,4 +1,4 @@
-"""What one step tells the trackers: names shared by metrics.jsonl and Weights & Biases."""
+"""The numbers of one step, under the names that metrics.jsonl and Weights & Biases share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,17 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics import monitors
 from learner.records import Example, StepReport
-from orchestration.results.tracker import Candidate, Sample
 from tutelage.records.trajectory import FinishReason, Origin
 
-SHOWN_TOP = 5  # of the most likely ids of a token
-SHOWN_TOP_TOKENS = 1024  # of a trajectory, so that the samples of a long one stay small
 HEALTH = ("rollout_logprob_gap_mean", "rollout_logprob_gap_max")
 
 
 def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Every number of a step; `seconds` are those of each stage since the step before."""
+    """Return every number of a step but the monitors'.
+
+    Args:
+        seconds: of each stage since the step before.
+    """
     own = [e.trajectory for e in batch if e.trajectory.origin is Origin.STUDENT]
     rewards = [t.reward for t in own if t.reward is not None]
     lengths = [len(e.trajectory.response_ids) for e in batch]
@@ -37,7 +38,8 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
         **{f"time/{stage}": value for stage, value in seconds.items()},
     }
     metrics |= _teacher_metrics(batch)
-    metrics = {name: value for name, value in metrics.items() if not _unknown_gap(name, value)}
+    # The entropy gap to a teacher that does not tell its entropy is NaN.
+    metrics = {name: x for name, x in metrics.items() if not (name.startswith("train/entropy_gap") and math.isnan(x))}
     if len(own) < len(batch):
         metrics["rollout/on_policy_fraction"] = len(own) / len(batch)
     shut = sum(e.weight == 0 for e in batch)
@@ -48,115 +50,39 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
     return metrics
 
 
-def _unknown_gap(name: str, value: float) -> bool:
-    """Whether it is an entropy gap to a teacher that does not tell its entropy."""
-    return name.startswith("train/entropy_gap") and math.isnan(value)
-
-
 def health_metrics(
     batch: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     metrics: Mapping[str, float],
     before: Mapping[str, float],
 ) -> dict[str, float]:
-    """What the monitors make of a step, given its `step_metrics` and the metrics of the step before."""
+    """Return what the monitors make of a step, given its `step_metrics` and the metrics of the step before."""
     own = [e.trajectory for e in batch if e.trajectory.origin is Origin.STUDENT]
     texts = tokenizer.batch_decode([t.response_ids for t in own], skip_special_tokens=True)
     return monitors.measure(monitors.Step(own, texts, metrics, before))
 
 
 def _teacher_metrics(batch: Sequence[Example]) -> dict[str, float]:
-    """Of the tokens that the teachers scored, and, where a tokenizer is another one, of how they did."""
+    """Means over the tokens that teachers scored; where a tokenizer is another one, how well they could be matched."""
     scored_mask = [(e.signal, e.loss_mask) for e in batch if e.signal is not None]
     if not scored_mask:
         return {}
-    metrics = {"teacher/mean_logprob": _token_mean([signal.logprobs[mask] for signal, mask in scored_mask])}
+    metrics = {"teacher/mean_logprob": token_mean([signal.logprobs[mask] for signal, mask in scored_mask])}
     entropies = [signal.entropy[mask] for signal, mask in scored_mask if signal.entropy is not None]
     if len(entropies) == len(scored_mask):
-        metrics["teacher/mean_entropy"] = _token_mean(entropies)
+        metrics["teacher/mean_entropy"] = token_mean(entropies)
     across = [e for e in batch if e.signal is not None and e.signal.known is not None]
     if across:
         metrics["teacher/unmatched_share"] = 1 - sum(e.loss_tokens for e in across) / max(
             sum(e.trajectory.loss_tokens for e in across), 1
         )
         merged = [e.signal.merged[e.loss_mask] for e in across if e.signal is not None and e.signal.merged is not None]
-        metrics["teacher/merged_share"] = _token_mean([flags.astype(np.float64) for flags in merged])
+        metrics["teacher/merged_share"] = token_mean([flags.astype(np.float64) for flags in merged])
     return metrics
 
 
-def _token_mean(values: Sequence[np.ndarray]) -> float:
-    """Of the tokens that have a value."""
+def token_mean(values: Sequence[np.ndarray]) -> float:
+    """Mean of the tokens that have a value; 0 where none has."""
     known = np.concatenate(values)
     known = known[~np.isnan(known)]
     return float(known.mean()) if len(known) else 0.0
-
-
-def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
-    """The trajectory as a person reads it, token by token."""
-    trajectory = example.trajectory
-    student = trajectory.sampling_logprobs if trajectory.origin is Origin.STUDENT else None
-    teacher = example.signal.logprobs if example.signal is not None else None
-    return Sample(
-        prompt_id=trajectory.prompt_id,
-        sample_index=trajectory.sample_index,
-        origin=trajectory.origin.value,
-        prompt=tokenizer.decode(trajectory.prompt_ids),
-        response=tokenizer.decode(trajectory.response_ids, skip_special_tokens=True),
-        reward=trajectory.reward,
-        tokens=tuple(tokenizer.decode([token]) for token in trajectory.response_ids),
-        student_logprobs=None if student is None else tuple(map(_rounded, student)),
-        teacher_logprobs=None if teacher is None else tuple(map(_rounded, teacher)),
-        mean_log_ratio=None if student is None or teacher is None else _token_mean([teacher - student]),
-        student_top=_student_top(example, tokenizer),
-        teacher_top=_teacher_top(example, tokenizer),
-    )
-
-
-def _student_top(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Candidate, ...], ...] | None:
-    """What the engine named, with the teacher's log-probs where it was asked for those of the same ids."""
-    candidates, signal = example.trajectory.candidate_ids, example.signal
-    if candidates is None:
-        return None
-    same = signal is not None and signal.support_ids is not None and np.array_equal(signal.support_ids, candidates)
-    logprobs = signal.support_logprobs if signal is not None and same else None
-    return _candidates(example, tokenizer, candidates, logprobs)
-
-
-def _teacher_top(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Candidate, ...], ...] | None:
-    signal = example.signal
-    if signal is None or signal.top_ids is None:
-        return None
-    return _candidates(example, tokenizer, signal.top_ids, signal.top_logprobs)
-
-
-def _candidates(
-    example: Example, tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, teacher_logprobs: np.ndarray | None
-) -> tuple[tuple[Candidate, ...], ...]:
-    """Text and log-probs of the first ids of each position; the student's is known of the token that came.
-
-    Args:
-        ids: [T, K], most likely first.
-        teacher_logprobs: [T, K].
-    """
-    trajectory = example.trajectory
-    own = trajectory.sampling_logprobs if trajectory.origin is Origin.STUDENT else None
-    rows = []
-    for place, token in enumerate(trajectory.response_ids[:SHOWN_TOP_TOKENS]):
-        student = None if own is None else _rounded(own[place])
-        teacher = None if teacher_logprobs is None else teacher_logprobs[place]
-        rows.append(
-            tuple(
-                (
-                    tokenizer.decode([other]),
-                    student if other == token else None,
-                    None if teacher is None else _rounded(teacher[rank]),
-                )
-                for rank, other in enumerate(ids[place, :SHOWN_TOP])
-            )
-        )
-    return tuple(rows)
-
-
-def _rounded(value: float) -> float | None:
-    """None where there is no value."""
-    return None if np.isnan(value) else round(float(value), 4)

@@ -1,15 +1,15 @@
-"""What a run found out: evaluations kept across restarts, the summary, and what is printed at the end."""
+"""What a finished run tells people: figures and answers on the console, and the card beside its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import ROLES, Answers, Evaluation, Summary
 from tutelage.files import write_text
+from tutelage.records.prompt import Prompt
 
 SHOWN_ANSWERS = 4
 _METHODS = {  # what was done to the student, and how
@@ -20,29 +20,28 @@ _METHODS = {  # what was done to the student, and how
 
 
 def print_outcome(
-    console: Console, run_dir: Path, summary: Summary, answers: Mapping[str, Answers], prepared: Prepared
+    console: Console, run_dir: Path, summary: Summary, answers: Mapping[str, Answers], heldout: Sequence[Prompt]
 ) -> None:
-    """The summary for people: figures, a few answers side by side, and where everything lies."""
+    """Print figures, a few answers side by side, and where everything lies."""
     console.print(_figures(summary))
     if "student_after" in answers:
-        console.print(_side_by_side(answers, prepared))
+        console.print(_side_by_side(answers, heldout))
     console.print(
         f"[bold]{summary.status}[/bold] after {summary.steps} steps, {summary.wall_seconds:.0f} s; "
         f"{summary.tokens_per_second:.1f} trained tokens a second"
     )
-    places = {
+    outputs = {
         "model": "final",
         "report": "report.html",
-        "curves": "curves.png",
         "numbers": "metrics.jsonl",
         "outcome": "summary.json",
         "samples": "samples",
         "checkpoints": "checkpoints",
         "logs": "run.log",
     }
-    for name, place in places.items():
-        if (run_dir / place).exists():
-            console.print(f"  {name:<12}{run_dir / place}", highlight=False, soft_wrap=True)
+    for name, output in outputs.items():
+        if (run_dir / output).exists():
+            console.print(f"  {name:<12}{run_dir / output}", highlight=False, soft_wrap=True)
 
 
 def _figures(summary: Summary) -> Table:
@@ -59,7 +58,7 @@ def _figures(summary: Summary) -> Table:
         "accuracy": "accuracy",
     }
     for label, name in rows.items():
-        cells = [_cell(summary.evaluation[role], name) for role in ROLES]
+        cells = [_with_interval(summary.evaluation[role], name) for role in ROLES]
         if any(cells):
             table.add_row(label, *(cell or "–" for cell in cells))
     before, after, teacher = (summary.evaluation[role] for role in ROLES)
@@ -68,7 +67,7 @@ def _figures(summary: Summary) -> Table:
     return table
 
 
-def _cell(evaluation: Evaluation | None, name: str) -> str:
+def _with_interval(evaluation: Evaluation | None, name: str) -> str:
     value = getattr(evaluation, name) if evaluation is not None else None
     if evaluation is None or value is None:
         return ""
@@ -89,19 +88,18 @@ def _progress(before: Evaluation, after: Evaluation, teacher: Evaluation, recove
     return "; ".join(parts)
 
 
-def _side_by_side(answers: Mapping[str, Answers], prepared: Prepared) -> Table:
+def _side_by_side(answers: Mapping[str, Answers], heldout: Sequence[Prompt]) -> Table:
     table = Table(title="a few answers", title_justify="left", show_lines=True)
     roles = [role for role in ROLES if role in answers]
     for column in ("prompt", *(role.removeprefix("student_") for role in roles)):
         table.add_column(column, overflow="fold", ratio=1)
-    for item in prepared.heldout[:SHOWN_ANSWERS]:
-        prompt = item.prompt
+    for prompt in heldout[:SHOWN_ANSWERS]:
         table.add_row(prompt.messages[-1].content, *(answers[role].texts[prompt.id].strip() for role in roles))
     return table
 
 
 def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
-    """A README beside the exported weights: what it was made from, and how."""
+    """Write a README beside the exported weights: what they were made from, and how."""
     student, (done, how) = settings["student"]["model"], _METHODS[settings["stage"]]
     lines = [
         "---",
@@ -123,7 +121,7 @@ def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _sources(settings: Mapping[str, Any]) -> list[str]:
-    """Whom the student learned from, a line each."""
+    """Say whom the student learned from, a line each."""
     teacher, reference = settings["teacher"], settings["objective"]["reference"]["model"]
     told = f", told {teacher['context']!r}" if teacher["context"] else ""
     if settings["stage"] != "reinforce":

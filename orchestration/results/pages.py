@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from diagnostics.report import RunRecord, render_diagnosis, render_recipe, render_run
 from orchestration.results.directory import stage_folders
-from orchestration.results.tracker import read_metrics, read_samples
+from orchestration.results.samples import read_samples
+from orchestration.results.tracker import read_metrics
 from tutelage.files import write_text
 
 PAGE = "report.html"

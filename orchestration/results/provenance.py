@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, and memory; never a host name."""
+    """Describe the machine: processor, cores that this process may use, and memory; never a host name."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu_model(),
@@ -28,7 +29,7 @@ def _cpu_model() -> str:
 
 
 log = logging.getLogger("tutelage")
-PACKAGES = (
+PACKAGES = (  # whose versions a run keeps
     "tutelage",
     "torch",
     "vllm",
@@ -43,6 +44,7 @@ PACKAGES = (
 
 
 def log_to(path: Path) -> logging.Handler:
+    """Let the log also go to a file, until the handler is removed from `log`."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -50,9 +52,10 @@ def log_to(path: Path) -> logging.Handler:
     return handler
 
 
-def package_versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
+def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of those that are installed."""
+    versions = {}
+    for package in packages:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

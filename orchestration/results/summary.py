@@ -1,4 +1,4 @@
-"""summary.json: the machine-readable outcome of a run."""
+"""What a run found out: evaluations, kept so that a resumed run does not repeat them, and summary.json."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,9 @@ from typing import Any
 
 from diagnostics.intervals import Interval
 from tutelage.files import write_json
+
+ROLES = ("student_before", "student_after", "teacher")  # whose evaluations a run has
+STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")  # that a run's seconds are counted for
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,6 @@ class Answers:
     texts: dict[str, str] = field(default_factory=dict)  # prompt id -> answer
 
 
-ROLES = ("student_before", "student_after", "teacher")
-
-
 class EvaluationStore:
     """One JSON file a role, so that a resumed run does not evaluate the untrained student again."""
 
@@ -54,7 +54,8 @@ class EvaluationStore:
         write_json(self._path(role), asdict(answers))
 
     def load(self) -> dict[str, Answers]:
-        return {role: _parse(json.loads(self._path(role).read_text())) for role in ROLES if self.has(role)}
+        """Return what is kept, by role."""
+        return {role: _parse(json.loads(self._path(role).read_text("utf-8"))) for role in ROLES if self.has(role)}
 
     def _path(self, role: str) -> Path:
         return self._folder / f"{role}.json"
@@ -66,16 +67,9 @@ def _parse(raw: Mapping[str, Any]) -> Answers:
     return Answers(Evaluation(intervals=intervals, **fields), dict(raw["texts"]))
 
 
-STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")
-
-
 def gap_recovery(evaluation: Mapping[str, Evaluation | None]) -> float | None:
     """(after − before) / (teacher − before) in accuracy; None where the teacher does not score higher."""
-    scores = [
-        found.accuracy if found else None
-        for found in (evaluation[role] for role in ("student_before", "student_after", "teacher"))
-    ]
-    before, after, teacher = scores
+    before, after, teacher = (item.accuracy if item else None for item in (evaluation[role] for role in ROLES))
     if before is None or after is None or teacher is None or teacher <= before:
         return None
     return (after - before) / (teacher - before)
@@ -83,6 +77,8 @@ def gap_recovery(evaluation: Mapping[str, Evaluation | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Summary:
+    """The machine-readable outcome of a run, as summary.json has it."""
+
     status: str  # completed, stopped (by a remedy), interrupted or failed
     steps: int
     wall_seconds: float

@@ -1,40 +1,18 @@
-"""Where the numbers of a run go: metrics.jsonl, sample tables, and Weights & Biases, under the same names."""
+"""Where the numbers of a run go: metrics.jsonl and Weights & Biases, under the same names."""
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import wandb
 
 from orchestration.config.schema import TrackingConfig, WandbMode
+from orchestration.results.samples import TABLE_COLUMNS, Sample, table_rows, write_samples
 from tutelage.files import write_text
 
 X_AXIS = "policy_version"
-Candidate = tuple[str, float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One trajectory with its per-token signal, for people."""
-
-    prompt_id: str
-    sample_index: int
-    origin: str  # "student", "teacher" or "dataset"
-    prompt: str
-    response: str
-    reward: float | None
-    tokens: tuple[str, ...]
-    # None at tokens that others wrote, or that a teacher with another tokenizer could not score.
-    student_logprobs: tuple[float | None, ...] | None  # under the sampling distribution; None if it did not sample them
-    teacher_logprobs: tuple[float | None, ...] | None  # None without a teacher
-    mean_log_ratio: float | None  # teacher minus student, nats a token
-    # Of each token the most likely others: their text, the student's and the teacher's log-prob of it where known.
-    student_top: tuple[tuple[Candidate, ...], ...] | None = None  # None where the engine was not asked for them
-    teacher_top: tuple[tuple[Candidate, ...], ...] | None = None
 
 
 class Tracker:
@@ -48,8 +26,8 @@ class Tracker:
         wandb_id: str | None = None,
         from_version: int = 0,
     ) -> None:
-        self._samples = run_dir / "samples"
-        self._samples.mkdir(exist_ok=True)
+        self._run_dir = run_dir
+        (run_dir / "samples").mkdir(exist_ok=True)
         _forget_after(run_dir, from_version)
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._wandb = _start_wandb(run_dir, config, settings, wandb_id)
@@ -59,6 +37,7 @@ class Tracker:
         return self._wandb.id if self._wandb is not None else None
 
     def log(self, policy_version: int, metrics: Mapping[str, float]) -> None:
+        """Add the numbers of one step, or of an evaluation after it."""
         row = {X_AXIS: policy_version, **metrics}
         self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
         self._metrics.flush()
@@ -66,13 +45,12 @@ class Tracker:
             self._wandb.log(row)
 
     def log_samples(self, policy_version: int, samples: Sequence[Sample]) -> None:
-        path = self._samples / f"step-{policy_version:06d}.jsonl"
-        with path.with_suffix(".partial").open("w", encoding="utf-8") as file:
-            for sample in samples:
-                file.write(json.dumps(sample.__dict__, ensure_ascii=False) + "\n")
-        os.replace(path.with_suffix(".partial"), path)
+        """Keep trajectories with their per-token signal, for people."""
+        write_samples(self._run_dir, policy_version, samples)
         if self._wandb is not None:
-            self._wandb.log({X_AXIS: policy_version, "samples": _table(samples)})
+            self._wandb.log(
+                {X_AXIS: policy_version, "samples": wandb.Table(columns=TABLE_COLUMNS, data=table_rows(samples))}
+            )
 
     def log_report(self, page: Path) -> None:
         """Show the run's page among the panels of Weights & Biases."""
@@ -85,13 +63,14 @@ class Tracker:
             self._wandb.alert(title=title, text=text, level="WARN")
 
     def close(self, succeeded: bool) -> None:
+        """Write out what is left; nothing can be logged after it."""
         self._metrics.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if succeeded else 1)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Every whole row of metrics.jsonl: a kill may have cut the last one short."""
+    """Return every whole row of metrics.jsonl: a kill may have cut the last one short."""
     rows = []
     for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         try:
@@ -99,15 +78,6 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
-    """The kept trajectories by the step that learned from them."""
-    files = sorted((run_dir / "samples").glob("step-*.jsonl"))
-    return {
-        int(path.stem.removeprefix("step-")): [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for path in files
-    }
 
 
 def _forget_after(run_dir: Path, version: int) -> None:
@@ -139,21 +109,3 @@ def _start_wandb(
     run.define_metric(X_AXIS)
     run.define_metric("*", step_metric=X_AXIS)
     return run
-
-
-def _table(samples: Sequence[Sample]) -> wandb.Table:
-    columns = [
-        "prompt",
-        "response",
-        "reward",
-        "mean_log_ratio",
-        "tokens",
-        "student_logprobs",
-        "teacher_logprobs",
-    ]
-    rows = [[_cell(getattr(sample, name)) for name in columns] for sample in samples]
-    return wandb.Table(columns=columns, data=rows)
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value

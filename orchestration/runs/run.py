@@ -22,13 +22,13 @@ from orchestration.pipeline.clock import StageClock
 from orchestration.pipeline.fleet import Fleet, TeacherEngines
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.plan import join_cluster
-from orchestration.results.curves import draw_curves
 from orchestration.results.directory import RunDirectory, RunState
-from orchestration.results.metrics import health_metrics, sample, step_metrics
+from orchestration.results.metrics import health_metrics, step_metrics
 from orchestration.results.outcome import print_outcome, write_model_card
 from orchestration.results.pages import write_run_report
 from orchestration.results.progress import ProgressView
 from orchestration.results.provenance import log, log_to, package_versions
+from orchestration.results.samples import sample
 from orchestration.results.summary import ROLES, STAGES, Answers, EvaluationStore, Summary, gap_recovery
 from orchestration.results.tracker import Tracker, read_metrics
 from orchestration.runs.alarms import AlarmResponder, checkpoint_to_end_with, remedies_so_far, set_aside_after
@@ -356,7 +356,7 @@ class Run:
         return {stage: now.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
 
     def conclude(self, status: str) -> None:
-        """summary.json, the curves, the page, and what is printed."""
+        """Write summary.json and the page, and print what came out."""
         answers = self.evaluations.load()
         found = {role: answers[role].evaluation if role in answers else None for role in ROLES}
         learning = self.clock.seconds("learning") + self.clock.seconds("waiting") + self.clock.seconds("weight_sync")
@@ -374,7 +374,7 @@ class Run:
             remedies=self.alarms.remedies,
         )
         write_json(self.directory.path / "summary.json", asdict(summary))
-        draw_curves(self.directory.path, found)
         self.tracker.log_report(write_run_report(self.directory.path))
         self.tracker.close(succeeded=status in ("completed", "stopped"))
-        print_outcome(self.view.console, self.directory.path, summary, answers, self.prepared)
+        heldout = [item.prompt for item in self.prepared.heldout]
+        print_outcome(self.view.console, self.directory.path, summary, answers, heldout)

@@ -54,7 +54,6 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
         "run.log",
         "metrics.jsonl",
         "report.html",
-        "curves.png",
         "final/README.md",
     ):
         assert (folder / name).is_file(), name

@@ -71,7 +71,6 @@ def test_every_stage_is_trained_once_and_leaves_what_a_run_leaves(recipe: Launch
             "run.log",
             "summary.json",
             "report.html",
-            "curves.png",
             "final/config.json",
         ):
             assert (folder / left).is_file(), left

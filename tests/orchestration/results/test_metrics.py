@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from learner.records import Example, StepReport
-from orchestration.results.metrics import SHOWN_TOP, health_metrics, sample, step_metrics
+from orchestration.results.metrics import health_metrics, step_metrics
+from orchestration.results.samples import SHOWN_TOP, sample
 from tests.learner.examples import make_example
 from tests.models import make_tokenizer
 from tutelage.records.trajectory import FinishReason, Origin, RolloutRequest, foreign_trajectory

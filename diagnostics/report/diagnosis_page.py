@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from diagnostics.report.charts import NEUTRAL, STUDENT, TEACHER, Chart, Series, interval_bar
-from diagnostics.report.figures import ends, figure, interval, is_interval, statistic
-from diagnostics.report.page import Figure, Folded, Headline, Page, Section, preflight_section, render
+from diagnostics.report.figures import describe, ends, figure, interval, is_interval
+from diagnostics.report.page import Figure, Folded, Headline, Page, Section, models_of, preflight_section, render
 from diagnostics.report.tables import Table, of_buckets, of_groups, of_records, of_statistics, span, with_intervals
 from diagnostics.report.tokens import token_view
 
@@ -61,16 +61,6 @@ def render_diagnosis(diagnosis: Mapping[str, Any]) -> str:
         machine=diagnosis.get("machine") or {},
     )
     return render(page)
-
-
-def models_of(config: Mapping[str, Any]) -> str:
-    """Who learns from whom."""
-    student, teacher = ((config.get(role) or {}).get("model") for role in ("student", "teacher"))
-    if student is None:
-        return ""
-    told = ", told more" if (config.get("teacher") or {}).get("context") else ""
-    others = "".join(f", {key}" for key in config.get("further_teachers") or {})
-    return f"student {student} · teacher {teacher or student}{told}{others}"
 
 
 def _facts(diagnosis: Mapping[str, Any], probe: Mapping[str, Any]) -> list[str]:
@@ -195,7 +185,7 @@ def _positions(probe: Mapping[str, Any]) -> Section:
     by_position = {name: rows for name, rows in (probe.get("by_position") or {}).items() if rows}
     charts = []
     for name in (name for name in _BY_POSITION if name in by_position):
-        rows, known = by_position[name], statistic(name)
+        rows, known = by_position[name], describe(name)
         series = _band("", rows, list(range(len(rows))), colour=NEUTRAL)
         names = [span(row) for row in rows]
         charts.append(Chart(known.label, [series], "token of the answer", known.unit, x_names=names).svg())
