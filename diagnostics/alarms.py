@@ -78,6 +78,7 @@ class _RuleWatch:
 
     def __init__(self, name: str, rule: AlarmRule) -> None:
         self.name, self.rule = name, rule
+        self._statistic, self._comparison = STATISTICS[rule.statistic], COMPARISONS[rule.comparison]
         self.first: float | None = None  # the statistic of the first window, as far as it is there
         self._recent: deque[tuple[int, float]] = deque(maxlen=rule.window + rule.patience - 1)
         self._seen = 0
@@ -88,15 +89,14 @@ class _RuleWatch:
         self._recent.append((step, value))
         self._seen += 1
         window = [value for _, value in list(self._recent)[-self.rule.window :]]
-        current = STATISTICS[self.rule.statistic](window)
+        current = self._statistic(window)
         if self._seen <= self.rule.window:
             self.first = current
         if self._seen < self.rule.window or self._raised:
             return None
         assert self.first is not None  # a whole window was seen
-        comparison = COMPARISONS[self.rule.comparison]
-        bound = comparison.bound(self.rule, self.first)
-        out = current > bound if comparison.upward else current < bound
+        bound = self._comparison.bound(self.rule, self.first)
+        out = current > bound if self._comparison.upward else current < bound
         self._streak = self._streak + 1 if out else 0
         if self._streak < self.rule.patience:
             return None
