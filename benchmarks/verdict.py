@@ -33,7 +33,7 @@ from orchestration.lab.table import mean_interval, run_all
 from orchestration.measure.probe import Prober
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import prepare
-from rollout.verifiers import make_verifier
+from rollout.verifiers import VERIFIERS
 from tutelage.cluster import Session
 from tutelage.files import write_json
 
@@ -108,7 +108,7 @@ async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
     prepared = prepare(config)
     workers = await Fleet.start(config, prepared, session.cluster(config.cluster))
     await workers.connect()
-    verifier = make_verifier(config.data.verifier)
+    verifier = VERIFIERS[config.data.verifier]
     probed = await Prober(config, prepared, workers, verifier, lambda _what, _responses: None).probe()
     await workers.set_idle()
     found, seen = probed.found, figures(probed.found)

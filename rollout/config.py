@@ -7,20 +7,7 @@ from typing import Any
 from tutelage.settings import DType, Settings, setting
 
 GREEDY = "greedy sampling has no sampling distribution"
-
-
-class SourceKind(Enum):
-    dataset = "dataset"  # Hugging Face name, local directory, JSONL or Parquet file
-    reasoning_gym = "reasoning_gym"  # procedural tasks with their own verifier
-    digit_tasks = "digit_tasks"  # procedural tasks of our own, with worked answers
-
-
-class VerifierKind(Enum):
-    none = "none"
-    exact = "exact"  # the answer column, white space and case folded
-    math = "math"  # mathematical equality with the answer column (math-verify)
-    reasoning_gym = "reasoning_gym"  # the task family's own score
-    final_answer = "final_answer"  # the text after the last #### is the answer column
+NO_VERIFIER = "none"  # as data.verifier: nothing is graded
 
 
 class OverLength(Enum):
@@ -30,7 +17,7 @@ class OverLength(Enum):
 
 @dataclass
 class PromptSourceConfig(Settings):
-    kind: SourceKind = SourceKind.dataset
+    kind: str = "dataset"  # or reasoning_gym, digit_tasks: a name in `rollout.data.sources.SOURCES`
     path: str = ""  # dataset: hub name, directory or file; "pkg://conf/data/x.jsonl" lies in this package
     subset: str | None = None
     split: str = "train"  # of the dataset; digit_tasks: train, or heldout for problems that train never has
@@ -56,7 +43,12 @@ class DataConfig(Settings):
     system_prompt: str | None = None  # of both; the teacher-only context is added to it for the teacher
     shuffle: bool = True
     over_length: OverLength = OverLength.drop
-    verifier: VerifierKind = VerifierKind.none
+    verifier: str = NO_VERIFIER  # or exact, math, final_answer, reasoning_gym: a name in `rollout.verifiers.VERIFIERS`
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether responses get rewards."""
+        return self.verifier != NO_VERIFIER
 
 
 @dataclass

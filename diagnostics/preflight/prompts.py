@@ -1,15 +1,15 @@
 """The prompts themselves: empty, twice, too long, known to the evaluation, or beyond the verifier."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from diagnostics.check import Check, Status
 from tutelage.records.prompt import Prompt
+from tutelage.verifier import Verifier
 
 GRADED_PROMPTS = 64  # of each split, whose reference answers the verifier is tried on
 MANY_DUPLICATES = 0.05  # share of the training prompts from which on a warning is due
 MUCH_OVERLAP = 0.05  # share of the held-out prompts from which on the evaluation means nothing
-Verifier = Callable[[Prompt, str], float]
 _Key = tuple[tuple[str, str], ...]
 _NOTHING = ("", "####")  # an empty answer, also behind the mark of a final answer
 

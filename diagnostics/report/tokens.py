@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from diagnostics.report.figures import NOTHING, figure
 from diagnostics.report.tables import Cell, Table
+from tutelage.records.trajectory import CORRECT
 
-CORRECT = 1.0  # a verifier's full score
 SHOWN_TOKENS = 1024  # of one trajectory
 WORST = 12
 CONTEXT = 48  # characters before a token in the table of the worst

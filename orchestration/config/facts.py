@@ -4,7 +4,6 @@ from learner.objectives import requirements
 from learner.objectives.config import OtherSource
 from learner.objectives.rules.case import RunFacts
 from orchestration.config.schema import RunConfig, Stage
-from rollout.config import VerifierKind
 from scoring.capabilities import Capabilities, capabilities, mixed
 from scoring.config import TEACHER, TeacherConfig
 
@@ -19,7 +18,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         max_staleness=pipeline.max_staleness,
         samples_per_prompt=sampling.samples_per_prompt,
         batch_size=pipeline.batch_size,
-        has_verifier=config.data.verifier is not VerifierKind.none,
+        has_verifier=config.data.is_graded,
         cross_tokenizer=config.stage is not Stage.reinforce
         and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
     )

@@ -12,18 +12,12 @@ from learner.objectives.config import OtherSource
 from learner.objectives.rules import refusals as objective_rules
 from orchestration.config.facts import run_facts
 from orchestration.config.schema import RunConfig, Stage
-from rollout.config import SourceKind, VerifierKind
-from rollout.data.digit_tasks import DIGIT_TASKS, tasks_in
+from rollout.data.sources import data_refusals
 from scoring.capabilities import capabilities
 from scoring.config import TEACHER, Quantization, TeacherBackend, TeacherConfig, TeacherWeights, teacher_setting
 from scoring.context import SIBLING, ContextTemplate
 from scoring.rules import backend_refusals, cross_tokenizer_refusals, domain_refusals, mixture_refusals, name_refusals
 from tutelage.settings import Refusal, WeightTransfer
-
-_TASK_FIXES = {
-    SourceKind.reasoning_gym: "name a reasoning-gym task family, for instance basic_arithmetic",
-    SourceKind.digit_tasks: f"name one of {', '.join(DIGIT_TASKS)}",
-}
 
 
 def refusals(config: RunConfig) -> Iterator[Refusal]:
@@ -35,7 +29,7 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     yield from _stage(config)
     yield from _teachers(config)
     yield from _engines(config)
-    yield from _data(config)
+    yield from data_refusals(config.data)
     yield from _alignment(config)
 
 
@@ -110,47 +104,10 @@ def _engines(config: RunConfig) -> Iterator[Refusal]:
         yield Refusal("rollout.tensor_parallel_size", config.rollout.tensor_parallel_size, fix)
 
 
-def _data(config: RunConfig) -> Iterator[Refusal]:
-    for name, source in (("train", config.data.train), ("heldout", config.data.heldout)):
-        if source.kind is SourceKind.dataset and not source.path:
-            fix = "name a Hugging Face dataset, a directory, or a JSONL or Parquet file"
-            yield Refusal(f"data.{name}.path", source.path, fix)
-        if source.kind is not SourceKind.dataset and not source.task:
-            yield Refusal(f"data.{name}.task", source.task, _TASK_FIXES[source.kind])
-        if config.data.verifier is VerifierKind.reasoning_gym and source.kind is not SourceKind.reasoning_gym:
-            fix = (
-                f"grades reasoning-gym tasks only, and data.{name}.kind={source.kind.value}; use exact, math, "
-                "final_answer or none"
-            )
-            yield Refusal("data.verifier", "reasoning_gym", fix)
-    yield from _heldout(config)
-
-
-def _heldout(config: RunConfig) -> Iterator[Refusal]:
-    """Refuse held-out problems that are, or may be, training problems."""
-    train, heldout = config.data.train, config.data.heldout
-    if train.kind is heldout.kind is SourceKind.reasoning_gym:
-        alike = train.task == heldout.task and train.task_options == heldout.task_options
-        apart = train.seed + train.size <= heldout.seed or heldout.seed + heldout.size <= train.seed
-        if alike and not apart:
-            fix = (
-                "reasoning-gym makes task i from seed + i, so held-out tasks would be training tasks; use "
-                f"{train.seed + train.size} or more"
-            )
-            yield Refusal("data.heldout.seed", heldout.seed, fix)
-    digits = train.kind is heldout.kind is SourceKind.digit_tasks
-    if digits and tasks_in(train) & tasks_in(heldout) and train.split == heldout.split:
-        fix = (
-            "is that of data.train, so held-out problems may be training problems; use data.train.split=train and "
-            "data.heldout.split=heldout"
-        )
-        yield Refusal("data.heldout.split", heldout.split, fix)
-
-
 def _alignment(config: RunConfig) -> Iterator[Refusal]:
     if not config.alignment.enabled:
         return
-    if config.data.verifier is VerifierKind.none:
+    if not config.data.is_graded:
         fix = (
             "the gradient alignment asks after which tokens the student succeeds; choose exact, math, final_answer or "
             "reasoning_gym, or set alignment.enabled=false"
@@ -291,7 +248,7 @@ def _context(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Re
         return
     shown = ", ".join(f"{{{field}}}" for field in fields)
     graded = [field for field in fields if field in ("feedback", SIBLING)]
-    if graded and config.data.verifier is VerifierKind.none:
+    if graded and not config.data.is_graded:
         yield Refusal(name, shown, "needs graded responses; set data.verifier")
     if SIBLING in fields and config.sampling.samples_per_prompt < 2:
         yield Refusal(name, shown, "needs other samples of the same prompt; set sampling.samples_per_prompt=4")

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from rollout.config import PromptSourceConfig, SourceKind
+from rollout.config import PromptSourceConfig
 from rollout.data.column_sums import ColumnSums
-from rollout.data.digit_tasks import make_digit_tasks
 from rollout.data.reversed_digits import ReversedDigits
+from rollout.data.sources import load_prompts
 
 VOCABULARY = 512
 POSITIONS = 128
@@ -98,6 +98,6 @@ def _corpus() -> Iterator[str]:
     for line in questions.splitlines():
         yield json.loads(line)["prompt"]
     for task in (ColumnSums.name, ReversedDigits.name):
-        source = PromptSourceConfig(kind=SourceKind.digit_tasks, task=task, size=_PROBLEMS)
-        for prompt in make_digit_tasks(source, "lab"):
+        source = PromptSourceConfig(kind="digit_tasks", task=task, size=_PROBLEMS)
+        for prompt in load_prompts(source):
             yield prompt.messages[-1].content

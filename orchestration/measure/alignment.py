@@ -27,7 +27,6 @@ from orchestration.measure.targeted import Completed, Judge, Plan, Target, compl
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.models import alignment_teachers
-from rollout.verifiers import Verifier
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.chat import stop_token_ids
@@ -35,6 +34,7 @@ from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
+from tutelage.verifier import Verifier
 
 Say = Callable[[str], None]
 _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own

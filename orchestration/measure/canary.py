@@ -30,7 +30,6 @@ from orchestration.config.schema import RunConfig, Stage
 from orchestration.measure.evaluation import pack_to_examine
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
-from rollout.config import VerifierKind
 from scoring.context import ContextTemplate
 from scoring.group import ScoringGroup
 from scoring.pool import REFERENCE
@@ -186,7 +185,7 @@ class Canary:
         found = await self._workers.learner.examine(batch, 1, key)
         divergence = float(np.concatenate([record.values["reverse_kl"] for record in found]).mean())
         config = self._config
-        own_answers = config.stage is Stage.cold_start and config.data.verifier is not VerifierKind.none
+        own_answers = config.stage is Stage.cold_start and config.data.is_graded
         teacher = teachers_of(config)[key]
         waits = teacher.context is not None and bool(ContextTemplate(teacher.context).waits_for)
         has_context = waits or any(item.has_context for item in self._prompts)

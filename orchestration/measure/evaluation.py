@@ -20,13 +20,13 @@ from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers, Evaluation
 from rollout.group import RolloutGroup
-from rollout.verifiers import Verifier
 from scoring.capabilities import can_answer
 from scoring.pool import BASE
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory, derive_seed
+from tutelage.verifier import Verifier
 
 
 def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[RolloutRequest]:

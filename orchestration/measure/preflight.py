@@ -37,13 +37,13 @@ from orchestration.config.schema import RunConfig, Stage
 from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
-from rollout.verifiers import Verifier
 from scoring.capabilities import can_answer
 from scoring.config import TEACHER
 from scoring.pool import REFERENCE
 from tutelage.records.prompt import with_ids
 from tutelage.records.trajectory import FinishReason
 from tutelage.settings import DType
+from tutelage.verifier import Verifier
 
 SHOWN_PROMPTS = 16  # rendered by both templates
 _COLOURS = {Status.passed: "green", Status.warned: "yellow", Status.failed: "red"}

@@ -23,12 +23,13 @@ from orchestration.pipeline.fleet import Fleet, start_engines
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
 from rollout.group import RolloutGroup
-from rollout.verifiers import Grader, Verifier
+from rollout.verifiers import Grader
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.records.prompt import RenderedPrompt, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
+from tutelage.verifier import Verifier
 
 PREFIXED_SAMPLES = 2  # of each prompt's answers are continued
 _STUDENT, _TEACHER, _CONTINUATION = 0, 1, 2  # parts of seeds
@@ -63,7 +64,7 @@ def plan_probe(config: RunConfig, prepared: Prepared) -> Cost:
 
 
 def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Cost:
-    probe, graded = config.probe, _grades(config)
+    probe, graded = config.probe, config.data.is_graded
     samples, prefixes = probe.samples_per_prompt, _prefixes(config)
     lengths = [len(item.student_ids) + config.sampling.max_tokens for item in prompts]
     teacher_lengths = [len(item.teacher_ids) + config.sampling.max_tokens for item in prompts]
@@ -72,10 +73,6 @@ def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Cost:
         each += sum(teacher_lengths) * samples + (sum(lengths) + sum(teacher_lengths)) * prefixes
     count = len(prompts)
     return Cost(count, count * samples * (1 + graded), 2 * count * prefixes * graded, each)
-
-
-def _grades(config: RunConfig) -> bool:
-    return config.data.verifier.value != "none"
 
 
 def _prefixes(config: RunConfig) -> int:

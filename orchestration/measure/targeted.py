@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.config import AlignmentConfig
 from rollout.group import RolloutGroup
-from rollout.verifiers import Verifier
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.trajectory import RolloutRequest, derive_seed
 from tutelage.settings import ConfigError, Refusal
+from tutelage.verifier import Verifier
 
 REQUESTS_AT_ONCE = 4096
 _ENOUGH_QUESTIONS = 8  # rather fewer completions than fewer questions

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from orchestration.config.facts import learns_from_data, teachers_of
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.prepare.models import PreparedTeacher, is_remote
-from rollout.config import OverLength, VerifierKind
+from rollout.config import OverLength
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.context import ContextTemplate, static_values
 from tutelage.chat import (
@@ -144,7 +144,7 @@ def check_teachers_differ(
 def _check_sees_more(config: RunConfig, key: str, teacher: TeacherConfig, prompts: Sequence[Prompt]) -> None:
     if not prompts or teacher.context or any(prompt.privileged_context for prompt in prompts):
         return
-    selects = config.cold_start.only_correct and config.data.verifier is not VerifierKind.none
+    selects = config.cold_start.only_correct and config.data.is_graded
     if config.stage is Stage.cold_start and selects:
         return  # its own correct answers are something to learn from
     fix = (

@@ -24,7 +24,7 @@ from orchestration.measure.probe import Probed, Prober, plan_probe
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.provenance import machine, package_versions
-from rollout.verifiers import make_verifier
+from rollout.verifiers import VERIFIERS
 from tutelage.files import write_json, write_text
 from tutelage.records.trajectory import CORRECT, Trajectory
 
@@ -36,7 +36,7 @@ class Diagnosis:
 
     def __init__(self, config: RunConfig, prepared: Prepared, console: Console) -> None:
         self._config, self._prepared, self._console = config, prepared, console
-        self._verifier = make_verifier(config.data.verifier)
+        self._verifier = VERIFIERS[config.data.verifier]
         self._started = time.monotonic()
         self._preflight: Preflight | None = None
         self._alignment: Alignment | None = None

@@ -37,7 +37,7 @@ from orchestration.stages.distil import Distillation
 from orchestration.stages.reinforce import Reinforcement
 from orchestration.stages.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
 from orchestration.stages.training import StageContext, TrainingStage
-from rollout.verifiers import Grader, make_verifier
+from rollout.verifiers import VERIFIERS, Grader
 from scoring.backends.cached import in_words
 from scoring.config import TEACHER
 from scoring.pool import STARVING_STEPS
@@ -94,7 +94,7 @@ class Run:
         self.counts = Counter(self.state.counts)
         self.interruption = Interruption()
         self.evaluations = EvaluationStore(directory.path)
-        self.verifier = make_verifier(config.data.verifier)
+        self.verifier = VERIFIERS[config.data.verifier]
         self.evaluator = Evaluator(config, prepared, self.verifier)
         self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
         self.view = ProgressView(config.stage.value, config.pipeline.steps, self.state.step, self.clock)

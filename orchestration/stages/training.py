@@ -22,11 +22,11 @@ from orchestration.pipeline.pipeline import Cursor
 from orchestration.pipeline.weighting import passes, with_loss_reduction
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers, EvaluationStore
-from rollout.verifiers import Verifier
 from scoring.config import TEACHER
 from tutelage.aio import Interruption
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import with_ids
+from tutelage.verifier import Verifier
 
 TEACHERS = "teachers"  # in a checkpoint: the averages of teachers that keep one
 

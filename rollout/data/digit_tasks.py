@@ -21,9 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rollout.config import PromptSourceConfig
+from rollout.data.base import PromptSource, count_refusals, generated_count
 from rollout.data.column_sums import ColumnSums
 from rollout.data.reversed_digits import ReversedDigits
 from tutelage.records.prompt import Message, Prompt
+from tutelage.settings import Refusal
 
 _SPLITS = ("train", "heldout")
 _HELDOUT_SHARE = 8  # one in so many
@@ -65,27 +67,38 @@ class Presentation:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _MixturePart:
     key: str  # full name of the setting, for messages
     task: DigitTask
     presentation: Presentation
     weight: float
 
 
-def make_digit_tasks(source: PromptSourceConfig, key: str) -> list[Prompt]:
-    """The first `limit` of `size` prompts with worked answers, deterministic for (seed, index).
+class DigitTaskSource(PromptSource):
+    """The first `limit` of `size` problems with worked answers, deterministic for (seed, index).
 
-    `answer` is the right one also where the completion is wrong on purpose (pattern no_carry).
-
-    Raises:
-        ValueError: naming the setting, its value and the fix.
+    A prompt's `answer` is the right one also where its completion is wrong on purpose (pattern no_carry).
     """
-    if source.split not in _SPLITS:
-        raise ValueError(f"{key}.split={source.split}: problems are split into {' and '.join(_SPLITS)}; name one")
-    size = source.size if source.limit is None else min(source.size, source.limit)
-    if size < 1:
-        raise ValueError(f"{key}.size={source.size}, {key}.limit={source.limit}: no problem to make; set 1 or more")
-    return [_prompt(part, operands) for part, operands in islice(_draws(source, key), size)]
+
+    def refusals(self, settings: PromptSourceConfig, key: str) -> Iterator[Refusal]:
+        if not settings.task:
+            yield Refusal(f"{key}.task", settings.task, f"name one of {', '.join(DIGIT_TASKS)}")
+        if settings.split not in _SPLITS:
+            fix = f"problems are split into {' and '.join(_SPLITS)}; name one"
+            yield Refusal(f"{key}.split", settings.split, fix)
+        yield from count_refusals(settings, key)
+
+    def overlaps(self, train: PromptSourceConfig, heldout: PromptSourceConfig) -> Iterator[Refusal]:
+        if train.split == heldout.split and tasks_in(train) & tasks_in(heldout):
+            fix = (
+                "is that of data.train, so held-out problems may be training problems; use data.train.split=train and "
+                "data.heldout.split=heldout"
+            )
+            yield Refusal("data.heldout.split", heldout.split, fix)
+
+    def load(self, settings: PromptSourceConfig, key: str) -> list[Prompt]:
+        draws = islice(_draws(settings, key), generated_count(settings))
+        return [_prompt(part, operands) for part, operands in draws]
 
 
 def tasks_in(source: PromptSourceConfig) -> set[str]:
@@ -95,7 +108,7 @@ def tasks_in(source: PromptSourceConfig) -> set[str]:
     return {entry.get("task", source.task) for entry in entries}
 
 
-def _draws(source: PromptSourceConfig, key: str) -> Iterator[tuple[_Part, tuple[int, ...]]]:
+def _draws(source: PromptSourceConfig, key: str) -> Iterator[tuple[_MixturePart, tuple[int, ...]]]:
     """Problems without end and without repetition; after each of them every part has its share to within one."""
     parts = _parts(source, key)
     problems = [_problems(part.task, source) for part in parts]
@@ -104,7 +117,7 @@ def _draws(source: PromptSourceConfig, key: str) -> Iterator[tuple[_Part, tuple[
     while True:
         chosen = min(range(len(parts)), key=lambda index: (counts[index] + 1) / parts[index].weight)
         name = parts[chosen].task.name
-        operands = next((found for found in problems[chosen] if (name, found) not in used), None)
+        operands = next((problem for problem in problems[chosen] if (name, problem) not in used), None)
         if operands is None:
             raise ValueError(
                 f"{key}.size={source.size}: {parts[chosen].key} has only {counts[chosen]} problems left to it in the "
@@ -146,7 +159,7 @@ def _hash(*parts: int | str) -> int:
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def _prompt(part: _Part, operands: tuple[int, ...]) -> Prompt:
+def _prompt(part: _MixturePart, operands: tuple[int, ...]) -> Prompt:
     task, shown = part.task, part.presentation.visible_context
     context = _context(part, operands)
     question = task.question(operands)
@@ -161,7 +174,7 @@ def _prompt(part: _Part, operands: tuple[int, ...]) -> Prompt:
     )
 
 
-def _context(part: _Part, operands: tuple[int, ...]) -> str | None:
+def _context(part: _MixturePart, operands: tuple[int, ...]) -> str | None:
     match part.presentation.context:
         case Context.none:
             return None
@@ -174,7 +187,7 @@ def _context(part: _Part, operands: tuple[int, ...]) -> str | None:
 # ---- options ---------------------------------------------------------------------------------------------------
 
 
-def _parts(source: PromptSourceConfig, key: str) -> list[_Part]:
+def _parts(source: PromptSourceConfig, key: str) -> list[_MixturePart]:
     mixture = source.task_options.get("mixture")
     if mixture is None:
         return [_part(source.task, source.task_options, 1.0, f"{key}.task_options", f"{key}.task")]
@@ -196,7 +209,7 @@ def _parts(source: PromptSourceConfig, key: str) -> list[_Part]:
     return parts
 
 
-def _part(task: str, options: Mapping[str, Any], weight: float, key: str, task_key: str) -> _Part:
+def _part(task: str, options: Mapping[str, Any], weight: float, key: str, task_key: str) -> _MixturePart:
     if task not in DIGIT_TASKS:
         raise ValueError(f"{task_key}={task!r}: no such task of digits; choose one of {', '.join(DIGIT_TASKS)}")
     names = {field.name for field in fields(Presentation)}
@@ -204,7 +217,7 @@ def _part(task: str, options: Mapping[str, Any], weight: float, key: str, task_k
     if presentation.visible_context and presentation.context is Context.none:
         raise ValueError(f"{key}.visible_context=true: there is no context to show; set context=rule or answer")
     own = {name: value for name, value in options.items() if name not in names}
-    return _Part(key, _typed(DIGIT_TASKS[task], own, key), presentation, weight)
+    return _MixturePart(key, _typed(DIGIT_TASKS[task], own, key), presentation, weight)
 
 
 def _typed(options_class: type[Any], options: Mapping[str, Any], key: str) -> Any:

@@ -12,14 +12,14 @@ from orchestration.config.schema import RunConfig
 from orchestration.measure.alignment import Alignment, measure_alignment
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared, prepare
-from rollout.verifiers import make_verifier
+from rollout.verifiers import VERIFIERS
 from tutelage.cluster import Session
 
 
 async def measure(config: RunConfig, prepared: Prepared, session: Session) -> Alignment:
     workers = await Fleet.start(config, prepared, session.cluster(config.cluster))
     await workers.connect()
-    return await measure_alignment(config, prepared, workers, make_verifier(config.data.verifier), print)
+    return await measure_alignment(config, prepared, workers, VERIFIERS[config.data.verifier], print)
 
 
 def main() -> None:

@@ -17,9 +17,10 @@ from orchestration.measure.preflight import Preflight, run_preflight
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared, prepare
 from orchestration.prepare.models import PreparedTeacher
-from rollout.verifiers import Verifier, make_verifier
+from rollout.verifiers import VERIFIERS
 from scoring.config import Quantization, TeacherConfig
 from tests.factories import configured
+from tutelage import Verifier
 from tutelage.cluster import Cluster
 from tutelage.records.prompt import RenderedPrompt
 
@@ -41,7 +42,7 @@ class Running:
     runner: asyncio.Runner
 
     def preflight(self, prepared: Prepared | None = None, verifier: Verifier | None = None) -> Preflight:
-        verifier = verifier or make_verifier(self.config.data.verifier)
+        verifier = verifier or VERIFIERS[self.config.data.verifier]
         job = run_preflight(self.config, prepared or self.prepared, self.workers, verifier, print)
         return self.runner.run(job)
 

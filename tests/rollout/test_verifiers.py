@@ -2,9 +2,9 @@ import threading
 
 import pytest
 
-from rollout.config import PromptSourceConfig, SourceKind, VerifierKind
+from rollout.config import PromptSourceConfig
 from rollout.data.sources import load_prompts
-from rollout.verifiers import extract_answer, make_verifier
+from rollout.verifiers import VERIFIERS, extract_answer
 from tutelage.records.prompt import Message, Prompt
 
 
@@ -12,14 +12,14 @@ def question(answer: str | None) -> Prompt:
     return Prompt("q", (Message("user", "?"),), answer=answer)
 
 
-def grade(kind: VerifierKind, answer: str | None, response: str) -> float:
-    verifier = make_verifier(kind)
+def grade(kind: str, answer: str | None, response: str) -> float:
+    verifier = VERIFIERS[kind]
     assert verifier is not None
     return verifier(question(answer), response)
 
 
 def test_none() -> None:
-    assert make_verifier(VerifierKind.none) is None
+    assert VERIFIERS["none"] is None
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_extract_answer(response: str, answer: str) -> None:
     ("response", "score"), [("  New\n York ", 1), ("NEW YORK", 1), ("<answer>new york</answer>", 1), ("York", 0)]
 )
 def test_exact(response: str, score: float) -> None:
-    assert grade(VerifierKind.exact, "New York", response) == score
+    assert grade("exact", "New York", response) == score
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_exact(response: str, score: float) -> None:
     ],
 )
 def test_math(answer: str, response: str, score: float) -> None:
-    assert grade(VerifierKind.math, answer, response) == score
+    assert grade("math", answer, response) == score
 
 
 @pytest.mark.parametrize(
@@ -73,32 +73,32 @@ def test_math(answer: str, response: str, score: float) -> None:
     ],
 )
 def test_final_answer(response: str, score: float) -> None:
-    assert grade(VerifierKind.final_answer, "843", response) == score
+    assert grade("final_answer", "843", response) == score
 
 
 def test_math_off_the_main_thread() -> None:
     scores: list[float] = []
-    thread = threading.Thread(target=lambda: scores.append(grade(VerifierKind.math, "2", "1+1")))
+    thread = threading.Thread(target=lambda: scores.append(grade("math", "2", "1+1")))
     thread.start()
     thread.join()
     assert scores == [1.0]
 
 
 def test_reasoning_gym_grades_its_own_tasks() -> None:
-    source = PromptSourceConfig(kind=SourceKind.reasoning_gym, task="chain_sum", size=3)
-    verifier = make_verifier(VerifierKind.reasoning_gym)
+    source = PromptSourceConfig(kind="reasoning_gym", task="chain_sum", size=3)
+    verifier = VERIFIERS["reasoning_gym"]
     assert verifier is not None
     for prompt in load_prompts(source):
         assert verifier(prompt, f"It is <answer>{prompt.answer}</answer>") == 1
         assert verifier(prompt, "no idea") == 0
 
 
-@pytest.mark.parametrize("kind", [VerifierKind.exact, VerifierKind.math, VerifierKind.final_answer])
-def test_missing_answer_is_explained(kind: VerifierKind) -> None:
-    with pytest.raises(ValueError, match=rf"data\.verifier={kind.value} needs an answer.*answer_column"):
+@pytest.mark.parametrize("kind", ["exact", "math", "final_answer"])
+def test_missing_answer_is_explained(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.verifier={kind} needs an answer.*answer_column"):
         grade(kind, None, "####1")
 
 
 def test_reasoning_gym_needs_its_own_prompts() -> None:
     with pytest.raises(ValueError, match=r"cannot grade prompt 'q'.*data\.train\.kind"):
-        grade(VerifierKind.reasoning_gym, "1", "1")
+        grade("reasoning_gym", "1", "1")

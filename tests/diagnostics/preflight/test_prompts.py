@@ -22,8 +22,7 @@ from diagnostics.preflight.prompts import check_grades, check_overlap, check_pro
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
 from learner.objectives.config import Gradient, Importance, ObjectiveConfig, Support
 from learner.objectives.rules.case import RunFacts
-from rollout.config import VerifierKind
-from rollout.verifiers import make_verifier
+from rollout.verifiers import VERIFIERS
 from tutelage.records.prompt import Message, Prompt
 
 
@@ -56,9 +55,9 @@ def test_held_out_prompts_that_are_trained_on_fail_and_few_of_them_warn() -> Non
     assert check.status is Status.warned and "1 of 31" in check.seen and "'a/3'" in check.seen
 
 
-@pytest.mark.parametrize("kind", [VerifierKind.exact, VerifierKind.math, VerifierKind.final_answer])
-def test_verifiers_accept_the_reference_answers(kind: VerifierKind) -> None:
-    verifier = make_verifier(kind)
+@pytest.mark.parametrize("kind", ["exact", "math", "final_answer"])
+def test_verifiers_accept_the_reference_answers(kind: str) -> None:
+    verifier = VERIFIERS[kind]
     assert verifier is not None
     assert check_verifier(verifier, prompts("a", 3), prompts("b", 2)).status is Status.passed
     check = check_verifier(verifier, prompts("a", 3, answer=None), [])
@@ -74,7 +73,7 @@ def test_a_verifier_that_rejects_or_accepts_everything_fails() -> None:
 
 def test_a_few_wrong_references_warn() -> None:
     broken = [*prompts("a", 9), *prompts("b", 1, answer="")]
-    check = check_verifier(make_verifier(VerifierKind.exact), broken, [])  # type: ignore[arg-type]
+    check = check_verifier(VERIFIERS["exact"], broken, [])  # type: ignore[arg-type]
     assert check.status is Status.warned and "'b/0'" in check.seen
 
     def strict(prompt: Prompt, text: str) -> float:

@@ -27,7 +27,7 @@ from orchestration.stages.sequences import (
     teacher_tokens,
     verdict_counts,
 )
-from rollout.verifiers import Grader, exact_match
+from rollout.verifiers import VERIFIERS, Grader
 from tests.factories import configured, ids, message
 from tests.models import make_tokenizer
 from tests.orchestration.pipeline.engines import Engines
@@ -102,7 +102,7 @@ def collected(run_dir: Path, others: str, teacher: Teacher, count: int = 5, **gr
     ).objective
     config.sampling.max_tokens, config.sampling.samples_per_prompt = 4, 2
     found, said = prepared(count, **grading), list[str]()
-    grader = Grader(exact_match if grading else None, found.train, TOKENIZER)
+    grader = Grader(VERIFIERS["exact"] if grading else None, found.train, TOKENIZER)
     work = collect_once(config, found, cast(Any, teacher), grader, run_dir, said.append)
     return asyncio.run(work), said
 

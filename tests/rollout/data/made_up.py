@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rollout.config import PromptSourceConfig, SourceKind
+from rollout.config import PromptSourceConfig
 
 
 def source(task: str = "column_sums", **kwargs: Any) -> PromptSourceConfig:
-    return PromptSourceConfig(kind=SourceKind.digit_tasks, task=task, **kwargs)
+    return PromptSourceConfig(kind="digit_tasks", task=task, **kwargs)
 
 
 def tasks(**settings: Any) -> PromptSourceConfig:
-    return PromptSourceConfig(kind=SourceKind.reasoning_gym, **settings)
+    return PromptSourceConfig(kind="reasoning_gym", **settings)

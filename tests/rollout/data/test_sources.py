@@ -143,7 +143,7 @@ def test_files_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "./nowhere", "/nowhere/at/all", "conf/nowhere", "a/b.parquet"])
 def test_missing_paths_never_reach_a_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.data.sources._read_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("rollout.data.dataset._read_hub", lambda *_: pytest.fail("asked the hub"))
     refuse(PromptSourceConfig(path=path), f"data.train.path={path}", "no such file or directory")
 
 
@@ -153,7 +153,7 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    refuse(PromptSourceConfig(), "data.train.path is empty")
+    refuse(PromptSourceConfig(), "data.train.path=''")
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     refuse(PromptSourceConfig(path=str(empty)), "empty.jsonl", "the file is empty")
