@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from learner.engine import LearnerEngine
 from learner.records import StepReport
-from tutelage.files import hashes_of
+from tutelage.files import differences, hashes_of, write_json, write_text
 
 _TAG = "deepspeed"
 MANIFEST = "manifest.json"
@@ -40,8 +40,8 @@ def save_checkpoint(engine: LearnerEngine, directory: Path) -> None:
     dist.barrier()
     if engine.rank == 0:
         state = {**_setup(engine), "version": engine.version, "last_report": _report(engine)}
-        (directory / _STATE).write_text(json.dumps(state, indent=1))
-        (directory / MANIFEST).write_text(json.dumps(hashes_of(directory, MANIFEST), indent=1))
+        write_text(directory / _STATE, json.dumps(state, indent=1))
+        write_json(directory / MANIFEST, hashes_of(directory, but=MANIFEST))
     dist.barrier()
 
 
@@ -97,9 +97,6 @@ def _verify(directory: Path, run_directory: Path) -> None:
     manifest = directory / MANIFEST
     if not manifest.is_file():
         raise CheckpointError(f"{directory} has no {MANIFEST}: it was never completed")
-    expected, found = json.loads(manifest.read_text()), hashes_of(directory, MANIFEST)
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} was added" for name in found.keys() - expected.keys()]
-    problems += [f"{name} was altered" for name in expected.keys() & found.keys() if expected[name] != found[name]]
+    problems = differences(json.loads(manifest.read_text()), hashes_of(directory, but=MANIFEST))
     if problems:
-        raise CheckpointError(f"{directory} is not what was saved: {', '.join(sorted(problems))}")
+        raise CheckpointError(f"{directory} is not what was saved: {', '.join(problems)}")

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from tutelage.settings import DType, Refusal, Settings, WeightTransfer, setting
+
+if TYPE_CHECKING:
+    from learner.objectives.config import ObjectiveConfig
 
 
 class Schedule(Enum):
@@ -71,3 +75,15 @@ class LearnerConfig(Settings):
 class CheckpointConfig(Settings):
     every: int = setting(10, at_least=0)  # steps; 0: only at the end
     keep: int = setting(2, at_least=1)
+
+
+@dataclass(frozen=True)
+class LearnerSetup:
+    """What the ranks of a learner are set up with."""
+
+    model_path: str  # the student's checkpoint, a local directory in safetensors
+    student: StudentConfig
+    learner: LearnerConfig
+    objective: "ObjectiveConfig"
+    total_steps: int  # of the optimiser, for its schedule
+    seed: int = 0  # of torch's generators in every rank

@@ -43,8 +43,6 @@ def _schedule(config: LearnerConfig, total_steps: int, optimizer: Optimizer) -> 
 
 
 def _settings(config: LearnerConfig) -> dict[str, Any]:
-    if config.zero_stage not in (0, 1, 2, 3):
-        raise ValueError(f"learner.zero_stage={config.zero_stage} must be 0, 1, 2 or 3")
     return {
         # The engine accumulates by hand and normalises the loss itself.
         "train_micro_batch_size_per_gpu": 1,

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from learner.config import LearnerConfig, StudentConfig
+from learner.config import LearnerSetup
 from learner.deepspeed_setup import initialise, join_group
 from learner.finite import GradientWatch, NonFiniteError
 from learner.head.compare import ExampleSums, by_example, divergences, examine_rows, split_by_example, token_logprobs
 from learner.head.fused_loss import FullTeacher, fused_head_loss
-from learner.objectives import ObjectiveConfig, build_objective
+from learner.objectives import build_objective
 from learner.perturbation import Perturbation
 from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, MicroBatch, StepReport
 from learner.student import load_student
@@ -32,37 +32,23 @@ from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHea
 
 
 class LearnerEngine:
-    """One rank of the learner. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set.
+    """One rank of the learner. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set."""
 
-    Args:
-        model_path: a local checkpoint directory of the student (safetensors).
-        total_steps: length of the learning-rate schedule.
-        seed: of torch's generators in this process.
-        student: what of it is trained, and how it is loaded; None: the defaults.
-        timeout_s: of every collective.
-    """
+    def __init__(self, setup: LearnerSetup, timeout_s: float = 1800.0) -> None:
+        """Join the group of ranks and load the student.
 
-    def __init__(
-        self,
-        config: LearnerConfig,
-        objective: ObjectiveConfig,
-        model_path: str,
-        total_steps: int,
-        seed: int = 0,
-        student: StudentConfig | None = None,
-        timeout_s: float = 1800.0,
-    ) -> None:
-        self.config = config
-        self.model_path = model_path
-        self.student = student or StudentConfig()
-        torch.manual_seed(seed)
-        self.device = join_group(config.threads, timeout_s)
+        Args:
+            timeout_s: of every collective.
+        """
+        self.config, self.student, self.model_path = setup.learner, setup.student, setup.model_path
+        torch.manual_seed(setup.seed)
+        self.device = join_group(self.config.threads, timeout_s)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self._objective = build_objective(objective, seed)
-        module = load_student(model_path, self.student, config)
+        self._objective = build_objective(setup.objective, setup.seed)
+        module = load_student(self.model_path, self.student, self.config)
         self._transform = LogitTransform.of(module.causal_lm.config)
         self._watch = GradientWatch(module)
-        self.deepspeed = initialise(module, config, total_steps)
+        self.deepspeed = initialise(module, self.config, setup.total_steps)
         self._teacher_heads: dict[str, TeacherHead] = {}
         self._version = 0
         self._last_report: StepReport | None = None
@@ -79,7 +65,7 @@ class LearnerEngine:
 
     @property
     def version(self) -> int:
-        """Optimiser steps behind the weights."""
+        """How many optimiser steps the weights have behind them."""
         return self._version
 
     @property
@@ -95,7 +81,7 @@ class LearnerEngine:
         self.deepspeed.destroy()
 
     def step(self, batch: Batch) -> StepReport:
-        """One optimiser step on this rank's share of `batch`; the gradient is that of the batch as a whole.
+        """Take one optimiser step on this rank's share of `batch`; the gradient is that of all shares together.
 
         Idempotent: the batch of the step just taken returns that step's report again.
 
@@ -131,7 +117,7 @@ class LearnerEngine:
         self._teacher_heads[teacher] = received(head, self.device)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
-        """Exact divergences from one teacher (None: the only one) for every example of `batch`, in order.
+        """Compute exact divergences from one teacher (None: the only one) for every example of `batch`, in order.
 
         The batch must carry that teacher's hidden states; it may have been sampled by any policy. All ranks
         return the records of all examples.
@@ -151,23 +137,23 @@ class LearnerEngine:
         return sums.reduce()
 
     def examine(self, batch: Batch, k: int, teacher: str | None = None) -> list[ExampleTokens]:
-        """What student and one teacher (None: the only one) say at every loss token, with the top `k` of both.
+        """Compare student and teacher (None: the only one) at every loss token, with the top `k` ids of both.
 
-        Of this rank's own examples. The batch must carry the teacher's hidden states.
+        Returns records of this rank's own examples. The batch must carry the teacher's hidden states.
 
         Raises:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
         head = self._teacher_head(teacher)
-        found: list[ExampleTokens] = []
+        records: list[ExampleTokens] = []
         self.deepspeed.eval()
         with torch.no_grad():
             for micro_batch in self._share(batch):
                 packed = to_tensors(micro_batch, self.device)
                 values = self._examine(packed, head, k)
-                found += by_example(values, packed.rows.require("example_index"), packed.rows.require("positions"))
+                records += by_example(values, packed.rows.require("example_index"), packed.rows.require("positions"))
         self.deepspeed.train()
-        return found
+        return records
 
     def _examine(self, packed: PackedTensors, head: TeacherHead, k: int) -> dict[str, Tensor]:
         teacher = _full_teacher(packed, head)
@@ -180,17 +166,17 @@ class LearnerEngine:
         return self.deepspeed(packed, job)
 
     def logprobs(self, batch: Batch) -> list[ExampleLogprobs]:
-        """The student's log-prob of every loss token of this rank's own examples, at their sampling temperatures."""
-        found: list[ExampleLogprobs] = []
+        """Score every loss token of this rank's own examples with the student, at their sampling temperatures."""
+        records: list[ExampleLogprobs] = []
         self.deepspeed.eval()
         with torch.no_grad():
             for micro_batch in self._share(batch):
                 packed = to_tensors(micro_batch, self.device)
                 rows = packed.rows
                 values = self.deepspeed(packed, partial(self._logprobs, packed))
-                found += split_by_example(values, packed.rows.require("example_index"), rows.require("positions"))
+                records += split_by_example(values, packed.rows.require("example_index"), rows.require("positions"))
         self.deepspeed.train()
-        return found
+        return records
 
     def _logprobs(self, packed: PackedTensors, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         head, rows = Head.of(weight, bias, self._transform), packed.rows
@@ -240,7 +226,8 @@ class LearnerEngine:
             )
         for micro_batch in self._share(batch):
             if micro_batch is not None and not (micro_batch.rows["temperatures"] > 0).all():
-                raise ValueError("sampling.temperature must be above 0 to learn from the samples")
+                lowest = float(micro_batch.rows["temperatures"].min())
+                raise ValueError(f"sampling.temperature={lowest:g}: must be above 0 to learn from the samples")
 
     def _share(self, batch: Batch) -> tuple[MicroBatch | None, ...]:
         if len(batch.ranks) != self.ranks:
@@ -248,7 +235,7 @@ class LearnerEngine:
         return batch.ranks[self.rank]
 
     def _accumulate(self, batch: Batch) -> StepTotals:
-        """Forward and backward of every micro-batch."""
+        """Run every micro-batch forward and backward."""
         totals = StepTotals(self.device)
         overlap_k = self._overlap_k(batch)
         # DeepSpeed averages over ranks; the loss is a sum over all of them, divided by their tokens.
@@ -263,7 +250,7 @@ class LearnerEngine:
                 objective=self._objective,
                 chunk_tokens=self.config.head_chunk_tokens,
                 transform=self._transform,
-                teacher=self._whole_teacher(micro_batch, packed),
+                teacher=self._teacher_of(micro_batch, packed),
                 overlap_k=overlap_k,
             )
             loss, per_token = self.deepspeed(packed, job)
@@ -271,15 +258,21 @@ class LearnerEngine:
             self.deepspeed.backward(loss * scale)
         return totals
 
-    def _whole_teacher(self, micro_batch: MicroBatch | None, packed: PackedTensors) -> FullTeacher | None:
-        """Of a micro-batch's one teacher, for objectives over the whole vocabulary; of any if it has no row."""
+    def _teacher_of(self, micro_batch: MicroBatch | None, packed: PackedTensors) -> FullTeacher | None:
+        """Teacher head and hidden states for full-vocabulary objectives, else None.
+
+        A micro-batch without rows takes any head, so that ranks stay in step.
+        """
         if not self._objective.requirements.hidden_states:
             return None
         named = None if micro_batch is None else micro_batch.teacher
         return _full_teacher(packed, self._teacher_head(named or next(iter(self._teacher_heads), None)))
 
     def _overlap_k(self, batch: Batch) -> int:
-        """0 where no teacher has told its most likely ids; of the whole batch, so that all ranks measure the same."""
+        """How many most likely ids to compare: 0 where no teacher has told its own.
+
+        Decided by the whole batch, so that all ranks measure the same.
+        """
         told = self._objective.requirements.hidden_states or batch.teacher_top_k >= self.config.overlap_k
         return self.config.overlap_k if told else 0
 
@@ -294,7 +287,7 @@ class LearnerEngine:
             )
 
     def _optimise(self) -> float:
-        """Take the step; the gradient norm before clipping."""
+        """Take the optimiser's step; returns the gradient norm before clipping."""
         plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer  # float32 under ZeRO-0: no wrapper
         norm = self._plain_grad_norm() if plain else None
         self.deepspeed.step()

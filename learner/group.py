@@ -8,28 +8,18 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, LearnerSetup
 from learner.records import Batch, ExampleDivergence, ExampleTokens, PublishReport, StepReport
-from learner.worker import LearnerSetup, LearnerWorker
-from tutelage.cluster import (
-    Cluster,
-    ReuseKey,
-    Worker,
-    WorkerFailure,
-    call_all,
-    from_actor,
-    numbered,
-    thread_environment,
-)
+from learner.worker import LearnerWorker
+from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered
+from tutelage.errors import LearnerFailure, WorkerFailure
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.settings import TimeoutConfig
 
 
-class LearnerFailure(WorkerFailure):
-    """An optimiser step failed: what the learner holds now must not be kept."""
-
-
 class LearnerGroup:
+    """The ranks of one learner, each in a worker of its own; a call goes to all of them."""
+
     KIND = "learner"
 
     def __init__(self, workers: list[Worker], settings: LearnerConfig, timeouts: TimeoutConfig) -> None:
@@ -50,13 +40,12 @@ class LearnerGroup:
         settings, deadline = setup.learner, timeouts.start
         workers = cluster.reuse(cls.KIND, "learner", cls._reuse_key(settings))
         if not workers:
-            actor = ray.remote(LearnerWorker).options(
-                num_cpus=settings.cpus_per_rank,
-                num_gpus=settings.gpus_per_rank,
-                runtime_env=thread_environment(settings.threads),
+            workers = await cluster.start(
+                LearnerWorker,
+                names=numbered("learner", settings.ranks),
+                resources=Resources(settings.cpus_per_rank, settings.gpus_per_rank, settings.threads),
+                deadline=deadline,
             )
-            handles = [actor.remote() for _ in range(settings.ranks)]
-            workers = await from_actor(numbered("learner", settings.ranks), handles, cluster, deadline)
         address = await workers[0].call("address", deadline=deadline)
         setups = (worker.call("setup", setup, rank, address, deadline=deadline) for rank, worker in enumerate(workers))
         await asyncio.gather(*setups)
@@ -81,8 +70,8 @@ class LearnerGroup:
     async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:
         """The student's log-probs of each example's loss tokens [T], in the order of the batch."""
         everywhere = await self._all("logprobs", ray.put(batch), deadline=self._timeouts.learning)
-        found = sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
-        return [record.values for record in found]
+        records = sorted((record for share in everywhere for record in share), key=lambda r: r.example_index)
+        return [record.values for record in records]
 
     async def perturb(self, seed: int, size: float) -> None:
         await self._all("perturb", seed, size, deadline=self._timeouts.learning)

@@ -8,18 +8,15 @@ same order, without a retry by Ray: a step that ran may be asked for again and a
 
 import gc
 import os
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import ray
 from ray.actor import ActorHandle
 
-from learner.config import LearnerConfig, StudentConfig
-from learner.objectives import ObjectiveConfig
-from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, StepReport
+from learner.config import LearnerSetup
+from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, PublishReport, StepReport
+from tutelage.cluster import free_address
 from tutelage.lm.head import LMHead, MixedHead
 
 if TYPE_CHECKING:
@@ -27,20 +24,8 @@ if TYPE_CHECKING:
     from learner.weights.publisher import WeightPublisher
 
 
-@dataclass(frozen=True)
-class LearnerSetup:
-    """What the ranks of a learner are set up with."""
-
-    model_path: str  # the student's checkpoint
-    student: StudentConfig
-    learner: LearnerConfig
-    objective: ObjectiveConfig
-    total_steps: int  # of the optimiser, for its schedule
-    seed: int
-
-
 class LearnerWorker:
-    """Wrap in `ray.remote`. Constructed idle; `setup` on all ranks at once brings the group up.
+    """One rank, to be wrapped in `ray.remote`. Constructed idle; `setup` on all ranks at once brings the group up.
 
     Another `setup` of the same ranks drops the student and begins with the next.
     """
@@ -49,13 +34,10 @@ class LearnerWorker:
     _publisher: "WeightPublisher"
 
     def address(self) -> tuple[str, int]:
-        """This node's IP address and a free port on it, for the group to meet at (ask rank 0)."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as listener:
-            listener.bind((host, 0))
-            return host, listener.getsockname()[1]
+        """Offer this node's IP address and a free port on it for the group to meet at (ask rank 0)."""
+        return free_address()
 
-    def setup(self, job: LearnerSetup, rank: int, address: tuple[str, int]) -> int:
+    def setup(self, setup: LearnerSetup, rank: int, address: tuple[str, int]) -> int:
         """Join the group and load the student; returns the version of the weights."""
         from learner.engine import LearnerEngine
 
@@ -63,12 +45,12 @@ class LearnerWorker:
         host, port = address
         os.environ.update(
             RANK=str(rank),
-            WORLD_SIZE=str(job.learner.ranks),
+            WORLD_SIZE=str(setup.learner.ranks),
             LOCAL_RANK="0",  # Ray shows an actor only its own GPU
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        self._engine = LearnerEngine(job.learner, job.objective, job.model_path, job.total_steps, job.seed, job.student)
+        self._engine = LearnerEngine(setup)
         return self._engine.version
 
     def _drop_student(self) -> None:
@@ -88,15 +70,15 @@ class LearnerWorker:
         self._engine.set_teacher_head(teacher, head)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
-        """Records of all examples, on every rank."""
+        """Compare student and teacher; returns records of all examples, on every rank."""
         return self._engine.evaluate(batch, teacher)
 
     def examine(self, batch: Batch, k: int, teacher: str | None = None) -> list[ExampleTokens]:
-        """Records of this rank's examples, token by token, with the top `k` ids of student and teacher."""
+        """Describe this rank's examples token by token, with the top `k` ids of student and teacher."""
         return self._engine.examine(batch, k, teacher)
 
     def logprobs(self, batch: Batch) -> list[ExampleLogprobs]:
-        """Records of this rank's examples."""
+        """Score the loss tokens of this rank's examples with the student."""
         return self._engine.logprobs(batch)
 
     def perturb(self, seed: int, size: float) -> None:
@@ -113,7 +95,7 @@ class LearnerWorker:
             self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s
         )
 
-    def publish(self, version: int, again: bool = False) -> Any:
+    def publish(self, version: int, again: bool = False) -> PublishReport:
         """Send the weights to the rollout workers; `version` must be the engine's. Returns their report.
 
         A version that they have is not sent again unless `again` says so: the weights behind it are others now.
@@ -128,7 +110,7 @@ class LearnerWorker:
         save_checkpoint(self._engine, Path(directory))
 
     def load_checkpoint(self, directory: str, run_directory: str) -> int:
-        """Returns the version of the restored weights."""
+        """Restore what `save_checkpoint` wrote; returns the version of the weights."""
         from learner.checkpoint import load_checkpoint
 
         load_checkpoint(self._engine, Path(directory), Path(run_directory))

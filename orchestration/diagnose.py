@@ -26,7 +26,8 @@ from orchestration.results.directory import RunDirectory, locate_diagnosis, open
 from orchestration.results.provenance import log_to
 from orchestration.runs.diagnosis import Diagnosis
 from scoring.config import TEACHER
-from tutelage.cluster import Session, WorkerFailure
+from tutelage.cluster import Session
+from tutelage.errors import WorkerFailure
 from tutelage.settings import Refusal
 
 register_schema()

@@ -28,7 +28,8 @@ from scoring.backends.cached import CacheStats, in_words
 from scoring.config import TeacherBackend, teacher_setting
 from scoring.pool import BASE, REFERENCE, TeacherPool
 from scoring.request_builder import RequestBuilder
-from tutelage.cluster import Cluster, Session, WorkerFailure
+from tutelage.cluster import Cluster, Session
+from tutelage.errors import WorkerFailure
 from tutelage.records.prompt import RenderedPrompt, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import Trajectory

@@ -22,16 +22,17 @@ from tutelage.records.trajectory import (
     RolloutRequest,
     Trajectory,
     Turn,
+    derive_seed,
 )
 
 Ask = Callable[[RolloutRequest], Awaitable[Trajectory]]
 
 
 async def converse(request: RolloutRequest, ask: Ask) -> Trajectory:
-    """The whole conversation of a request.
+    """Hold the whole conversation of a request.
 
     Args:
-        ask: draws one answer; of the request it is given, `follow_ups` are none of its business.
+        ask: draws one answer to `prompt_ids`; it leaves `follow_ups` alone.
     """
     answers = [await ask(request)]
     for index, follow_up in enumerate(request.follow_ups):
@@ -40,34 +41,34 @@ async def converse(request: RolloutRequest, ask: Ask) -> Trajectory:
             break
         between = after_answer(last.response_ids, follow_up.ids)
         prompt_ids = np.concatenate([last.prompt_ids, last.response_ids, between]).astype(np.int32)
-        answers.append(await ask(replace(request, prompt_ids=prompt_ids, seed=_seed(request.seed, index + 1))))
+        answers.append(await ask(replace(request, prompt_ids=prompt_ids, seed=derive_seed(request.seed, index + 1))))
     return join(answers, request.follow_ups) if request.follow_ups else answers[0]
 
 
 def most_tokens(request: RolloutRequest) -> int:
-    """Of the prompt and all that may follow it."""
+    """Bound the length of a request's whole conversation, prompt included, in tokens."""
     answers = (1 + len(request.follow_ups)) * request.max_tokens
     return len(request.prompt_ids) + answers + sum(len(follow_up.ids) for follow_up in request.follow_ups)
 
 
 def join(answers: Sequence[Trajectory], follow_ups: Sequence[FollowUp]) -> Trajectory:
-    """One trajectory of all answers and what stands between them."""
+    """Join all answers and what stands between them into one trajectory."""
     turns = tuple(_turns(answers, follow_ups))
     tokens = turns[-1].stop
     first, own = answers[0], [turn for turn in turns if turn.role == STUDENT_ROLE]
-    whole = np.concatenate([answers[-1].prompt_ids, answers[-1].response_ids])[len(first.prompt_ids) :]
+    response_ids = np.concatenate([answers[-1].prompt_ids, answers[-1].response_ids])[len(first.prompt_ids) :]
 
     def spread(rows: Sequence[NDArray], filler: float) -> NDArray:
-        """[T, …], with `filler` at what others wrote."""
-        found = np.full((tokens, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
+        """Lay the rows of the answers out over all tokens, [T, …], with `filler` at what others wrote."""
+        spread_out = np.full((tokens, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
         for turn, values in zip(own, rows, strict=True):
-            found[turn.start : turn.stop] = values
-        return found
+            spread_out[turn.start : turn.stop] = values
+        return spread_out
 
     candidates = [answer.candidate_ids for answer in answers if answer.candidate_ids is not None]
     return replace(
         first,
-        response_ids=whole.astype(np.int32),
+        response_ids=response_ids.astype(np.int32),
         loss_mask=spread([answer.loss_mask for answer in answers], False),
         sampling_logprobs=spread([answer.sampling_logprobs for answer in answers], np.nan),
         candidate_ids=spread(candidates, 0) if candidates else None,
@@ -92,8 +93,3 @@ def _spans(answers: Sequence[Trajectory], turns: Sequence[Turn]) -> Iterator[Pol
     for answer, turn in zip(answers, turns, strict=True):
         for span in answer.spans:
             yield PolicySpan(span.version, turn.start + span.start, turn.start + span.stop)
-
-
-def _seed(seed: int, turn: int) -> int:
-    """Of an answer after the first: 31 bits that depend on both."""
-    return int(np.random.SeedSequence((seed, turn)).generate_state(1)[0] & 0x7FFFFFFF)

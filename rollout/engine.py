@@ -25,12 +25,13 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from rollout import weight_receiver as weight_transfer
+from rollout import weight_receiver
 from rollout.config import RolloutConfig
 from rollout.conversation import converse, most_tokens
 from rollout.sampling import sampling_params, trajectory
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.vllm_environment import prepare_environment
+from tutelage.weights import SHARED_MEMORY
 
 
 class RolloutEngine:
@@ -53,12 +54,12 @@ class RolloutEngine:
         if transfer_backend == "ipc":
             # CUDA IPC handles reach vLLM's own child processes as pickles.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        weight_transfer.register()
+        weight_receiver.register()
         self.policy_version = 0
         self.weight_dtype = config.dtype.value
         self.tensor_parallel_size = config.tensor_parallel_size
         self._max_model_len = config.max_model_len
-        self._has_extension = transfer_backend == weight_transfer.BACKEND
+        self._has_extension = transfer_backend == SHARED_MEMORY
         self._llm = AsyncLLM.from_engine_args(_engine_args(model_path, config, transfer_backend, seed))
         self._numbers = itertools.count()
         self._admission = asyncio.Lock()  # held while frozen
@@ -77,7 +78,7 @@ class RolloutEngine:
         for request in requests:
             self._check_length(request)
         collectors = await self._admit(requests)
-        latest = list(collectors)  # of each request: what it waits for in the engine
+        latest = list(collectors)  # what each request waits for in the engine
         tasks = [asyncio.create_task(self._converse(request, latest, i)) for i, request in enumerate(requests)]
         try:
             for finished in asyncio.as_completed(tasks):
@@ -86,7 +87,7 @@ class RolloutEngine:
             await self._abandon(tasks, latest)
 
     async def _converse(self, request: RolloutRequest, latest: list[RequestOutputCollector], index: int) -> Trajectory:
-        """The first answer of a conversation was asked for with its group; the later ones are as they come."""
+        """Hold the whole conversation: its first answer was asked for with its group, the later ones as they come."""
         asked = False
 
         async def ask(turn: RolloutRequest) -> Trajectory:
@@ -99,7 +100,7 @@ class RolloutEngine:
         return await converse(request, ask)
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Log-probs at temperature 1 of tokens 1 to N - 1, each given those before it: [N - 1], nats.
+        """Score tokens 1 to N - 1 at temperature 1, each given those before it: [N - 1], nats.
 
         vLLM computes prompt log-probs afresh; they never come from the prefix cache.
         """
@@ -127,9 +128,7 @@ class RolloutEngine:
             ValueError: the weight transfer is vLLM's own, whose process groups end with their learner.
         """
         if not self._has_extension:
-            raise ValueError(
-                f"an engine takes another model only with learner.weight_transfer={weight_transfer.BACKEND}"
-            )
+            raise ValueError(f"an engine takes another model only with learner.weight_transfer={SHARED_MEMORY}")
         async with self._admission:
             await self._pause(clear_cache=True)
             await self._llm.collective_rpc("load_checkpoint", args=(model_path,))
@@ -260,7 +259,7 @@ async def _finished(collector: RequestOutputCollector) -> RequestOutput:
 
 def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> AsyncEngineArgs:
     on_cpu = current_platform.is_cpu()
-    shared_memory = transfer_backend == weight_transfer.BACKEND
+    shared_memory = transfer_backend == SHARED_MEMORY
     memory: dict[str, Any] = (
         {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
         if on_cpu

@@ -2,32 +2,34 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.aio import merged
-from tutelage.cluster import Cluster, ReuseKey, Worker, call_all, from_actor, numbered, thread_environment, values_of
+from tutelage.chat import generation_ends
+from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered, values_of
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.settings import TimeoutConfig, WeightTransfer
 
 
 def engine_fingerprint(path: str) -> str:
-    """Of all in a checkpoint but its weights that an engine is built from: two alike can take each other's place."""
+    """Describe all in a checkpoint but its weights that an engine is built from.
+
+    Engines of checkpoints that are described alike can take each other's weights.
+    """
     config = AutoConfig.from_pretrained(path).to_dict()
     for key in ("_name_or_path", "transformers_version", "dtype"):  # say where it comes from; the engine sets the type
         config.pop(key, None)
-    generation = Path(path, "generation_config.json")
-    ends = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
-    return json.dumps([config, ends], sort_keys=True, default=str)
+    return json.dumps([config, sorted(generation_ends(path))], sort_keys=True, default=str)
 
 
 class RolloutGroup:
+    """The engines of one policy, each in a worker of its own."""
+
     KIND = "rollout"
 
     def __init__(self, workers: list[Worker], reuse_key: ReuseKey, deadline: float) -> None:
@@ -52,13 +54,16 @@ class RolloutGroup:
         if workers:
             await call_all(workers, "load", model_path, deadline=deadline)
         else:
-            actor = ray.remote(RolloutWorker).options(
-                num_cpus=settings.cpus_per_worker,
-                num_gpus=settings.gpus_per_worker,
-                runtime_env=thread_environment(settings.threads),
+            workers = await cluster.start(
+                RolloutWorker,
+                model_path,
+                settings,
+                transfer.value,
+                seed,
+                names=numbered(name, count),
+                resources=Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.threads),
+                deadline=deadline,
             )
-            handles = [actor.remote(model_path, settings, transfer.value, seed) for _ in range(count)]
-            workers = await from_actor(numbered(name, count), handles, cluster, deadline)
         await call_all(workers, "ready", deadline=deadline)
         return cls(workers, reuse_key, timeouts.rollout)
 
@@ -82,10 +87,11 @@ class RolloutGroup:
             yield trajectory
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[NDArray[np.float32]]:
-        """What each worker's engine says of given tokens: log-probs at temperature 1 of all but the first, [N - 1]."""
+        """Ask each worker's engine for log-probs at temperature 1 of all given tokens but the first, [N - 1]."""
         return await call_all(self.workers, "prompt_logprobs", list(token_ids), deadline=self._deadline)
 
     async def stop(self) -> None:
+        """End the engines and their workers."""
         await call_all(self.workers, "shutdown", deadline=self._deadline)
         for worker in self.workers:
             worker.stop()

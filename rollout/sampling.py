@@ -16,6 +16,7 @@ INITIAL_WEIGHTS = "default"  # vLLM's label of the weights it was started with
 
 
 def sampling_params(request: RolloutRequest) -> SamplingParams:
+    """Turn a request into vLLM's parameters."""
     return SamplingParams(
         seed=request.seed,
         temperature=request.temperature,
@@ -55,16 +56,17 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
 
 
 def _flat_logprobs(flat: FlatLogprobs, tokens: int, candidates: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ids and log-probs, [T, 1 + K]: the sampled token first, then the K most likely."""
+    """Unpack ids and log-probs, [T, 1 + K]: the sampled token first, then the K most likely."""
     shape = (tokens, 1 + candidates)
     ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(shape)
     return ids, np.asarray(flat.logprobs, dtype=np.float32).reshape(shape)
 
 
 def _spans(output: CompletionOutput) -> tuple[PolicySpan, ...]:
-    """vLLM counts the tokens of each weight version as it receives them."""
+    """Read the versions that vLLM noted as the tokens came."""
     return tuple(PolicySpan(version_of(s.version), s.start, s.end) for s in output.weight_versions)
 
 
 def version_of(label: str) -> int:
+    """Policy version behind vLLM's label of its weights."""
     return 0 if label == INITIAL_WEIGHTS else int(label)

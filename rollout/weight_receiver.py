@@ -3,7 +3,8 @@
     learner rank 0 ── writes a bucket ──► shared buffer ──► each engine worker of the node verifies and loads it
 
 A bucket's checksum is verified before any of its weights is touched. vLLM's layerwise reload does the rest:
-it loads and repacks a layer as soon as all of its weights have arrived.
+it loads and repacks a layer as soon as all of its weights have arrived. The learner's end is
+`learner.weights.shared_memory`.
 """
 
 import time
@@ -22,18 +23,12 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from tutelage.settings import WeightTransfer
-from tutelage.weights import Bucket, SharedBuffer, read_bucket
-
-BACKEND = WeightTransfer.shared_memory.value
+from tutelage.weights import SHARED_MEMORY, Bucket, BufferInfo, SharedBuffer, read_bucket
 
 
 @dataclass
-class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Where the buckets will lie."""
-
-    path: str
-    nbytes: int
+class SharedMemoryInitInfo(BufferInfo, WeightTransferInitInfo):
+    """Where the buckets will lie, as vLLM hands it on."""
 
 
 @dataclass
@@ -80,7 +75,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         if update_info.update != self._update:
             self._begin(update_info.update)
         if update_info.index < self._next_bucket:
-            return
+            return  # a call may come twice; loading it again would fill a layer that is complete already
         if update_info.index > self._next_bucket:
             raise ValueError(f"weight bucket {update_info.index} came before bucket {self._next_bucket}")
         if self._buffer is None:
@@ -88,6 +83,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         weights = read_bucket(self._buffer.data, update_info)
         started = time.perf_counter()
         if not self._reloading:
+            # Only now: until a bucket has been verified the old weights stay whole, and a broken update costs nothing.
             initialize_layerwise_reload(self.model)
             self._reloading = True
         self.model.load_weights(weights)
@@ -124,7 +120,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, so that the engine's frontend can ask what an update cost, and for another model."""
+    """What is mixed into vLLM's worker: the engine's frontend asks it what an update cost, and for another model."""
 
     weight_transfer_engine: SharedMemoryWeightTransferEngine
     model_runner: Any
@@ -141,7 +137,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def _checkpoint_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its name; a tied LM head under its own as well, since engines keep a packed copy of it."""
+    """Read every weight with its name; a tied LM head under its own as well, since engines keep a packed copy."""
     embedding, has_head = None, False
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -156,5 +152,5 @@ def _checkpoint_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def register() -> None:
     """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, perhaps twice."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryWeightTransferEngine)
+    if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryWeightTransferEngine)

@@ -18,6 +18,8 @@ from tutelage.weights import EngineInfo
 
 
 class RolloutWorker:
+    """One engine, to be wrapped in `ray.remote`."""
+
     def __init__(self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> None:
         from rollout.engine import RolloutEngine
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from scoring.backends.cached import CacheStats
@@ -23,16 +22,14 @@ from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.worker import ScoringWorker
 from tutelage.cluster import (
     Cluster,
+    Resources,
     ReuseKey,
     Worker,
-    WorkerFailure,
-    WorkerLost,
     call_all,
-    from_actor,
     numbered,
-    thread_environment,
     values_of,
 )
+from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import TimeoutConfig
@@ -232,14 +229,15 @@ class ScoringGroup:
 
     async def _hire(self, names: Sequence[str]) -> list[Worker]:
         settings = self._settings
-        actor = ray.remote(ScoringWorker).options(
-            num_cpus=self._cpus,
-            num_gpus=settings.gpus_per_worker,
-            runtime_env=thread_environment(settings.threads),
-            max_concurrency=1000,
+        return await self._cluster.start(
+            ScoringWorker,
+            self._path,
+            self._teacher,
+            settings,
+            names=names,
+            resources=Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000),
+            deadline=self._timeouts.start,
         )
-        handles = [actor.remote(self._path, self._teacher, settings) for _ in names]
-        return await from_actor(names, handles, self._cluster, self._timeouts.start)
 
     async def _keep_watch(self) -> None:
         """Notice a death before anybody asks."""

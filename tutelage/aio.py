@@ -1,9 +1,11 @@
-"""Several asynchronous streams as one."""
+"""Waiting for several things at once: streams that are read as one, and work that the user may interrupt."""
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
+
+from tutelage.errors import Interrupted
 
 T = TypeVar("T")
 
@@ -11,8 +13,7 @@ T = TypeVar("T")
 async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
     """Yield the items of all streams as they come.
 
-    Raises:
-        Whatever ends one of them early; the others are given up then.
+    An exception that ends one of them early is raised here, and the others are given up.
     """
     arrived: asyncio.Queue[T | Exception | None] = asyncio.Queue()
     tasks = [asyncio.create_task(_drain(stream, arrived)) for stream in streams]
@@ -41,10 +42,6 @@ async def _drain(stream: AsyncIterator[T], arrived: "asyncio.Queue[T | Exception
         arrived.put_nowait(None)
 
 
-class Interrupted(Exception):
-    """The user stopped the run."""
-
-
 class Interruption:
     """Work wrapped in `guard` is given up when the user stops the run; all other work is finished first."""
 
@@ -52,6 +49,7 @@ class Interruption:
         self._requested = asyncio.Event()
 
     def listen(self) -> None:
+        """Take SIGINT and SIGTERM for the user's wish, from now on and in the running loop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._requested.set)

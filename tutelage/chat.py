@@ -21,12 +21,13 @@ A base model without a chat template sees plain text: system text and contents j
 The BOS token is there exactly once if the tokenizer adds one to text, and not at all otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from tutelage.records.prompt import Message, Prompt
 from tutelage.records.trajectory import STUDENT_ROLE
@@ -38,7 +39,7 @@ _STAND_IN = "0answer0answer0"  # nothing that a template would trim or take for 
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, system_prompt: str | None = None
 ) -> NDArray[np.int32]:
-    """The student's view, [P].
+    """Render a prompt for the student, [P].
 
     Raises:
         ValueError: the chat template refuses the conversation, or there is nothing to render.
@@ -52,7 +53,7 @@ def render_teacher_prompt(
     context: str | None = None,
     system_prompt: str | None = None,
 ) -> NDArray[np.int32]:
-    """The teacher's view, [P]: without any context, equal to the student's.
+    """Render a prompt for its teacher, [P]: without any context, equal to the student's.
 
     Args:
         context: of the teacher; the prompt's own `privileged_context` wins over it.
@@ -74,7 +75,7 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> NDArray[
 def render_follow_ups(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Sequence[Message], follow_ups: Sequence[Message]
 ) -> tuple[NDArray[np.int32], ...]:
-    """What stands between two answers, for each turn that follows an answer: from the end of that answer's text on.
+    """Render what stands between two answers, for each of the `follow_ups`: from the end of an answer's text on.
 
     The answers themselves are never rendered: their ids stay as they were sampled.
 
@@ -84,7 +85,7 @@ def render_follow_ups(
     Raises:
         ValueError: the chat template refuses the conversation, or does not show a stand-in for an answer as it is.
     """
-    found: list[NDArray[np.int32]] = []
+    rendered: list[NDArray[np.int32]] = []
     conversation = list(messages)
     for follow_up in follow_ups:
         conversation += [Message(STUDENT_ROLE, _STAND_IN), follow_up]
@@ -97,14 +98,14 @@ def render_follow_ups(
                 f"prompt {prompt.id!r}: the chat template of {tokenizer.name_or_path} does not show an earlier answer "
                 "as it was, so several turns cannot be rendered; use a model whose template does"
             )
-        found.append(np.array(tokenizer(rest, add_special_tokens=False)["input_ids"], dtype=np.int32))
-    return tuple(found)
+        rendered.append(np.array(tokenizer(rest, add_special_tokens=False)["input_ids"], dtype=np.int32))
+    return tuple(rendered)
 
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token by which the chat template ends an answer; the tokenizer's EOS where it has none.
+    """The special token that the chat template writes behind an answer; None where it writes none.
 
-    Some models end a turn with another token than a text.
+    Without a template it is the tokenizer's EOS. Some models end a turn with another token than a text.
     """
     if not tokenizer.chat_template:
         return tokenizer.eos_token_id
@@ -112,14 +113,41 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     try:
         _, shown, rest = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_STAND_IN)
     except TemplateError:
-        return tokenizer.eos_token_id
+        return None
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if shown else []
     special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
-    return ids[0] if ids and ids[0] in special else tokenizer.eos_token_id
+    return next((token for token in ids if token in special), None)
+
+
+def generation_ends(path: str) -> frozenset[int]:
+    """The ids that end a response by a checkpoint's generation config, as vLLM reads it.
+
+    Those of its config.json where it has no generation config.
+    """
+    if Path(path, "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    else:
+        ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path)).eos_token_id
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int]) -> frozenset[int]:
+    """The ids that end a response in the engine: the tokenizer's EOS and those of the generation config.
+
+    Raises:
+        ValueError: there is none, so that no response would ever end.
+    """
+    ids = frozenset({tokenizer.eos_token_id, *generation_ids} - {None})
+    if not ids:
+        raise ValueError(
+            f"model {tokenizer.name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json or "
+            "eos_token_id in its generation_config.json"
+        )
+    return ids
 
 
 def after_answer(answer_ids: NDArray[np.int32], follow_up_ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What follows an answer, without the end of its turn where the answer has it already."""
+    """Leave the end of the turn out of what follows an answer, where the answer has it already."""
     ended = len(answer_ids) > 0 and len(follow_up_ids) > 0 and answer_ids[-1] == follow_up_ids[0]
     return follow_up_ids[1:] if ended else follow_up_ids
 
@@ -173,19 +201,3 @@ def _with_single_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list
         return ids
     start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
     return [bos, *ids[start:]]
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> frozenset[int]:
-    """The ids that end a response: the tokenizer's EOS and those of the generation config.
-
-    Raises:
-        ValueError: there is none, so that no response would ever end.
-    """
-    configured = generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
-    if not ids:
-        raise ValueError(
-            f"model {tokenizer.name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json or "
-            "eos_token_id in its generation_config.json"
-        )
-    return frozenset(ids)

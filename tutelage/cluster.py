@@ -1,9 +1,17 @@
-"""The Ray cluster of a run: joining it, deadlines on every call, and the name and last words of a worker that dies."""
+"""The Ray cluster of a run: joining it, starting workers in it, calling them with deadlines, and who died of what.
+
+    Session ─► Cluster ─► start, or reuse of what an earlier run left idle ─► Worker ─► call, stream
+    (several runs)                                                             └─► WorkerLost, WorkerFailure
+
+A worker is a Ray actor under a name that people can read. Nothing waits for it longer than a deadline, and where it
+fails the message names it and shows the end of its log.
+"""
 
 import asyncio
 import logging
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +20,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.settings import ClusterConfig
 
 log = logging.getLogger("tutelage")
@@ -21,24 +30,97 @@ TAIL_LINES = 25
 PING_SECONDS = 5.0
 
 
-def local_cpus(settings: ClusterConfig) -> int:
-    """Logical CPUs of a cluster of the run's own."""
-    return settings.cpus or os.cpu_count() or 1
+@dataclass(frozen=True)
+class Resources:
+    """What one worker takes of the cluster."""
+
+    cpus: float
+    gpus: float
+    threads: int  # of its process
+    concurrency: int | None = None  # calls at a time; None: Ray's own bound
+
+    def options(self) -> dict[str, Any]:
+        """As Ray wants them; the threads are bounded before any library reads the environment."""
+        threads = str(self.threads)
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": environment}}
+        return options if self.concurrency is None else {**options, "max_concurrency": self.concurrency}
 
 
-class WorkerFailure(RuntimeError):
-    """A worker died, raised, or missed a deadline; the message names it and shows the end of its log."""
+@dataclass(frozen=True)
+class Worker:
+    """A Ray actor with a name people can read."""
 
+    name: str
+    handle: Any
+    pid: int
+    node: str
+    session_dir: Path
 
-class WorkerLost(WorkerFailure):
-    """A worker died or missed a deadline: another one could do what it was asked."""
+    @property
+    def log_files(self) -> list[Path]:
+        """What its process printed, on this node; empty where it runs on another one."""
+        return sorted((self.session_dir / "logs").glob(f"worker-*-{self.pid}.*"))
+
+    async def call(self, method: str, *args: Any, deadline: float) -> Any:
+        """Call a method of the actor and wait for its result.
+
+        Raises:
+            WorkerLost: it died, or did not answer within `deadline` seconds.
+            WorkerFailure: the method raised.
+        """
+        return await self._wait(getattr(self.handle, method).remote(*args), method, deadline)
+
+    async def stream(self, method: str, *args: Any, deadline: float) -> AsyncIterator[Any]:
+        """Iterate over what a generator method yields; `deadline` holds from one item to the next.
+
+        Raises:
+            WorkerFailure: as `call`.
+        """
+        items = getattr(self.handle, method).remote(*args)
+        iterator = aiter(items)
+        while True:
+            try:
+                ref = await self._wait(anext(iterator), method, deadline)
+            except StopAsyncIteration:
+                return
+            yield await self._wait(ref, method, deadline)
+
+    async def _wait(self, waitable: Awaitable[T], method: str, deadline: float) -> T:
+        try:
+            return await _within(waitable, deadline, f"{self.name}.{method}")
+        except RayActorError as error:
+            raise WorkerLost(f"{self.name} died during {method}: {_reason(error)}\n{self._log_tail()}") from None
+        except RayTaskError as error:
+            raise WorkerFailure(f"{self.name} failed in {method}: {error.cause!r}\n{self._log_tail()}") from error
+
+    async def death_report(self) -> str | None:
+        """Tell who died and what it last printed; None for a worker that lives or is too busy to say."""
+        try:
+            await asyncio.wait_for(self.handle.__ray_call__.remote(lambda _self: None), PING_SECONDS)
+        except RayActorError as error:
+            return f"{self.name} died: {_reason(error)}\n{self._log_tail()}"
+        except TimeoutError:
+            return None
+        return None
+
+    def _log_tail(self) -> str:
+        tails = [tail for path in self.log_files if (tail := _tail(path))]
+        if not tails:
+            return f"its log is on node {self.node}, in {self.session_dir / 'logs'}, under worker-*-{self.pid}.err"
+        return "\n".join(tails)
+
+    def stop(self) -> None:
+        ray.kill(self.handle)
 
 
 @dataclass(frozen=True)
 class Cluster:
+    """A Ray that this process has joined, the workers of the present run, and those that earlier ones left idle."""
+
     session_dir: Path
-    workers: "list[Worker]" = field(default_factory=list)  # every one that was up in this run
-    _idle: "dict[str, tuple[ReuseKey, list[Worker]]]" = field(default_factory=dict)  # by kind, from earlier runs
+    workers: list[Worker] = field(default_factory=list)  # every one that was up in this run
+    _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier runs
 
     @classmethod
     def join(cls, settings: ClusterConfig) -> "Cluster":
@@ -63,17 +145,43 @@ class Cluster:
     @staticmethod
     def resources() -> tuple[float, float]:
         """All CPUs and GPUs of the cluster, whoever holds them."""
-        there = ray.cluster_resources()
-        return there.get("CPU", 0.0), there.get("GPU", 0.0)
+        total = ray.cluster_resources()
+        return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+    async def start(
+        self, actor_class: type, *arguments: Any, names: Sequence[str], resources: Resources, deadline: float
+    ) -> list[Worker]:
+        """Start an actor for each name, all with the same arguments, and wait until their processes are up.
+
+        Raises:
+            WorkerLost: one of them failed to, or took more than `deadline` seconds.
+        """
+        actor = ray.remote(actor_class).options(**resources.options())
+        handles = [actor.remote(*arguments) for _ in names]
+        arriving = (self._arrival(name, handle, deadline) for name, handle in zip(names, handles, strict=True))
+        return list(await asyncio.gather(*arriving))
+
+    async def _arrival(self, name: str, handle: Any, deadline: float) -> Worker:
+        place = handle.__ray_call__.remote(lambda _self: (os.getpid(), ray.util.get_node_ip_address()))
+        try:
+            pid, node = await _within(place, deadline, name)
+        except RayActorError as error:  # its constructor's error is in the text
+            raise WorkerLost(f"{name} did not start: {error}") from None
+        worker = Worker(name, handle, pid, node, self.session_dir)
+        self.workers.append(worker)
+        return worker
 
     @property
     def has_idle(self) -> bool:
         return bool(self._idle)
 
-    def reuse(self, kind: str, name: str, reuse_key: ReuseKey) -> "list[Worker]":
-        """The idle workers of a kind, under the name that they go by now; those that do not fit make room instead."""
-        found, workers = self._idle.pop(kind, (reuse_key, []))
-        if found != reuse_key:
+    def reuse(self, kind: str, name: str, reuse_key: ReuseKey) -> list[Worker]:
+        """Take the idle workers of a kind, under the name that they go by now; those that do not fit are stopped.
+
+        Empty where there are none that fit.
+        """
+        idle_key, workers = self._idle.pop(kind, (reuse_key, []))
+        if idle_key != reuse_key:
             for worker in workers:
                 worker.stop()
             return []
@@ -81,17 +189,18 @@ class Cluster:
         self.workers.extend(renamed)
         return renamed
 
-    def set_idle(self, kind: str, reuse_key: ReuseKey, workers: "Sequence[Worker]") -> None:
+    def set_idle(self, kind: str, reuse_key: ReuseKey, workers: Sequence[Worker]) -> None:
         """Keep workers for a next run, which may take what fits."""
         self._idle[kind] = (reuse_key, list(workers))
 
     def dismiss_idle(self, but: Set[str]) -> None:
-        """Stop the idle workers of all other kinds: a run may need the room."""
+        """Stop the idle workers of all kinds `but` these: a run may need the room."""
         for kind in self._idle.keys() - but:
             for worker in self._idle.pop(kind)[1]:
                 worker.stop()
 
     def leave(self) -> None:
+        """Leave the cluster; one of the run's own ends."""
         ray.shutdown()
 
     def keep_logs(self, folder: Path) -> None:
@@ -119,7 +228,7 @@ class Session:
             self._cluster.leave()
 
     def cluster(self, settings: ClusterConfig) -> Cluster:
-        """The cluster for a run; another one than before only where the run asks for another.
+        """Join the cluster that a run asks for, or stay in the one of the run before if it is the same.
 
         Raises:
             ConnectionError: as `Cluster.join`.
@@ -135,77 +244,17 @@ class Session:
         return self._cluster
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A Ray actor with a name people can read."""
+def local_cpus(settings: ClusterConfig) -> int:
+    """Logical CPUs of a cluster of the run's own."""
+    return settings.cpus or os.cpu_count() or 1
 
-    name: str
-    handle: Any
-    pid: int
-    node: str
-    session_dir: Path
 
-    @classmethod
-    async def from_actor(cls, name: str, handle: Any, cluster: Cluster, deadline: float) -> "Worker":
-        """Wait until the actor's process is up and learn where it runs."""
-        pid, node = await _within(
-            handle.__ray_call__.remote(lambda _self: (os.getpid(), ray.util.get_node_ip_address())),
-            deadline,
-            name,
-        )
-        worker = cls(name, handle, pid, node, cluster.session_dir)
-        cluster.workers.append(worker)
-        return worker
-
-    @property
-    def log_files(self) -> list[Path]:
-        return sorted((self.session_dir / "logs").glob(f"worker-*-{self.pid}.*"))
-
-    async def call(self, method: str, *args: Any, deadline: float) -> Any:
-        """Call a method of the actor and wait for its result.
-
-        Raises:
-            WorkerFailure: it died, raised, or did not answer within `deadline` seconds.
-        """
-        return await self._wait(getattr(self.handle, method).remote(*args), f"{method}", deadline)
-
-    async def stream(self, method: str, *args: Any, deadline: float) -> AsyncIterator[Any]:
-        """Iterate over what a generator method yields; `deadline` holds from one item to the next."""
-        items = getattr(self.handle, method).remote(*args)
-        iterator = aiter(items)
-        while True:
-            try:
-                ref = await self._wait(anext(iterator), method, deadline)
-            except StopAsyncIteration:
-                return
-            yield await self._wait(ref, method, deadline)
-
-    async def _wait(self, waitable: Awaitable[T], method: str, deadline: float) -> T:
-        try:
-            return await _within(waitable, deadline, f"{self.name}.{method}")
-        except RayActorError as error:
-            raise WorkerLost(f"{self.name} died during {method}: {_reason(error)}\n{self._log_tail()}") from None
-        except RayTaskError as error:
-            raise WorkerFailure(f"{self.name} failed in {method}: {error.cause!r}\n{self._log_tail()}") from error
-
-    async def death_report(self) -> str | None:
-        """Who died and what it last printed; None for a worker that lives or is too busy to say."""
-        try:
-            await asyncio.wait_for(self.handle.__ray_call__.remote(lambda _self: None), PING_SECONDS)
-        except RayActorError as error:
-            return f"{self.name} died: {_reason(error)}\n{self._log_tail()}"
-        except TimeoutError:
-            return None
-        return None
-
-    def _log_tail(self) -> str:
-        tails = [_tail(path) for path in self.log_files]
-        if not any(tails):
-            return f"its log is on node {self.node}, in {self.session_dir / 'logs'}, under worker-*-{self.pid}.err"
-        return "\n".join(tail for tail in tails if tail)
-
-    def stop(self) -> None:
-        ray.kill(self.handle)
+def free_address() -> tuple[str, int]:
+    """This node's IP address and a port on it that is free now."""
+    host = ray.util.get_node_ip_address()
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return host, listener.getsockname()[1]
 
 
 async def _within(waitable: Awaitable[T], deadline: float, what: str) -> T:
@@ -224,26 +273,20 @@ def _tail(path: Path) -> str:
     return "\n".join([f"--- the end of {path.name} ---", *lines]) if lines else ""
 
 
-def thread_environment(threads: int) -> dict[str, Any]:
-    """One place that bounds the threads of a worker's process, before any library reads the environment."""
-    count = str(threads)
-    return {"env_vars": {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}}
-
-
 def numbered(kind: str, count: int) -> list[str]:
+    """Name `count` workers of a kind."""
     return [f"{kind}-{index}" for index in range(count)]
 
 
 def values_of(settings: Any) -> ReuseKey:
+    """All values of a settings dataclass, as part of a reuse key."""
     return tuple(asdict(settings).items())
 
 
-async def from_actor(names: Sequence[str], handles: Sequence[Any], cluster: Cluster, deadline: float) -> list[Worker]:
-    """Workers under names that people can read, once their processes are up."""
-    pairs = zip(names, handles, strict=True)
-    adopting = (Worker.from_actor(name, handle, cluster, deadline) for name, handle in pairs)
-    return list(await asyncio.gather(*adopting))
-
-
 async def call_all(workers: Sequence[Worker], method: str, *args: Any, deadline: float) -> list[Any]:
+    """Call the same method of all workers at once; returns their results, in the order of the workers.
+
+    Raises:
+        WorkerFailure: the first failure of any of them.
+    """
     return list(await asyncio.gather(*(worker.call(method, *args, deadline=deadline) for worker in workers)))

@@ -1,4 +1,4 @@
-"""What the Hugging Face hub's errors mean to the user of a setting."""
+"""Names that may mean a local path or a repository of the Hugging Face hub, and what the hub's errors mean."""
 
 import re
 from collections.abc import Iterator
@@ -37,9 +37,9 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def means_local_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
-    """True if `name` exists here or can only have been meant as a path.
+    """Whether `name` exists here or can only have been meant as a path.
 
-    That is: it has not the form of a hub name (`name` or `owner/name`), or it starts like a path, or
+    The latter: it has not the form of a hub name (`name` or `owner/name`), or it starts like a path, or
     its suffix is one of `suffixes`, or the directory that should contain it exists.
     """
     path = Path(name).expanduser()

@@ -6,7 +6,7 @@ from vllm.platforms import current_platform
 
 
 def prepare_environment(threads: int, in_process: bool, enforce_eager: bool) -> None:
-    """Before the first engine of this process.
+    """Set what vLLM and its child processes will read, before the first engine of this process.
 
     Args:
         threads: of the model, on CPU.

@@ -1,4 +1,10 @@
-"""What learner, engines and moving teachers agree on when weights travel: buckets, checksums, who takes part."""
+"""What learner, engines and moving teachers agree on when weights travel through shared memory.
+
+    learner rank 0 ── bucket ──► SharedBuffer ──► every reader of the node: checksum, then `read_bucket`
+                   ── Bucket ──► (by Ray: where it lies, what is in it)
+
+The buffer holds the bytes, end to end as a checkpoint has them; the small record that describes them travels by Ray.
+"""
 
 import mmap
 import os
@@ -10,12 +16,15 @@ import torch
 import xxhash
 from torch import Tensor
 
+from tutelage.settings import WeightTransfer
+
+SHARED_MEMORY = WeightTransfer.shared_memory.value  # our backend's name in vLLM's registries of both sides
 DIRECTORY = Path("/dev/shm")
 PREFIX = "tutelage-"
 
 
 class SharedBuffer:
-    """Bytes at `data` ([nbytes] uint8), shared by everyone who opened the same path."""
+    """Memory that several processes of a node have mapped: `data`, [nbytes] uint8, behind a path in /dev/shm."""
 
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
         self.path = path
@@ -80,8 +89,22 @@ class EngineInfo:
 
 
 @dataclass
+class BufferInfo:
+    """Where the buckets will lie."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass
 class Bucket:
-    """Weights that lie end to end, bytes `start` to `start + nbytes` of the buffer; `offsets` count from its start."""
+    """Weights that lie end to end, bytes `start` to `start + nbytes` of the buffer; `offsets` count from its start.
+
+    Two weights of a bfloat16 model, the first of three buckets:
+
+        Bucket(update="5f0c", index=0, last=False, start=0, nbytes=20, checksum="ab…", names=["a", "b"],
+               dtype_names=["bfloat16", "bfloat16"], shapes=[[2, 4], [2]], offsets=[0, 16])
+    """
 
     update: str  # tells an update from an earlier one that broke off
     index: int  # of this bucket in the update, from 0
@@ -100,16 +123,16 @@ class ChecksumMismatch(RuntimeError):
 
 
 def read_bucket(buffer: Tensor, bucket: Bucket) -> list[tuple[str, Tensor]]:
-    """The weights by name; they view the buffer ([nbytes] uint8), which the next bucket overwrites.
+    """Verify a bucket and list its weights by name; they view `buffer` ([nbytes] uint8), which is written again.
 
     Raises:
         ChecksumMismatch: nothing of it may be used.
     """
     data = buffer[bucket.start : bucket.start + bucket.nbytes]
-    found = xxhash.xxh3_64_hexdigest(data.numpy())
-    if found != bucket.checksum:
+    checksum = xxhash.xxh3_64_hexdigest(data.numpy())
+    if checksum != bucket.checksum:
         raise ChecksumMismatch(
-            f"weight bucket {bucket.index} has checksum {found}, not {bucket.checksum} as sent: not loaded"
+            f"weight bucket {bucket.index} has checksum {checksum}, not {bucket.checksum} as sent: not loaded"
         )
     weights = []
     described = zip(bucket.names, bucket.dtype_names, bucket.shapes, bucket.offsets, strict=True)

@@ -3,7 +3,7 @@
 Shape suffixes: T response tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,7 +140,7 @@ def check_restored(ours: Logprobs, theirs: Logprobs, before: Logprobs, after: Lo
 
 
 def check_ends(
-    lengths: Sequence[int], stopped: Sequence[bool], last_ids: Sequence[int], limits: Sequence[int], stops: set[int]
+    lengths: Sequence[int], stopped: Sequence[bool], last_ids: Sequence[int], limits: Sequence[int], stops: Set[int]
 ) -> Check:
     """Whether responses end with their last token or at their limit, never in between.
 

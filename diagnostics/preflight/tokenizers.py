@@ -4,12 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.check import Check, Status
-from tutelage.chat import render_prompt
+from tutelage.chat import end_of_answer, render_prompt
 from tutelage.records.prompt import Prompt
 
 _ANSWER = "Blue whales sing."
@@ -137,7 +136,7 @@ def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[in
     """Whether what ends an assistant's turn in the template also ends a response in the engine.
 
     Args:
-        generation_ids: `eos_token_id` of the generation config, none if it has none.
+        generation_ids: those that end a response by the generation config (`generation_ends`).
         name: of the check.
     """
     eos, stops = tokenizer.eos_token_id, {tokenizer.eos_token_id, *generation_ids} - {None}
@@ -145,7 +144,7 @@ def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[in
     if not stops:
         fix = "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json: no answer would end"
         return Check(name, Status.failed, f"there is none: {ids}", fix)
-    written = _turn_end(tokenizer) if tokenizer.chat_template else eos
+    written = end_of_answer(tokenizer)
     ids += "" if written is None else f", template {written} ({tokenizer.decode([written])!r})"
     if tokenizer.chat_template and written is None:
         fix = "end the assistant's messages with eos_token in chat_template: the model learns no end from it"
@@ -157,18 +156,6 @@ def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[in
         fix = "make eos_token of the tokenizer one of eos_token_id in generation_config.json"
         return Check(name, Status.warned, f"tokenizer and generation config disagree; {ids}", fix)
     return Check(name, Status.passed, f"one end of a response: {ids}")
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the template writes first after an answer, or None."""
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except TemplateError:
-        return None
-    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
-    after = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
-    return next((token for token in after if token in special), None)
 
 
 PROBE = "Let f(x) = 3x² + 12, x ∈ ℝ.\n\tWhat's  f(1024)? Ünïcode 你好 🙂 <think>\n```py\nprint('a', 0.5)\n```"

@@ -37,7 +37,7 @@ class RayWeightSyncClient:
         self.engines: list[EngineInfo] = self._call("ready", [() for _ in handles])
 
     def begin(self, version: int) -> None:
-        """The clock of the deadline starts; the following calls are about policy `version`."""
+        """Start the clock of the deadline; the calls that follow are about policy `version`."""
         self.version = version
         self._deadline = time.monotonic() + self._timeout_s
 
@@ -50,17 +50,17 @@ class RayWeightSyncClient:
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
         self.wait(self.begin_update_weights(update_info))
 
-    def begin_update_weights(self, update_info: WeightTransferUpdatePayload) -> "Call":
-        """The same without waiting; the engines take what they are sent in order."""
+    def begin_update_weights(self, update_info: WeightTransferUpdatePayload) -> Call:
+        """As `update_weights`, without waiting; the engines take what they are sent in order."""
         return self._begin("update_weights", [(update_info,) for _ in self._handles])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """The version is the one given to `begin`, whatever `weight_version` says: vLLM's engines give none."""
+        """Put the new weights to use, as the version given to `begin`: vLLM's trainer engines pass none."""
         seconds = self._call_all("finish_weight_update", self.version)
         self.reload_seconds = max((s for s in seconds if s is not None), default=None)
 
     def _init_infos(self, init_info: dict[str, Any]) -> list[dict[str, Any]]:
-        """One for each engine: in a group of ranks, its workers come after those of the engines before it."""
+        """Make one for each engine: in a group of ranks, its workers come after those of the engines before it."""
         if "rank_offset" not in init_info:
             return [init_info for _ in self._handles]
         infos, offset = [], init_info["rank_offset"]
@@ -75,27 +75,28 @@ class RayWeightSyncClient:
     def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         return self.wait(self._begin(method, arguments))
 
-    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> "Call":
+    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
         pairs = zip(self._handles, arguments, strict=True)
         return Call(method, [getattr(handle, method).remote(*args) for handle, args in pairs])
 
-    def wait(self, call: "Call") -> list[Any]:
-        """What the engines answer.
+    def wait(self, call: Call) -> list[Any]:
+        """Wait for what the engines answer.
 
         Raises:
             WeightSyncError: the deadline has passed, or an engine refused or died.
         """
-        method = call.method
         try:
             return ray.get(call.answers, timeout=max(0.0, self._deadline - time.monotonic()))
         except GetTimeoutError as error:
             raise WeightSyncError(
-                f"policy version {self.version}: a rollout worker did not answer {method} within "
+                f"policy version {self.version}: a rollout worker did not answer {call.method} within "
                 f"{self._timeout_s:g} s (timeouts.weight_sync)"
             ) from error
         except RayTaskError as error:
             raise WeightSyncError(
-                f"policy version {self.version}: {method} failed in a rollout worker: {error.cause}"
+                f"policy version {self.version}: {call.method} failed in a rollout worker: {error.cause}"
             ) from error
         except RayActorError as error:
-            raise WeightSyncError(f"policy version {self.version}: a rollout worker died during {method}") from error
+            raise WeightSyncError(
+                f"policy version {self.version}: a rollout worker died during {call.method}"
+            ) from error

@@ -1,10 +1,8 @@
 """New weights to every engine: one publisher, whatever the transport."""
 
-import socket
 import time
 from collections.abc import Sequence
 
-import ray
 import torch
 from ray.actor import ActorHandle
 from torch import nn
@@ -18,6 +16,7 @@ from learner.records import PublishReport
 from learner.weights.client import RayWeightSyncClient
 from learner.weights.shared_memory import SharedMemoryTrainerInitInfo, SharedMemoryTrainerWeightTransferEngine
 from learner.weights.source import CausalLMSource
+from tutelage.cluster import free_address
 from tutelage.settings import WeightTransfer
 from tutelage.weights import EngineInfo
 
@@ -96,17 +95,11 @@ def _init_info(config: LearnerConfig, rank: int, engines: Sequence[EngineInfo], 
         return SharedMemoryTrainerInitInfo(rank=rank)
     if config.weight_transfer is WeightTransfer.ipc:
         return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=bucket_bytes)
-    host = ray.util.get_node_ip_address()
+    host, port = free_address()
     return NCCLTrainerInitInfo(
         master_address=host,
-        master_port=_free_port(host),
+        master_port=port,
         world_size=1 + sum(engine.workers for engine in engines),
         packed_buffer_size_bytes=bucket_bytes,
         rank=rank,
     )
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return listener.getsockname()[1]

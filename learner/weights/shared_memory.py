@@ -1,10 +1,8 @@
-"""How weights leave the learner: through vLLM's weight-transfer interface, whatever carries the bytes.
+"""The learner's end of the shared-memory weight transfer, a backend of vLLM's weight-transfer interface.
 
-    publish(version) ─► every rank iterates the source in lockstep (ZeRO-3 gathers by bucket)
-                        rank 0 also drives the engines: start ─► buckets ─► finish(version)
+    weights ─► bucket: cast, copied, hashed ─► slot of a shared buffer ─► engines verify and load it; the slot is free
 
-The learner waits for the engines here, up to a deadline; the engines wait for nobody but freeze their requests.
-`nccl` and `ipc` are vLLM's own trainer engines, `shared_memory` is ours.
+Its counterpart is `rollout.weight_receiver`.
 """
 
 import secrets
@@ -27,19 +25,17 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from learner.weights.client import Call, RayWeightSyncClient
 from learner.weights.source import CausalLMSource, NamedWeight
-from tutelage.settings import WeightTransfer
-from tutelage.weights import Bucket, SharedBuffer
+from tutelage.weights import SHARED_MEMORY, Bucket, BufferInfo, SharedBuffer
 
 SLOTS = 3  # buckets that the shared buffer holds
 CHUNK_BYTES = 2**18  # copied, then hashed while still in the cache
 
 
-BACKEND = WeightTransfer.shared_memory.value
-
-
 @dataclass
 class SharedMemoryTrainerInitInfo(TrainerInitInfo):
-    backend: ClassVar[str] = BACKEND
+    """Which rank this is: the engine needs nothing else, since the buffer is made for what the source has."""
+
+    backend: ClassVar[str] = SHARED_MEMORY
 
 
 class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
@@ -74,20 +70,21 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
         source: WeightSource | None = None,
     ) -> Self:
         if not isinstance(source, CausalLMSource):
-            raise ValueError(f"learner.weight_transfer={BACKEND} sends from a CausalLMSource, not {source!r}")
+            raise ValueError(f"learner.weight_transfer={SHARED_MEMORY} sends from a CausalLMSource, not {source!r}")
         if not isinstance(client, RayWeightSyncClient):
-            raise ValueError(f"learner.weight_transfer={BACKEND} sends through Ray, not {client!r}")
+            raise ValueError(f"learner.weight_transfer={SHARED_MEMORY} sends through Ray, not {client!r}")
         if not init_info.is_sender:
             return cls(client=client, source=source, is_sender=False, buffer=None)
         nbytes = SLOTS * source.largest_bucket_bytes
         buffer = SharedBuffer.create(nbytes)
         try:
-            client.init_weight_transfer_engine({"path": str(buffer.path), "nbytes": nbytes})
+            client.init_weight_transfer_engine(asdict(BufferInfo(str(buffer.path), nbytes)))
         finally:
-            buffer.unlink()
+            buffer.unlink()  # everyone has it mapped by now; nothing is left behind if this process is killed
         return cls(client=client, source=source, is_sender=True, buffer=buffer)
 
     def send_weights(self) -> None:
+        """Bring all weights to the engines; a collective, of which rank 0 does the sending."""
         self.write_seconds = 0.0
         if self.is_sender:
             self.client.start_weight_update()
@@ -97,20 +94,28 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
         self.checksum = xxhash.xxh3_64_hexdigest("".join(checksums).encode())
 
     def _send_buckets(self, update: str) -> list[str]:
-        """Returns the checksum of each; ranks that do not send only take part in gathering."""
+        """Send every bucket; returns their checksums. Ranks that do not send only take part in gathering.
+
+        Args:
+            update: a name of its own, so that engines do not take buckets of a broken-off update for these.
+        """
         checksums, loading = [], deque[Call]()
         for index, bucket in enumerate(self.source.buckets):
             if len(loading) == SLOTS:
-                self.client.wait(loading.popleft())  # the slot that this bucket goes to is free now
+                # Writing is ahead by as many buckets as there are slots, no more: the oldest one still out lies in
+                # the slot that this bucket will overwrite. Waiting for it alone keeps copying and loading in parallel.
+                self.client.wait(loading.popleft())
             info = self._write(update, index, bucket)
             if info is not None:
                 checksums.append(info.checksum)
+                # Not awaited: engines load buckets in the order of their index even if the calls overtake each other.
                 loading.append(self.client.begin_update_weights(asdict(info)))
         for call in loading:
             self.client.wait(call)
         return checksums
 
     def _write(self, update: str, index: int, bucket: Sequence[NamedWeight]) -> Bucket | None:
+        """Copy a bucket into its slot and describe it; None on ranks that do not send."""
         start = (index % SLOTS) * self.source.largest_bucket_bytes
         with self.source.gathered(bucket):
             if self._buffer is None:
@@ -148,5 +153,5 @@ def write_bucket(buffer: Tensor, bucket: Sequence[NamedWeight], dtype: torch.dty
     return digest.hexdigest()
 
 
-if BACKEND not in WeightTransferTrainerFactory._registry:
-    WeightTransferTrainerFactory.register_engine(BACKEND, SharedMemoryTrainerWeightTransferEngine)
+if SHARED_MEMORY not in WeightTransferTrainerFactory._registry:
+    WeightTransferTrainerFactory.register_engine(SHARED_MEMORY, SharedMemoryTrainerWeightTransferEngine)

@@ -14,11 +14,13 @@ from learner.lora import CheckpointWeight, checkpoint_weights
 
 @dataclass(frozen=True)
 class NamedWeight(CheckpointWeight):
+    """A weight of a checkpoint and its size when it is sent."""
+
     nbytes: int  # on the wire
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor; under ZeRO-3 the parameter itself holds nothing between steps."""
+        """Shape of the whole tensor; under ZeRO-3 the parameter itself holds nothing between steps."""
         return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
 
 
@@ -52,7 +54,7 @@ class CausalLMSource(WeightSource):
                     yield weight.name, weight.value().to(self.dtype)
 
     def gathered(self, bucket: Sequence[NamedWeight]) -> AbstractContextManager[None]:
-        """While it lasts, the parameters of the bucket are whole, those of adapters too."""
+        """Make the parameters of a bucket whole while the context lasts, those of adapters too."""
         if not self._sharded:
             return nullcontext()
         return deepspeed.zero.GatheredParameters([part for weight in bucket for part in weight.parts])

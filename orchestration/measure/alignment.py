@@ -11,11 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from diagnostics.alignment import summary
 from diagnostics.alignment.gradients import Node, NodeAlignment, View, judge
@@ -29,7 +28,7 @@ from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.models import alignment_teachers
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
-from tutelage.chat import stop_token_ids
+from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
@@ -167,7 +166,7 @@ class _Measurement:
         self._teachers = _teachers(config, prepared)
         self._prompts = prepared.train[: self._questions()]
         self._judge = Judge(verifier, self._prompts, prepared.tokenizer)
-        self._stops = _stop_ids(prepared)
+        self._stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
         self._tokens, self._started = 0, time.monotonic()
 
     async def carry_out(self) -> Alignment:
@@ -376,12 +375,6 @@ def _teachers(config: RunConfig, prepared: Prepared) -> list[Teacher]:
 
 def _prompt_ids(item: RenderedPrompt, teacher: Teacher) -> Any:
     return item.teacher_ids if teacher.sees_context else item.student_ids
-
-
-def _stop_ids(prepared: Prepared) -> frozenset[int]:
-    path = Path(prepared.student_path)
-    has_own = (path / "generation_config.json").exists()
-    return stop_token_ids(prepared.tokenizer, GenerationConfig.from_pretrained(path) if has_own else GenerationConfig())
 
 
 def _texts(sites: Sequence[Site], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

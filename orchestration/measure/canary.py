@@ -6,7 +6,7 @@ perturbed weights ─► engine samples ─► learner's log-probs ─► the ol
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, zip_longest
 
@@ -94,7 +94,7 @@ class Canary:
     async def learner_logprobs(self, trajectories: Sequence[Trajectory]) -> _Logprobs:
         return await self._workers.learner.logprobs(self._pack([Example(t, None) for t in trajectories]))
 
-    def check_first(self, first: Sampled, stops: set[int]) -> list[Check]:
+    def check_first(self, first: Sampled, stops: Set[int]) -> list[Check]:
         """Engine against learner with the initial weights, and how the engine ends responses."""
         name, sides = "canary: engine and learner", ("engine", "learner")
         trajectories = first.trajectories

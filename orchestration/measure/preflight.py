@@ -8,13 +8,12 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from diagnostics.check import Check, Status, worst
 from diagnostics.preflight.budget import (
@@ -40,6 +39,7 @@ from orchestration.prepare.inputs import Prepared
 from scoring.capabilities import can_answer
 from scoring.config import TEACHER
 from scoring.pool import REFERENCE
+from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.records.prompt import with_ids
 from tutelage.records.trajectory import FinishReason
 from tutelage.settings import DType
@@ -101,7 +101,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     student, items = prepared.tokenizer, (*prepared.train, *prepared.heldout)
     checks = [
         check_bos(student, [ids for item in items for ids in (item.student_ids, item.teacher_ids)]),
-        check_ends(student, _generation_ends(prepared.student_path)),
+        check_ends(student, generation_ends(prepared.student_path)),
     ]
     if not prepared.teachers:
         return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
@@ -121,21 +121,12 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
 
 def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
     """The teacher scores what the student ends; only answers of its own would not end."""
-    found = check_ends(teacher, _generation_ends(path), "teacher's EOS")
+    found = check_ends(teacher, generation_ends(path), "teacher's EOS")
     return replace(found, status=Status.warned) if found.status is Status.failed else found
 
 
 def _not_applicable(name: str, why: str) -> Check:
     return Check(name, Status.passed, f"not checked: {why}")
-
-
-def _generation_ends(path: str) -> list[int]:
-    """The ids that end a response by the generation config, as the engine reads it: of config.json if it has none."""
-    if Path(path, "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(path).eos_token_id
-    else:
-        ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path)).eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> list[Check]:
@@ -162,7 +153,7 @@ async def _check_workers(
     """The canary, and the time that follows from it."""
     canary = Canary(config, prepared, workers, version=0)
     first = await canary.sample()
-    stops = {*_generation_ends(prepared.student_path), prepared.tokenizer.eos_token_id} - {None}
+    stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
     about_scores, scores = await _check_scores(config, canary, first, workers)
     about_weights, perturbed, sync_seconds = await canary.check_weights(first)

@@ -8,8 +8,8 @@ LearnerGroup   produces policy versions, waits for batches; its ranks act in loc
 import asyncio
 from dataclasses import dataclass, replace
 
+from learner.config import LearnerSetup
 from learner.group import LearnerGroup
-from learner.worker import LearnerSetup
 from orchestration.config.facts import needs_teacher_rollouts
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.prepare.inputs import Prepared

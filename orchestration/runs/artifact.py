@@ -4,13 +4,11 @@
 <stage's folder>/artifact.json    written last: where it lies, the stage is over and its model is whole
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tutelage.files import write_json
+from tutelage.files import differences, hashes_of, sha256, write_json
 from tutelage.settings import ConfigError, Refusal
 
 CHECKPOINT = "final"
@@ -29,7 +27,7 @@ class Artifact:
 
 def seal(folder: Path, stage: str, kind: str, base_model: str) -> Artifact:
     """Write the manifest of a stage that is completed."""
-    artifact = Artifact(stage, kind, base_model, _sha256(folder / _CONFIG), _hashes(folder))
+    artifact = Artifact(stage, kind, base_model, sha256(folder / _CONFIG), _hashes(folder))
     write_json(folder / MANIFEST, asdict(artifact))
     return artifact
 
@@ -47,8 +45,8 @@ def verify(folder: Path) -> Artifact:
     artifact = Artifact(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     expected = artifact.files | {_CONFIG: artifact.config_sha256}
     config = folder / _CONFIG
-    found = _hashes(folder) | ({_CONFIG: _sha256(config)} if config.is_file() else {})
-    problems = _differences(expected, found)
+    actual = _hashes(folder) | ({_CONFIG: sha256(config)} if config.is_file() else {})
+    problems = differences(expected, actual)
     if problems:
         fix = (
             f"not what the stage {artifact.stage!r} left behind: {', '.join(problems)}; restore the files, or start "
@@ -58,18 +56,5 @@ def verify(folder: Path) -> Artifact:
     return artifact
 
 
-def _differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} was added" for name in found.keys() - expected.keys()]
-    problems += [f"{name} was altered" for name in expected.keys() & found.keys() if expected[name] != found[name]]
-    return sorted(problems)
-
-
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in (folder / CHECKPOINT).rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {f"{CHECKPOINT}/{name}": digest for name, digest in hashes_of(folder / CHECKPOINT).items()}

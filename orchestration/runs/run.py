@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diagnostics.alarms import Alarm
 from diagnostics.check import Status
-from learner.group import LearnerFailure
 from learner.records import Example, StepReport
 from orchestration.config.facts import needs_teacher_rollouts
 from orchestration.config.schema import RunConfig, Stage
@@ -41,8 +40,9 @@ from rollout.verifiers import VERIFIERS, Grader
 from scoring.backends.cached import in_words
 from scoring.config import TEACHER
 from scoring.pool import STARVING_STEPS
-from tutelage.aio import Interrupted, Interruption
-from tutelage.cluster import Cluster, Session, WorkerFailure
+from tutelage.aio import Interruption
+from tutelage.cluster import Cluster, Session
+from tutelage.errors import Interrupted, LearnerFailure, WorkerFailure
 from tutelage.files import write_json
 from tutelage.records.trajectory import Trajectory
 

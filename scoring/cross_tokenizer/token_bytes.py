@@ -49,7 +49,8 @@ class TokenBytes:
         Raises:
             ValueError: the tokens' bytes cannot be told.
         """
-        self.end_id = end_of_answer(tokenizer)  # by which it ends an answer
+        written = end_of_answer(tokenizer)
+        self.end_id = tokenizer.eos_token_id if written is None else written  # by which it ends an answer
         self.end_ids = frozenset({self.end_id, tokenizer.eos_token_id} - {None})  # by any of which one may end
         self._unknown_id: int | None = tokenizer.unk_token_id
         backend = getattr(tokenizer, "backend_tokenizer", None)

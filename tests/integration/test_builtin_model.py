@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestration.prepare.checkpoints import SMOLLM2, resolve_model
-from tutelage.chat import render_prompt, stop_token_ids
+from tutelage.chat import generation_ends, render_prompt, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 
 
@@ -18,7 +18,7 @@ def test_smollm2_is_a_normal_checkpoint_that_stops() -> None:
     assert getattr(model.config, "quantization_config", None) is None
     assert len(tokenizer) == model.config.vocab_size == 49152
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert stop_token_ids(tokenizer, GenerationConfig.from_pretrained(path)) == {end}
+    assert stop_token_ids(tokenizer, generation_ends(path)) == {end}
     prompt = Prompt("q", (Message("system", "You know maps."), Message("user", "What is the capital of France?")))
     ids = render_prompt(tokenizer, prompt)
     assert tokenizer.decode(ids) == (

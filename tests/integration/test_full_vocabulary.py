@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, LearnerSetup, StudentConfig
 from learner.engine import LearnerEngine
 from learner.objectives import ObjectiveConfig
 from learner.objectives.config import Gradient, Importance, ReturnsConfig, Support
@@ -49,7 +49,7 @@ class Job:
         config = LearnerConfig(
             zero_stage=self.stage, dtype=DType.float32, learning_rate=1e-3, max_grad_norm=1e9, head_chunk_tokens=16
         )
-        return LearnerEngine(config, self.objective, str(self.model), 10)
+        return LearnerEngine(LearnerSetup(str(self.model), StudentConfig(), config, self.objective, 10))
 
 
 def teacher_weight() -> NDArray[np.float32]:

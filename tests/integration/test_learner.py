@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from learner.config import LearnerConfig, Schedule
+from learner.config import LearnerConfig, LearnerSetup, Schedule, StudentConfig
 from learner.engine import LearnerEngine
 from learner.export import export
 from learner.finite import NonFiniteError
@@ -43,7 +43,9 @@ class Job:
     total_steps: int = 10
 
     def engine(self) -> LearnerEngine:
-        return LearnerEngine(self.config, COMPOSITIONS[self.objective], str(self.model), self.total_steps)
+        objective = COMPOSITIONS[self.objective]
+        setup = LearnerSetup(str(self.model), StudentConfig(), self.config, objective, self.total_steps)
+        return LearnerEngine(setup)
 
 
 def settings(stage: int = 2, **values: object) -> LearnerConfig:

@@ -9,7 +9,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from learner.config import LearnerConfig, StudentConfig
+from learner.config import LearnerConfig, LearnerSetup, StudentConfig
 from learner.objectives import ObjectiveConfig
 from learner.packing import pack
 from learner.worker import LearnerWorker
@@ -30,8 +30,8 @@ class Group:
 
     def set_up(self, model: Path, config: LearnerConfig) -> None:
         address = ray.get(self.actors[0].address.remote(), timeout=120)
-        shared = (str(model), StudentConfig(), config, ObjectiveConfig(), 10)
-        refs = [actor.setup.remote(*shared, rank, 2, address, 0) for rank, actor in enumerate(self.actors)]
+        setup = LearnerSetup(str(model), StudentConfig(), config, ObjectiveConfig(), 10)
+        refs = [actor.setup.remote(setup, rank, address) for rank, actor in enumerate(self.actors)]
         assert ray.get(refs, timeout=120) == [0, 0]
 
     def call(self, method: str, *args: Any) -> list[Any]:

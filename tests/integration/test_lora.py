@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from diagnostics.check import Status
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from learner.config import LearnerConfig, LoraConfig, StudentConfig
+from learner.config import LearnerConfig, LearnerSetup, LoraConfig, StudentConfig
 from learner.engine import LearnerEngine
 from learner.export import export
 from learner.lora import checkpoint_weights
@@ -59,7 +59,7 @@ class Job:
         config = LearnerConfig(
             zero_stage=self.stage, dtype=self.dtype, learning_rate=1e-2, head_chunk_tokens=16, max_grad_norm=0.05
         )
-        return LearnerEngine(config, CROSS_ENTROPY, str(self.model), 10, student=student)
+        return LearnerEngine(LearnerSetup(str(self.model), student, config, CROSS_ENTROPY, 10))
 
 
 def steps(engine: LearnerEngine, count: int, examples: Sequence[Example] | None = None) -> list[tuple[float, float]]:

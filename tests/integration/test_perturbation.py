@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, LearnerSetup, StudentConfig
 from learner.engine import LearnerEngine
 from learner.objectives import ObjectiveConfig
 from learner.packing import pack
@@ -26,7 +26,7 @@ def _weights(engine: LearnerEngine) -> dict[str, torch.Tensor]:
 
 def perturb_and_restore(model: Path, config: LearnerConfig) -> tuple[float, list[np.ndarray], list[float]]:
     """On each rank: the smallest move of any weight, log-probs of the three states, and two losses."""
-    engine = LearnerEngine(config, ObjectiveConfig(), str(model), 10)
+    engine = LearnerEngine(LearnerSetup(str(model), StudentConfig(), config, ObjectiveConfig(), 10))
     batch = pack(make_examples(), dist.get_world_size(), 40, 0)
     states, logprobs = [_weights(engine)], [_logprobs(engine, batch)]
     engine.perturb(5, 0.1)
@@ -52,7 +52,7 @@ def _logprobs(engine: LearnerEngine, batch: object) -> np.ndarray:
 
 
 def train_only(model: Path, config: LearnerConfig) -> list[float]:
-    engine = LearnerEngine(config, ObjectiveConfig(), str(model), 10)
+    engine = LearnerEngine(LearnerSetup(str(model), StudentConfig(), config, ObjectiveConfig(), 10))
     losses = [engine.step(pack(make_examples(), dist.get_world_size(), 40, version)).loss for version in (0, 1)]
     engine.close()
     return losses

@@ -10,10 +10,10 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from learner.config import LearnerConfig, StudentConfig
+from learner.config import LearnerConfig, LearnerSetup, StudentConfig
 from learner.objectives import ObjectiveConfig
 from learner.records import PublishReport
-from learner.worker import LearnerSetup, LearnerWorker
+from learner.worker import LearnerWorker
 from tests.integration.students import ONE_THREAD, Student, load, perturbed, reference_logprobs, request, sampled
 from tutelage.settings import DType
 

@@ -19,7 +19,7 @@ from scoring.context import ContextTemplate
 from scoring.group import ScoringGroup
 from scoring.pool import REFERENCE, STARVING_STEPS, TeacherPool
 from tests.factories import configured, message, refusal
-from tutelage.cluster import WorkerFailure, WorkerLost
+from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 REQUEST = ScoringRequest("teacher", np.ones(3, np.int32), np.ones(2, np.int32))

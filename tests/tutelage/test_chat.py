@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 from tokenizers import processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from tests.models import make_tokenizer
-from tutelage.chat import render_completion, render_follow_ups, render_prompt, render_teacher_prompt, stop_token_ids
+from tutelage.chat import (
+    render_completion,
+    render_follow_ups,
+    render_prompt,
+    render_teacher_prompt,
+    stop_token_ids,
+)
 from tutelage.records.prompt import Message, Prompt
 
 QUESTION = Prompt("q", (Message("user", "Why is the sky blue?"),))
@@ -123,13 +129,13 @@ def test_nothing_to_render(plain_tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_stop_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert stop_token_ids(tokenizer, GenerationConfig()) == {2}
-    assert stop_token_ids(tokenizer, GenerationConfig(eos_token_id=0)) == {0, 2}
-    assert stop_token_ids(tokenizer, GenerationConfig(eos_token_id=[0, 5])) == {0, 2, 5}
+    assert stop_token_ids(tokenizer, []) == {2}
+    assert stop_token_ids(tokenizer, [0]) == {0, 2}
+    assert stop_token_ids(tokenizer, [0, 5]) == {0, 2, 5}
     without = make_tokenizer()
     without.eos_token = None
     with pytest.raises(ValueError, match="no EOS token"):
-        stop_token_ids(without, GenerationConfig())
+        stop_token_ids(without, [])
 
 
 def test_a_completion_ends_its_turn_once(tokenizer: PreTrainedTokenizerFast) -> None:

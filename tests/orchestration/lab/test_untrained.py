@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.prepare.inputs import prepare
 from tests.factories import configured
-from tutelage.chat import render_completion, render_prompt, stop_token_ids
+from tutelage.chat import generation_ends, render_completion, render_prompt, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 
 TOKENIZER = make_tokenizer()
@@ -68,7 +68,7 @@ def test_a_checkpoint_is_a_model_with_its_tokenizer(tmp_path: Path, capsys: pyte
     assert 0.5e6 < sum(weight.numel() for weight in model.parameters()) < 1.1e6
     assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
     assert tokenizer.get_vocab() == TOKENIZER.get_vocab() and tokenizer.chat_template == TOKENIZER.chat_template
-    assert stop_token_ids(tokenizer, GenerationConfig.from_pretrained(tmp_path)) == {TOKENIZER.eos_token_id}
+    assert stop_token_ids(tokenizer, generation_ends(str(tmp_path))) == {TOKENIZER.eos_token_id}
 
 
 def test_an_untrained_model_knows_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""What can go wrong while a run is under way: who raises, who retries, what ends a run.
+
+    wrong settings     ConfigError (`tutelage.settings`): every Refusal at once, before a worker starts
+    wrong input        ValueError naming key, value and fix, raised where it is read
+    a worker dies      WorkerLost, from any call or stream of `tutelage.cluster.Worker`, also after a missed deadline
+    a worker raises    WorkerFailure with the exception's text and the end of the worker's log
+    a step fails       LearnerFailure: NonFiniteError (`learner.finite`) on every rank, or a rank was lost
+    weights not taken  WeightSyncError (`learner.weights.client`) in learner rank 0, a WorkerFailure in the driver
+    damaged bytes      ChecksumMismatch (`tutelage.weights`), CheckpointError (`learner.checkpoint`): nothing was loaded
+    the user stops     Interrupted
+
+Who retries: a scoring group gives what a lost replica was asked to another one and replaces it, up to
+scoring.max_restarts times; a server's client repeats requests that the server could not take. Rollouts, steps and
+weight updates are not repeated.
+
+What ends a run: every WorkerFailure that reaches the driver. The driver writes a checkpoint first, unless it is a
+LearnerFailure: what the learner holds then is of no version. Interrupted ends a run with a checkpoint as well. What is
+none of these is a bug of ours, and ends the process with its traceback.
+"""
+
+
+class WorkerFailure(RuntimeError):
+    """A worker died, raised, or missed a deadline; the message names it and shows the end of its log."""
+
+
+class WorkerLost(WorkerFailure):
+    """A worker died or missed a deadline: another one could do what it was asked."""
+
+
+class LearnerFailure(WorkerFailure):
+    """An optimiser step failed: what the learner holds now must not be kept."""
+
+
+class Interrupted(Exception):
+    """The user stopped the run."""
