@@ -17,6 +17,7 @@ from learner.objectives import (
     TokenLosses,
     build_objective,
 )
+from learner.objectives.config import Support
 
 V, K = 12, 4
 
@@ -70,6 +71,12 @@ def compute(
     if logq_CV is not None:
         teacher = TeacherChunk(logq_CV.clone(), full_reverse_kl(logits_CV, logq_CV))
     return built(StudentChunk.from_logits(logits_CV.clone()), rows, teacher)
+
+
+def value_and_gradient(config: ObjectiveConfig, logits: Tensor, logq: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Loss [C] and gradient on the logits [C, V] of a term on any support."""
+    result = compute(config, logits, rows, logq if config.support is Support.full else None)
+    return result.loss, result.grad_logits
 
 
 def at_every_target(logits_1V: Tensor, logq_1V: Tensor) -> tuple[Tensor, Tensor, Rows]:

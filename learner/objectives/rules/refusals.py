@@ -17,15 +17,11 @@ from learner.objectives.rules.whole import OBJECTIVE_RULES
 from tutelage.settings import Refusal
 
 
-def _value(node: object, path: str) -> object:
-    value = reduce(getattr, path.split("."), node)
-    return getattr(value, "value", value)  # an enum by the name that the user writes
-
-
 def _broken(rules: tuple[Rule, ...], case: Case, key: str) -> Iterator[Refusal]:
     for rule in rules:
         if rule.broken(case):
-            yield Refusal(f"{key}.{rule.setting}", _value(case.term, rule.setting), rule.why)
+            value = reduce(getattr, rule.setting.split("."), case.term)
+            yield Refusal(f"{key}.{rule.setting}", value, rule.why)
 
 
 def _divergence(term: TermConfig, key: str) -> Iterator[Refusal]:

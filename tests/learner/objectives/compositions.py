@@ -22,3 +22,4 @@ DIVERGENCES = {
     "skewed forward KL, alpha 0.1": {"divergence": "skewed_forward_kl", "alpha": 0.1},
 }
 WIDE = [s for s in Support if s is not Support.sampled]
+FEW = [support for support in WIDE if support is not Support.full]
