@@ -6,47 +6,20 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import NoReturn, get_type_hints
+from typing import NoReturn
 
 import datasets
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestration.config.schema import RunConfig
-from tutelage.settings import ConfigError
+from orchestration.config.keys import unknown_key
+from tutelage.settings import ConfigError, Refusal
 
-
-def _keys(cls: type, prefix: str = "") -> Iterator[str]:
-    hints = get_type_hints(cls)
-    for item in fields(cls):
-        yield prefix + item.name
-        if is_dataclass(hints[item.name]):
-            yield from _keys(hints[item.name], f"{prefix}{item.name}.")
-
-
-def _nearest_key(key: str) -> str | None:
-    every = list(_keys(RunConfig))
-    settings = [name for name in every if not any(other.startswith(f"{name}.") for other in every)]
-    group, _, leaf = key.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in settings if name.rpartition(".")[0] == group}
-    near = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
-    if near:
-        return siblings[near[0]]
-    near = difflib.get_close_matches(key, settings, n=1, cutoff=0.8)
-    return near[0] if near else None
-
-
-def _unknown_key_message(key: str) -> str:
-    nearest = _nearest_key(key)
-    group = key.rpartition(".")[0]
-    siblings = [name.rpartition(".")[2] for name in _keys(RunConfig) if group and name.rpartition(".")[0] == group]
-    advice = "python -m orchestration.launch --cfg job lists every key"
-    if siblings:
-        advice = f"{group} has {', '.join(siblings)}"
-    if nearest:
-        advice = f"did you mean {nearest}?"
-    return f"{key}: there is no such configuration key; {advice}"
+# What Hydra says of a key that the schema has not: in an override, in a deletion, in a YAML file or a dictionary.
+_UNKNOWN_KEY = re.compile(
+    r"Could not override '([^']+)'\.\s+To append to your config|'([\w.]+)' does not exist"
+    r"|Key '\w+' not in '\w+'\s+full_key: (\S+)"
+)
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -57,11 +30,11 @@ def _innermost(error: BaseException) -> BaseException:
 
 def explain(error: BaseException) -> str:
     """The message a person needs for an error of Hydra, OmegaConf or our own checks."""
-    text = str(error)
-    override = re.search(r"Could not override '([^']+)'", text)
-    cause = _innermost(error)
-    if override and re.search(r"not in (struct|'?\w+'?)|Key '.*' is not in struct|does not exist", f"{text} {cause}"):
-        return _unknown_key_message(override.group(1).lstrip("+"))
+    text, cause = str(error), _innermost(error)
+    unknown = _UNKNOWN_KEY.search(f"{text}\n{cause}")
+    if unknown:
+        key, value = (unknown[1] or unknown[2] or unknown[3]).lstrip("+"), re.search(r"use \+[^=\n]+=(.*)", text)
+        return str(Refusal(key, value[1], unknown_key(key, value[1]))) if value else f"{key}: {unknown_key(key)}"
     if isinstance(cause, OmegaConfBaseException) and getattr(cause, "full_key", None):
         return f"{cause.full_key}: {cause.msg.splitlines()[0] if cause.msg else cause}"
     group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
@@ -72,7 +45,7 @@ def explain(error: BaseException) -> str:
         return f"{group.group(1)}={group.group(2)}: unknown; did you mean {near[0]}? There are {', '.join(names)}"
     missing_group = re.search(r"Could not find (?:a config group|config group|.*override) '?([\w@/]+)'?", text)
     if missing_group:
-        return _unknown_key_message(missing_group.group(1))
+        return f"{missing_group.group(1)}: {unknown_key(missing_group.group(1))}"
     return text
 
 

@@ -30,8 +30,7 @@ def build(
         ConfigError: with everything that cannot work.
     """
     config = cast(RunConfig, OmegaConf.to_object(composed))
-    found = Refusals([*_preset_refusals(config, preset), *refusals(config), *further(config)])
-    found.raise_all()
+    Refusals([*_preset_refusals(config, preset), *refusals(config), *further(config)]).raise_all()
     config.freeze()
     return config
 

@@ -11,6 +11,7 @@ from learner.objectives import requirements
 from learner.objectives.config import OtherSource
 from learner.objectives.rules import refusals as objective_rules
 from orchestration.config.facts import run_facts
+from orchestration.config.keys import unknown_key_refusals
 from orchestration.config.schema import RunConfig, Stage
 from rollout.data.sources import data_refusals
 from scoring.capabilities import capabilities
@@ -22,6 +23,7 @@ from tutelage.settings import Refusal, WeightTransfer
 
 def refusals(config: RunConfig) -> Iterator[Refusal]:
     """Everything that is wrong with the values alone, first of each part, then of their company."""
+    yield from unknown_key_refusals(config)
     yield from config.refusals()
     yield from _lengths(config)
     yield from objective_rules.refusals(config.objective, run_facts(config))

@@ -12,7 +12,7 @@ from typing import IO, Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestration.config.renamed import RENAMED
+from orchestration.config.keys import RENAMED
 from orchestration.config.schema import Resume, RunConfig
 from orchestration.pipeline.pipeline import Cursor
 from tutelage.files import write_json, write_text
