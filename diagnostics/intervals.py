@@ -1,4 +1,4 @@
-"""Intervals over prompts."""
+"""Means with their 95 % intervals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,14 @@ BOOTSTRAP_DRAWS = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over prompts with its 95 % bootstrap interval."""
+    """A mean with its 95 % interval, over prompts unless something else is said; NaN where nothing was measured."""
 
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def ratio_interval(totals: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval:

@@ -50,6 +50,7 @@ class Section:
     folded: Sequence[Folded] = ()
     tokens: TokenView | None = None
     short: str = ""  # in the list of sections; none: the title
+    legend: Sequence[tuple[str, str]] = ()  # label and colour of the curves of all charts
 
     @property
     def is_empty(self) -> bool:

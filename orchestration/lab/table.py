@@ -14,10 +14,11 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from scipy.stats import t as student_t
 
 from diagnostics.intervals import Interval
 from orchestration.lab.outcome import Outcome
-from orchestration.lab.page import render
+from orchestration.lab.page import render_lab
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Outcomes, Phenomenon, Variant
 from orchestration.lab.series import Job, perform
 from orchestration.results.directory import is_finished
@@ -25,9 +26,15 @@ from orchestration.results.provenance import machine
 from tutelage.cluster import Session
 from tutelage.files import write_json, write_text
 
-# Student's t at 97.5 % for 1 to 9 degrees of freedom; the normal distribution's beyond.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_NORMAL = 1.96
+_MEASURED = {
+    "overlap ratio": "train/overlap_ratio",
+    "overlap mass of the student": "train/overlap_mass_student",
+    "overlap-token advantage": "train/overlap_token_advantage",
+    "entropy gap": "train/entropy_gap",
+    "student entropy": "train/student_entropy",
+    "gradient norm": "train/grad_norm",
+    "sampled reverse KL": "train/sampled_reverse_kl",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def _folder(root: Path, variant: str, seed: int) -> Path:
 def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Sequence[int], root: Path) -> None:
     """Read what the runs left, and write and print what follows."""
     outcomes = {seed: {name: Outcome.read(_folder(root, name, seed)) for name in variants} for seed in seeds}
-    found = [finding for phenomenon in phenomena for finding in judge(phenomenon, outcomes)]
+    findings = [finding for phenomenon in phenomena for finding in weigh_claims(phenomenon, outcomes)]
     runs = {name: _figures([outcomes[seed][name] for seed in seeds]) for name in variants}
     content = {
         "command": _command(phenomena, seeds),
@@ -101,11 +108,11 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
         "seeds": list(seeds),
         "runs": {name: {key: asdict(value) for key, value in figures.items()} for name, figures in runs.items()},
-        "findings": [{**asdict(finding), "verdict": finding.verdict} for finding in found],
+        "findings": [{**asdict(finding), "verdict": finding.verdict} for finding in findings],
     }
     write_json(root / "lab.json", content)
-    write_text(root / "lab.html", render(content, outcomes))
-    _print(found, runs)
+    write_text(root / "lab.html", render_lab(content, outcomes))
+    _print(findings, runs)
     Console().print(f"{root / 'lab.html'}\n{root / 'lab.json'}", highlight=False, soft_wrap=True)
 
 
@@ -114,23 +121,28 @@ def _command(phenomena: Sequence[Phenomenon], seeds: Sequence[int]) -> str:
     return shlex.join(["python", "-m", "orchestration.lab", "table", *names, "--seeds", *map(str, seeds)])
 
 
-def judge(phenomenon: Phenomenon, outcomes: Mapping[int, Outcomes]) -> list[Finding]:
-    found = []
+def weigh_claims(phenomenon: Phenomenon, outcomes: Mapping[int, Outcomes]) -> list[Finding]:
+    """Hold what a phenomenon claims against its runs.
+
+    Args:
+        outcomes: of the runs, by seed and variant.
+    """
+    findings = []
     for claim in phenomenon.claims:
         values = tuple(claim.quantity(by_variant) for by_variant in outcomes.values())
-        found.append(Finding(phenomenon.name, claim.text, claim.unit, values, mean_interval(values)))
-    return found
+        findings.append(Finding(phenomenon.name, claim.text, claim.unit, values, mean_interval(values)))
+    return findings
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean of two values or more with its 95 % interval by Student's t."""
     mean, degrees = fmean(values), len(values) - 1
-    half = (_T[degrees - 1] if degrees <= len(_T) else _NORMAL) * stdev(values) / math.sqrt(len(values))
+    half = float(student_t.ppf(0.975, degrees)) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Interval]:
-    """Of one variant over the seeds; what a run does not have is left out."""
+    """Means and intervals of one variant over the seeds; what a run does not have is left out."""
     columns: dict[str, list[float | None]] = {
         "accuracy before": [o.accuracy_before for o in outcomes],
         "accuracy after": [o.accuracy_after for o in outcomes],
@@ -150,17 +162,6 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, Interval]:
     }
 
 
-_MEASURED = {
-    "overlap ratio": "train/overlap_ratio",
-    "overlap mass of the student": "train/overlap_mass_student",
-    "overlap-token advantage": "train/overlap_token_advantage",
-    "entropy gap": "train/entropy_gap",
-    "student entropy": "train/student_entropy",
-    "gradient norm": "train/grad_norm",
-    "sampled reverse KL": "train/sampled_reverse_kl",
-}
-
-
 def _print(findings: Sequence[Finding], runs: Mapping[str, Mapping[str, Interval]]) -> None:
     console = Console()
     table = Table(title="runs", title_justify="left")
@@ -168,17 +169,11 @@ def _print(findings: Sequence[Finding], runs: Mapping[str, Mapping[str, Interval
     for column in ("", *shown):
         table.add_column(column, justify="right" if column else "left")
     for name, figures in runs.items():
-        table.add_row(name, *(_cell(figures.get(key)) for key in shown))
+        table.add_row(name, *(str(figures.get(key, "–")) for key in shown))
     console.print(table)
     table = Table(title="claims", title_justify="left")
     for column in ("phenomenon", "claim", "verdict", "by how much"):
         table.add_column(column)
     for finding in findings:
-        table.add_row(finding.phenomenon, finding.claim, finding.verdict, f"{_cell(finding.interval)} {finding.unit}")
+        table.add_row(finding.phenomenon, finding.claim, finding.verdict, f"{finding.interval} {finding.unit}")
     console.print(table)
-
-
-def _cell(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

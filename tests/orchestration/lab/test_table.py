@@ -1,13 +1,14 @@
 """From what runs leave behind to the lab's claims and page, on files written here."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from orchestration.lab.outcome import Outcome
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Claim, Phenomenon, Variant
-from orchestration.lab.table import conclude, judge, make_table, mean_interval
+from orchestration.lab.table import conclude, make_table, mean_interval, weigh_claims
 from tutelage.files import write_json, write_text
 
 STEPS = 20
@@ -90,7 +91,7 @@ def test_a_recipe_is_read_from_its_stages(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_claim_holds_where_its_interval_is_above_zero(root: Path) -> None:
-    verdicts = {finding.claim: finding.verdict for finding in judge(PHENOMENON, outcomes(root))}
+    verdicts = {finding.claim: finding.verdict for finding in weigh_claims(PHENOMENON, outcomes(root))}
     assert verdicts == {
         "good gains": "holds", "bad gains": "open", "good loses": "does not hold", "overlap rises": "holds",
     }  # fmt: skip
@@ -98,7 +99,7 @@ def test_a_claim_holds_where_its_interval_is_above_zero(root: Path) -> None:
 
 def test_the_interval_is_students() -> None:
     interval = mean_interval([1.0, 2.0, 3.0])  # t = 4.303, s = 1
-    assert (interval.mean, interval.low) == (2.0, pytest.approx(2 - 4.303 / 3**0.5))
+    assert (interval.mean, interval.low) == (2.0, pytest.approx(2 - 4.302653 / 3**0.5))
 
 
 def test_the_page_and_the_figures_are_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,9 @@ def test_the_page_and_the_figures_are_written(root: Path, monkeypatch: pytest.Mo
     assert "gap recovery" not in content["runs"]["bad"]
     page = (root / "lab.html").read_text()
     assert "good gains" in page and "does not hold" in page and page.count("<svg") == 6
-    assert "http" not in page
+    assert "1 does not hold" in page and "2 of 4 claims hold" in page
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert all(address.startswith(("#", "data:")) for address in re.findall(r'(?:src|href)="([^"]*)"', page))
 
 
 @pytest.mark.parametrize(
