@@ -2,7 +2,7 @@
 
     python -m benchmarks.objective_paths PATH OBJECTIVE TOKENS VOCABULARY HIDDEN REPEATS
 
-Prints what `Measured` holds as JSON. PATH is "fused" (`learner.head`), "plain" (logits of all tokens, log-softmax,
+Prints what `PathCost` holds as JSON. PATH is "fused" (`learner.head`), "plain" (logits of all tokens, log-softmax,
 autograd), or that of another library, which needs its interpreter: "trl" (its chunked divergence) or "verl" (its
 chunked top-k loss, on logits of all tokens). All in float32 on one thread.
 
@@ -44,7 +44,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PathCost:
     peak_bytes: int  # resident at the peak, beyond inputs and gradients
     cpu_seconds: float  # of the fastest pass after the first one; 0 without repeats
     loss: float
@@ -194,7 +194,7 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def measure(path: str, objective: str, tokens: int, vocabulary: int, hidden: int, repeats: int) -> Measured:
+def measure(path: str, objective: str, tokens: int, vocabulary: int, hidden: int, repeats: int) -> PathCost:
     """Peak memory of a first pass, CPU seconds of those that follow."""
     torch.set_num_threads(1)
     run, inputs = PATHS[path](objective), make_inputs(tokens, vocabulary, hidden)
@@ -205,7 +205,7 @@ def measure(path: str, objective: str, tokens: int, vocabulary: int, hidden: int
     peak = resident("VmHWM") - before - sum(grad.nbytes for grad in inputs.gradients())
     norm = sum(float(grad.double().square().sum()) for grad in inputs.gradients()) ** 0.5
     seconds = [_cpu_seconds(run, inputs) for _ in range(repeats)]
-    return Measured(peak, min(seconds, default=0.0), float(loss), norm)
+    return PathCost(peak, min(seconds, default=0.0), float(loss), norm)
 
 
 def _cpu_seconds(run: Runner, inputs: Inputs) -> float:

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.objective_paths import Measured
+from benchmarks.objective_paths import PathCost
 from benchmarks.report import finish, print_table
 
 PEER_PYTHON = Path(".venv-bench/bin/python")
@@ -46,33 +46,33 @@ AGAINST_TRL, AGAINST_VERL = ("reverse_kl", "forward_kl", "jsd"), ("teacher_topk"
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     path: str
     objective: str
     size: Size
 
-    def run(self) -> Measured:
+    def run(self) -> PathCost:
         """Measure in a process of its own."""
         size = self.size
         sizes = (size.tokens, size.vocabulary, size.hidden, size.repeats)
         python = PEER_PYTHON if self.path in PEERS else sys.executable
         command = [python, "-m", "benchmarks.objective_paths", self.path, self.objective, *sizes]
         result = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True)
-        return Measured(**json.loads(result.stdout.splitlines()[-1]))
+        return PathCost(**json.loads(result.stdout.splitlines()[-1]))
 
 
-Results = dict[Job, Measured]
+Results = dict[Measurement, PathCost]
 
 
-def jobs(quick: bool, peers: bool) -> list[Job]:
+def jobs(quick: bool, peers: bool) -> list[Measurement]:
     """What is measured, in order."""
     compared = (SHORT,) if quick else (SHORT, LONG, LARGE)
-    both = [Job(path, name, size) for size in compared for name in AGAINST_PLAIN for path in ("plain", "fused")]
-    sampled = [Job("fused", "sampled", size) for size in compared]
-    flat = [] if quick else [Job("fused", name, VERY_LONG) for name in ("reverse_kl", "student_topk")]
-    topk = [Job("fused", name, SHORT) for name in AGAINST_VERL if peers]
-    trl = [Job("trl", name, SHORT) for name in AGAINST_TRL if peers]
-    verl = [Job("verl", name, SHORT) for name in AGAINST_VERL if peers]
+    both = [Measurement(path, name, size) for size in compared for name in AGAINST_PLAIN for path in ("plain", "fused")]
+    sampled = [Measurement("fused", "sampled", size) for size in compared]
+    flat = [] if quick else [Measurement("fused", name, VERY_LONG) for name in ("reverse_kl", "student_topk")]
+    topk = [Measurement("fused", name, SHORT) for name in AGAINST_VERL if peers]
+    trl = [Measurement("trl", name, SHORT) for name in AGAINST_TRL if peers]
+    verl = [Measurement("verl", name, SHORT) for name in AGAINST_VERL if peers]
     return both + sampled + flat + topk + trl + verl
 
 
@@ -83,34 +83,34 @@ def check_agreement(results: Results) -> None:
         RuntimeError: naming both.
     """
     for job, measured in results.items():
-        other = Job("fused", job.objective, job.size)
+        other = Measurement("fused", job.objective, job.size)
         for quantity in ("loss", "grad_norm"):
             ours, theirs = getattr(results[other], quantity), getattr(measured, quantity)
             if not math.isclose(ours, theirs, rel_tol=AGREEMENT):
                 raise RuntimeError(f"{quantity} of {other} is {ours} and of {job} {theirs}")
 
 
-def ratio(results: Results, quantity: str, over: Job, under: Job) -> float:
+def ratio(results: Results, quantity: str, over: Measurement, under: Measurement) -> float:
     return getattr(results[over], quantity) / getattr(results[under], quantity)
 
 
 def worst(results: Results, quantity: str, path: str, size: Size) -> float:
     """The largest ratio of the fused path over `path` among the objectives that `path` was measured with."""
     there = [job for job in results if job.path == path and job.size == size]
-    return max(ratio(results, quantity, Job("fused", job.objective, size), job) for job in there)
+    return max(ratio(results, quantity, Measurement("fused", job.objective, size), job) for job in there)
 
 
 def figures(results: Results) -> dict[str, float]:
     found = {}
     for size, name in ((SHORT, "1024"), (LONG, "4096"), (LARGE, "large_vocabulary")):
-        if Job("plain", AGAINST_PLAIN[0], size) in results:
+        if Measurement("plain", AGAINST_PLAIN[0], size) in results:
             found[f"peak_memory_over_plain_{name}"] = worst(results, "peak_bytes", "plain", size)
             found[f"cpu_seconds_over_plain_{name}"] = worst(results, "cpu_seconds", "plain", size)
-            topk, sampled = (Job("fused", objective, size) for objective in ("student_topk", "sampled"))
+            topk, sampled = (Measurement("fused", objective, size) for objective in ("student_topk", "sampled"))
             found[f"topk_over_sampled_{name}"] = ratio(results, "cpu_seconds", topk, sampled)
     for objective in ("reverse_kl", "student_topk"):
-        if Job("fused", objective, VERY_LONG) in results:
-            ends = (Job("fused", objective, size) for size in (VERY_LONG, SHORT))
+        if Measurement("fused", objective, VERY_LONG) in results:
+            ends = (Measurement("fused", objective, size) for size in (VERY_LONG, SHORT))
             found[f"peak_memory_16384_over_1024_{objective}"] = ratio(results, "peak_bytes", *ends)
     for peer in PEERS:
         if any(job.path == peer for job in results):

@@ -39,7 +39,7 @@ def two_modes() -> Tensor:
 
 
 @dataclass(frozen=True)
-class Student:
+class ToyStudent:
     """Parameters and how they become logits [V]."""
 
     start: Callable[[], Tensor]
@@ -51,8 +51,8 @@ def _bell_logits(parameters: Tensor) -> Tensor:
     return -(((PLACES - centre) / log_width.exp()) ** 2) / 2
 
 
-ONE_BELL = Student(lambda: torch.tensor([10.0, 0.7], dtype=torch.float64), _bell_logits)
-FREE = Student(lambda: (0.9 * bell(16, 6) + 0.1 / VOCABULARY).log(), lambda parameters: parameters)
+ONE_BELL = ToyStudent(lambda: torch.tensor([10.0, 0.7], dtype=torch.float64), _bell_logits)
+FREE = ToyStudent(lambda: (0.9 * bell(16, 6) + 0.1 / VOCABULARY).log(), lambda parameters: parameters)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def expected_gradient(objective: Objective, logits: Tensor, logq: Tensor, step: 
     return logp.exp() @ grad_CV
 
 
-def descend(panel: Panel, student: Student, steps: int = STEPS) -> Tensor:
+def descend(panel: Panel, student: ToyStudent, steps: int = STEPS) -> Tensor:
     """The student's probabilities after descent, [V]."""
     objective, logq = composed(panel.preset, panel.overrides), two_modes()
     parameters = student.start().requires_grad_()

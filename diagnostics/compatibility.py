@@ -89,7 +89,7 @@ class DepthPoint:
 
 
 @dataclass(frozen=True)
-class Bucket:
+class PositionRange:
     """Tokens `from_token` (inclusive) to `to_token` (exclusive) of the answers."""
 
     from_token: int
@@ -129,14 +129,14 @@ def auroc(answers: Sequence[ProbedAnswer]) -> Interval | None:
     return Interval(_auroc(scores, correct), float(low), float(high))
 
 
-def by_position(answers: Sequence[ProbedAnswer]) -> dict[str, list[Bucket]]:
+def by_position(answers: Sequence[ProbedAnswer]) -> dict[str, list[PositionRange]]:
     """The same by powers of two of the place in the answer: [0, 1), [1, 2), [2, 4), [4, 8), …"""
     longest = max(int(answer.tokens.positions.max(initial=0)) for answer in answers) + 1
     edges = [0, *(2**power for power in range(int(longest - 1).bit_length() + 1))]
-    found: dict[str, list[Bucket]] = defaultdict(list)
+    found: dict[str, list[PositionRange]] = defaultdict(list)
     for low, high in pairwise(edges):
         for name, (interval, tokens) in _means(_sums(answers, low, high)).items():
-            found[name].append(Bucket(low, high, interval, tokens))
+            found[name].append(PositionRange(low, high, interval, tokens))
     return dict(found)
 
 
@@ -164,7 +164,7 @@ class ProbeStatistics:
     """The probe's outcome. What needs a verifier is None without one."""
 
     statistics: Mapping[str, Interval]
-    by_position: Mapping[str, Sequence[Bucket]]
+    by_position: Mapping[str, Sequence[PositionRange]]
     by_domain: Mapping[str, Mapping[str, Interval]]
     by_teacher: Mapping[str, Mapping[str, Interval]]
     by_correctness: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)

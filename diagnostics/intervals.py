@@ -1,5 +1,6 @@
 """Means with their 95 % intervals."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,13 @@ class Interval:
     mean: float
     low: float
     high: float
+
+    def as_json(self) -> dict[str, float | None] | None:
+        """Return what JSON can hold; None where nothing was measured, and no end that was not."""
+        ends = {"mean": self.mean, "low": self.low, "high": self.high}
+        if not math.isfinite(self.mean):
+            return None
+        return {name: value if math.isfinite(value) else None for name, value in ends.items()}
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -148,7 +148,9 @@ class NodeAlignment:
     direction_norms: Mapping[str, float] = field(default_factory=dict)  # |d|, by divergence
 
 
-def judge(node: Node, view: View, outcomes: Mapping[int, Array], settings: AlignmentConfig) -> NodeAlignment:
+def compare_gradients(
+    node: Node, view: View, outcomes: Mapping[int, Array], settings: AlignmentConfig
+) -> NodeAlignment:
     """Compare the ideal gradient with the divergences' descent directions.
 
     Args:

@@ -11,13 +11,13 @@ Shape suffixes: N nodes, Q questions, B bootstrap draws, S statistics.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from diagnostics.alignment.gradients import DESCENTS, Array, NodeAlignment, spearman_brown
+from diagnostics.intervals import Interval
 
 DRAWS = 1000
 _COLUMNS = (
@@ -31,19 +31,6 @@ _COLUMNS = (
 ALL, CORRECT, INCORRECT, DIFFERENCE = "all", "correct", "incorrect", "incorrect minus correct"
 _LOWEST_RELIABILITY = 0.05  # below it there is nothing to correct by
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % percentile bootstrap interval over questions; NaN where nothing was measured."""
-
-    mean: float
-    low: float
-    high: float
-
-    def as_json(self) -> Json | None:
-        values = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {name: number(value) for name, value in values.items()} if np.isfinite(self.mean) else None
 
 
 def number(value: float) -> float | None:
@@ -63,7 +50,7 @@ def strata(rows: Sequence[NodeAlignment]) -> dict[str, list[NodeAlignment]]:
     }
 
 
-def summarise(rows: Sequence[NodeAlignment]) -> dict[str, dict[str, Estimate]]:
+def summarise(rows: Sequence[NodeAlignment]) -> dict[str, dict[str, Interval]]:
     """Every statistic of one teacher, by whether the answer is correct, and what the two differ by."""
     questions = sorted({row.node.question for row in rows})
     counts_BQ = resamples(len(questions))
@@ -77,7 +64,7 @@ def summarise(rows: Sequence[NodeAlignment]) -> dict[str, dict[str, Estimate]]:
 
 def differences(
     rows: Sequence[NodeAlignment], others: Sequence[NodeAlignment]
-) -> dict[str, tuple[int, dict[str, Estimate]]]:
+) -> dict[str, tuple[int, dict[str, Interval]]]:
     """One teacher minus another on the nodes that count for both: their number and every statistic, by stratum."""
     common = {row.node for row in counting(rows)} & {row.node for row in counting(others)}
     questions = sorted({node.question for node in common})
@@ -133,28 +120,22 @@ def _statistics(sums_BS: Array) -> dict[str, Array]:
         }
 
 
-def _estimate(whole: float, draws_B: Array) -> Estimate:
+def _estimate(whole: float, draws_B: Array) -> Interval:
     finite = draws_B[np.isfinite(draws_B)]
     if not np.isfinite(whole) or not len(finite):
-        return Estimate(whole, np.nan, np.nan)
+        return Interval(whole, np.nan, np.nan)
     low, high = np.percentile(finite, [2.5, 97.5])
-    return Estimate(whole, float(low), float(high))
-
-
-def ranks(values_N: NDArray[np.floating]) -> Array:
-    """From 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return Interval(whole, float(low), float(high))
 
 
 def spearman(a_N: Array, b_N: Array) -> float:
     """Rank correlation; NaN where one of them is constant."""
-    a_N, b_N = ranks(a_N) - (len(a_N) + 1) / 2, ranks(b_N) - (len(b_N) + 1) / 2
+    a_N, b_N = rankdata(a_N) - (len(a_N) + 1) / 2, rankdata(b_N) - (len(b_N) + 1) / 2
     scale = np.sqrt((a_N @ a_N) * (b_N @ b_N))
     return float(a_N @ b_N / scale) if scale > 0 else np.nan
 
 
-def proxies(rows: Sequence[NodeAlignment]) -> dict[str, Estimate]:
+def proxies(rows: Sequence[NodeAlignment]) -> dict[str, Interval]:
     """Spearman correlation of each proxy with the reverse KL's alignment, over nodes, intervals over questions."""
     rows = counting(rows)
     if not rows:
@@ -177,7 +158,7 @@ def proxies(rows: Sequence[NodeAlignment]) -> dict[str, Estimate]:
 # Tables
 
 
-def _flat(estimates: Mapping[str, Estimate]) -> Json:
+def _flat(estimates: Mapping[str, Interval]) -> Json:
     found: Json = {}
     for name, value in estimates.items():
         found[name] = number(value.mean)

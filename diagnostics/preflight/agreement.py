@@ -139,7 +139,7 @@ def check_restored(ours: Logprobs, theirs: Logprobs, before: Logprobs, after: Lo
     return check_agreement(name, ("engine", "learner"), ours, theirs, tolerance)
 
 
-def check_ends(
+def check_response_ends(
     lengths: Sequence[int], stopped: Sequence[bool], last_ids: Sequence[int], limits: Sequence[int], stops: Set[int]
 ) -> Check:
     """Whether responses end with their last token or at their limit, never in between.

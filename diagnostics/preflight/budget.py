@@ -1,13 +1,8 @@
 """What a run needs and how long it takes, from sizes and from what a few short sequences took."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from safetensors import safe_open
-from transformers import AutoConfig
 
 from diagnostics.check import Check, Status
 
@@ -20,6 +15,8 @@ _LOGIT_BUFFERS = 4  # chunks of logits that the learner's head holds at a time, 
 
 @dataclass(frozen=True)
 class ModelSize:
+    """How many numbers a model holds."""
+
     parameters: int
     head: int  # numbers in its LM head: vocabulary x hidden size
     vocabulary: int
@@ -28,7 +25,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """Of one kind of worker."""
+    """Host memory that the workers of one kind need."""
 
     name: str
     count: int
@@ -46,10 +43,12 @@ class WorkerMemory:
 
 
 def engine_memory(model: ModelSize, dtype_bytes: int, cache_gib: float) -> dict[str, float]:
+    """GiB of one rollout engine, by what they are for."""
     return {"weights": model.parameters * dtype_bytes / _GIB, "keys and values": cache_gib}
 
 
 def scorer_memory(model: ModelSize, dtype_bytes: int, chunk_tokens: int) -> dict[str, float]:
+    """GiB of one scoring worker, by what they are for."""
     return {
         "weights": model.parameters * dtype_bytes / _GIB,
         "float32 head": model.head * 4 / _GIB if dtype_bytes < 4 else 0.0,
@@ -60,7 +59,10 @@ def scorer_memory(model: ModelSize, dtype_bytes: int, chunk_tokens: int) -> dict
 def learner_memory(
     model: ModelSize, dtype_bytes: int, zero_stage: int, ranks: int, chunk_tokens: int, adapters: int = 0
 ) -> dict[str, float]:
-    """Of one rank: ZeRO shares out the optimiser's state from stage 1 on, gradients from 2 on, weights at 3.
+    """GiB of one learner rank, by what they are for.
+
+    ZeRO shares out the optimiser's state from stage 1 on, gradients from 2 on, weights at 3.
+
 
     Args:
         adapters: numbers that are trained in place of the weights; 0: the weights are.
@@ -77,7 +79,7 @@ def learner_memory(
 
 
 def check_memory(workers: Sequence[WorkerMemory], available_gib: float | None) -> Check:
-    """Host memory of all workers against what the machine has (None: workers on several machines)."""
+    """Hold the host memory of all workers against what the machine has (None: workers on several machines)."""
     total = sum(worker.total for worker in workers)
     seen = f"about {total:.1f} GiB: " + "; ".join(map(str, workers))
     if available_gib is None:
@@ -125,6 +127,7 @@ class StepPlan:
 
 
 def check_arithmetic(plan: StepPlan) -> Check:
+    """Whether the workers have enough to do, and room for it."""
     name = "workers and batch"
     seen = (
         f"{plan.batch_size} sequences a step for {plan.ranks} learner rank(s); at most {plan.in_flight} at a time for "
@@ -158,8 +161,8 @@ class Measured:
     sync_seconds: float
 
 
-def predict(plan: StepPlan, measured: Measured) -> dict[str, tuple[float, float]]:
-    """Seconds of each stage of a step, at least and at most, if every response has its full length.
+def predict_seconds(plan: StepPlan, measured: Measured) -> dict[str, tuple[float, float]]:
+    """Predict seconds of each stage of a step, at least and at most, if every response has its full length.
 
     An engine takes as long for one token of many sequences as of few if it waits for memory, and longer in
     proportion if it computes; the truth lies in between. The other stages go with their tokens.
@@ -170,18 +173,18 @@ def predict(plan: StepPlan, measured: Measured) -> dict[str, tuple[float, float]
     shortest = token_seconds * plan.max_tokens * rounds
     tokens = plan.batch_size * (plan.prompt_tokens + plan.max_tokens)
     learning = _BACKWARD * measured.learner_seconds * tokens / max(measured.learner_tokens, 1)
-    found = {"learning": (learning, learning), "weight_sync": (measured.sync_seconds,) * 2}
+    stages = {"learning": (learning, learning), "weight_sync": (measured.sync_seconds,) * 2}
     if plan.is_on_policy:
-        found = {"rollout": (shortest, max(shortest, shortest * each / (rounds * measured.sequences))), **found}
+        stages = {"rollout": (shortest, max(shortest, shortest * each / (rounds * measured.sequences))), **stages}
     if measured.scoring_seconds is not None:
         scoring = measured.scoring_seconds * tokens / max(measured.scoring_tokens, 1)
-        found["scoring"] = (scoring, scoring)
-    return found
+        stages["scoring"] = (scoring, scoring)
+    return stages
 
 
 def check_time(plan: StepPlan, measured: Measured) -> Check:
     """The predicted seconds of a step: one stage after the other when strictly on-policy, else side by side."""
-    stages = predict(plan, measured)
+    stages = predict_seconds(plan, measured)
     parts = ", ".join(f"{name} {_range(*bounds)}" for name, bounds in stages.items())
     together = sum if plan.max_staleness == 0 else max
     low, high = (together([bounds[i] for bounds in stages.values()]) for i in (0, 1))
@@ -195,34 +198,3 @@ def check_time(plan: StepPlan, measured: Measured) -> Check:
 def _range(low: float, high: float) -> str:
     ends = [f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in (low, high)]
     return ends[0] if ends[0] == ends[1] else "–".join(ends)
-
-
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-def model_size(path: str) -> ModelSize:
-    """From the headers of the weights and from config.json; nothing is loaded."""
-    config = AutoConfig.from_pretrained(path).get_text_config()
-    parameters = 0
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118, the file is no mapping
-                numel = 1
-                for length in weights.get_slice(name).get_shape():
-                    numel *= length
-                parameters += numel
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelSize(
-        parameters=parameters,
-        head=config.vocab_size * config.hidden_size,
-        vocabulary=config.vocab_size,
-        cache=2 * config.num_hidden_layers * heads * head_size,
-    )
-
-
-def host_memory_gib() -> float:
-    """Of this machine, or of its container."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    text = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
-    return min(machine, int(text) if text.isdigit() else machine) / 2**30

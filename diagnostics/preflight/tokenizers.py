@@ -132,7 +132,7 @@ def check_bos(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[NDArray[np.
     return Check("BOS", Status.passed, seen)
 
 
-def check_ends(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int], name: str = "EOS") -> Check:
+def check_end_of_turn(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int], name: str = "EOS") -> Check:
     """Whether what ends an assistant's turn in the template also ends a response in the engine.
 
     Args:

@@ -10,7 +10,7 @@ ROLES = {"student_before": "student before", "student_after": "student after", "
 
 
 @dataclass(frozen=True)
-class Description:
+class Wording:
     """What a statistic of student and teacher is called, and how to read it."""
 
     label: str
@@ -18,39 +18,39 @@ class Description:
     reading: str
 
 
-DESCRIPTIONS = {
-    "overlap_ratio": Description("overlap ratio", "", "share of the two top k that coincides; higher is better"),
-    "overlap_mass_student": Description("overlap mass, student", "", "student's probability of the shared ids"),
-    "overlap_mass_teacher": Description("overlap mass, teacher", "", "teacher's probability of the shared ids"),
-    "overlap_token_advantage": Description(
+WORDINGS = {
+    "overlap_ratio": Wording("overlap ratio", "", "share of the two top k that coincides; higher is better"),
+    "overlap_mass_student": Wording("overlap mass, student", "", "student's probability of the shared ids"),
+    "overlap_mass_teacher": Wording("overlap mass, teacher", "", "teacher's probability of the shared ids"),
+    "overlap_token_advantage": Wording(
         "overlap-token advantage", "nats", "0 is good; strongly negative: the student is over-confident"
     ),
-    "overlap_undefined_share": Description("share without an advantage", "", "positions that share fewer than two ids"),
-    "entropy_gap": Description("entropy gap", "nats", "|H(teacher) − H(student)|; smaller is better"),
-    "student_entropy": Description("entropy of the student", "nats", "how undecided the student is"),
-    "teacher_entropy": Description("entropy of the teacher", "nats", "how undecided the teacher is"),
-    "reverse_kl": Description("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
-    "forward_kl": Description("forward KL", "nats a token", "KL(teacher ‖ student)"),
-    "base_reverse_kl": Description(
+    "overlap_undefined_share": Wording("share without an advantage", "", "positions that share fewer than two ids"),
+    "entropy_gap": Wording("entropy gap", "nats", "|H(teacher) − H(student)|; smaller is better"),
+    "student_entropy": Wording("entropy of the student", "nats", "how undecided the student is"),
+    "teacher_entropy": Wording("entropy of the teacher", "nats", "how undecided the teacher is"),
+    "reverse_kl": Wording("reverse KL", "nats a token", "KL(student ‖ teacher), what is left to learn"),
+    "forward_kl": Wording("forward KL", "nats a token", "KL(teacher ‖ student)"),
+    "base_reverse_kl": Wording(
         "KL to its initial weights", "nats a token", "how far the student has gone: what it may have forgotten"
     ),
-    "sampled_log_ratio": Description("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
-    "earlier_teacher_log_ratio": Description(
+    "sampled_log_ratio": Wording("log-ratio of the tokens", "nats a token", "log q − log p, teacher minus student"),
+    "earlier_teacher_log_ratio": Wording(
         "log-ratio to the earlier teacher", "nats a token", "log q − log q₀ of the student's tokens"
     ),
-    "sampled_reverse_kl": Description("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
-    "loss": Description("loss", "", ""),
-    "grad_norm": Description("gradient norm", "", ""),
-    "rollout_logprob_gap_mean": Description("log-prob gap, engine and learner", "nats", ""),
-    "accuracy": Description("accuracy", "", "graded by the verifier"),
-    "mean_response_tokens": Description("answer length", "tokens", ""),
-    "truncated_share": Description("truncated share", "", "answers that hit the length limit"),
+    "sampled_reverse_kl": Wording("reverse KL, sampled", "nats a token", "log p − log q of the student's tokens"),
+    "loss": Wording("loss", "", ""),
+    "grad_norm": Wording("gradient norm", "", ""),
+    "rollout_logprob_gap_mean": Wording("log-prob gap, engine and learner", "nats", ""),
+    "accuracy": Wording("accuracy", "", "graded by the verifier"),
+    "mean_response_tokens": Wording("answer length", "tokens", ""),
+    "truncated_share": Wording("truncated share", "", "answers that hit the length limit"),
 }
 
 
-def describe(name: str) -> Description:
+def describe(name: str) -> Wording:
     """Say what a statistic is called; one that is not known is called by its name."""
-    return DESCRIPTIONS.get(name, Description(name.replace("_", " "), "", ""))
+    return WORDINGS.get(name, Wording(name.replace("_", " "), "", ""))
 
 
 def figure(value: float | None, signed: bool = False, scale: float | None = None) -> str:

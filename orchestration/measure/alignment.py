@@ -17,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.alignment import summary
-from diagnostics.alignment.gradients import Node, NodeAlignment, View, judge
+from diagnostics.alignment.gradients import Node, NodeAlignment, View, compare_gradients
 from diagnostics.alignment.nodes import choose, node_view
 from learner.records import Example, ExampleTokens
 from orchestration.config.schema import RunConfig
@@ -355,7 +355,7 @@ class _Measurement:
 
     def _judged(self, sites: Sequence[Site], done: Completed) -> tuple[NodeAlignment, ...]:
         return tuple(
-            judge(site.node, site.views[which], done.outcomes[index], self._settings)
+            compare_gradients(site.node, site.views[which], done.outcomes[index], self._settings)
             for which in range(len(self._teachers))
             for index, site in enumerate(sites)
             if index in done.outcomes

@@ -17,9 +17,9 @@ from diagnostics.check import Check, Status
 from diagnostics.preflight.agreement import (
     Tolerance,
     check_agreement,
-    check_ends,
     check_new_weights,
     check_quantised,
+    check_response_ends,
     check_restored,
     check_teacher_differs,
 )
@@ -100,7 +100,7 @@ class Canary:
         trajectories = first.trajectories
         return [
             check_agreement(name, sides, first.engine, first.learner, self._tolerance),
-            check_ends(
+            check_response_ends(
                 [len(t.response_ids) for t in trajectories],
                 [t.finish_reason is FinishReason.STOP for t in trajectories],
                 [int(t.response_ids[-1]) for t in trajectories],

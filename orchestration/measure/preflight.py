@@ -23,17 +23,16 @@ from diagnostics.preflight.budget import (
     check_memory,
     check_time,
     engine_memory,
-    host_memory_gib,
     learner_memory,
-    model_size,
     scorer_memory,
 )
 from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
-from diagnostics.preflight.tokenizers import check_bos, check_ends, check_templates, check_tokenizers
+from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check_templates, check_tokenizers
 from orchestration.config.facts import capabilities_of, needs_teacher_rollouts, run_facts, teachers_of
 from orchestration.config.schema import RunConfig, Stage
 from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
+from orchestration.measure.sizes import host_memory_gib, model_size
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from scoring.capabilities import can_answer
@@ -101,7 +100,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     student, items = prepared.tokenizer, (*prepared.train, *prepared.heldout)
     checks = [
         check_bos(student, [ids for item in items for ids in (item.student_ids, item.teacher_ids)]),
-        check_ends(student, generation_ends(prepared.student_path)),
+        check_end_of_turn(student, generation_ends(prepared.student_path)),
     ]
     if not prepared.teachers:
         return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
@@ -121,7 +120,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
 
 def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
     """The teacher scores what the student ends; only answers of its own would not end."""
-    found = check_ends(teacher, generation_ends(path), "teacher's EOS")
+    found = check_end_of_turn(teacher, generation_ends(path), "teacher's EOS")
     return replace(found, status=Status.warned) if found.status is Status.failed else found
 
 

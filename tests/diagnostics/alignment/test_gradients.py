@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from diagnostics.alignment.gradients import (
     DESCENTS,
+    compare_gradients,
     cosine,
     gradient_noise,
     half_agreement,
     ideal_gradient,
-    judge,
     smoothed,
     spearman_brown,
     teacher_advantage,
@@ -129,11 +129,11 @@ def test_drawn_completions_find_the_gradient_of_a_tabular_student() -> None:
     prefix = (1,)
     p, true = policy(prefix, vocabulary), success[prefix]
     outcomes = {j: complete((*prefix, j), depth, vocabulary, good, count=4000, seed=j) for j in range(vocabulary)}
-    found = judge(node(), view(p, tilted(p, true, 2.0)), outcomes, SETTINGS)
+    found = compare_gradients(node(), view(p, tilted(p, true, 2.0)), outcomes, SETTINGS)
     assert found.skipped == ""
     assert found.cosines["reverse_kl"] > 0.995
     assert found.mean_success == pytest.approx(p @ true, abs=0.02)
-    opposed = judge(node(), view(p, tilted(p, true, -2.0)), outcomes, SETTINGS)
+    opposed = compare_gradients(node(), view(p, tilted(p, true, -2.0)), outcomes, SETTINGS)
     assert opposed.cosines["reverse_kl"] < -0.995 and opposed.advantage < 0 < found.advantage
 
 
@@ -143,7 +143,7 @@ P, SUCCESS = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.8, 0.3, 0.5, 0.1])
 def mean_cosine(completions: int, draws: int = 200) -> tuple[float, float]:
     """Of the ideal direction, and the agreement of the halves."""
     ideal = view(P, tilted(P, SUCCESS, 1.0))
-    rows = [judge(node(), ideal, drawn(SUCCESS, completions, seed), SETTINGS) for seed in range(draws)]
+    rows = [compare_gradients(node(), ideal, drawn(SUCCESS, completions, seed), SETTINGS) for seed in range(draws)]
     return float(np.mean([row.cosines["reverse_kl"] for row in rows])), float(np.mean([r.agreement for r in rows]))
 
 
@@ -182,16 +182,16 @@ def test_halves_agree_where_there_is_no_noise_and_not_where_there_is_no_signal()
 def test_candidates_with_few_completions_are_left_out_and_the_rest_renormalised() -> None:
     outcomes = drawn(SUCCESS, 64, 0)
     outcomes[3] = outcomes[3][:7]
-    found = judge(node(), view(P, tilted(P, SUCCESS, 1.0)), outcomes, AlignmentConfig(min_completions=8))
+    found = compare_gradients(node(), view(P, tilted(P, SUCCESS, 1.0)), outcomes, AlignmentConfig(min_completions=8))
     assert found.kept.tolist() == [True, True, True, False]
-    alone = judge(node(), view(P[:3], tilted(P, SUCCESS, 1.0)[:3]), outcomes, AlignmentConfig())
+    alone = compare_gradients(node(), view(P[:3], tilted(P, SUCCESS, 1.0)[:3]), outcomes, AlignmentConfig())
     assert found.cosines == pytest.approx(alone.cosines)
     assert found.mean_success == pytest.approx(alone.mean_success)
 
 
 def test_nodes_that_tell_nothing_are_skipped_and_say_why() -> None:
     same = {j: np.ones(16) for j in range(4)}
-    assert "noise" in judge(node(), view(P, tilted(P, SUCCESS, 1.0)), same, SETTINGS).skipped
-    assert "student says" in judge(node(), view(P, P), drawn(SUCCESS, 256, 0), SETTINGS).skipped
+    assert "noise" in compare_gradients(node(), view(P, tilted(P, SUCCESS, 1.0)), same, SETTINGS).skipped
+    assert "student says" in compare_gradients(node(), view(P, P), drawn(SUCCESS, 256, 0), SETTINGS).skipped
     few = {0: np.ones(16)}
-    assert "two candidates" in judge(node(), view(P, P), few, SETTINGS).skipped
+    assert "two candidates" in compare_gradients(node(), view(P, P), few, SETTINGS).skipped

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from diagnostics.alignment import summary
 from diagnostics.alignment.gradients import DESCENTS, NodeAlignment
@@ -98,10 +99,10 @@ def test_proxies_are_ranked_against_the_alignment() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=2, max_size=30))
-def test_ranks_share_the_mean_among_equals(values: list[int]) -> None:
-    found = summary.ranks(np.array(values, dtype=float))
-    assert found.sum() == pytest.approx(len(values) * (len(values) + 1) / 2)
-    for a, rank_a in zip(values, found, strict=True):
-        below, equal = sum(v < a for v in values), values.count(a)
-        assert rank_a == below + (equal + 1) / 2
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))
+def test_the_rank_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None:
+    left, right = np.array(pairs, dtype=float).T
+    if len({*left}) > 1 and len({*right}) > 1:
+        assert summary.spearman(left, right) == pytest.approx(float(spearmanr(left, right).statistic), abs=1e-9)
+    else:
+        assert np.isnan(summary.spearman(left, right))

@@ -10,9 +10,9 @@ from diagnostics.check import Status
 from diagnostics.preflight.agreement import (
     Tolerance,
     check_agreement,
-    check_ends,
     check_new_weights,
     check_quantised,
+    check_response_ends,
     check_restored,
     check_teacher_differs,
     gap,
@@ -91,9 +91,9 @@ def test_weights_that_do_not_come_back_fail() -> None:
 
 
 def test_responses_end_with_eos_or_at_their_limit() -> None:
-    assert check_ends([1, 5, 16], [False, True, False], [9, 2, 9], [1, 16, 16], {2}).status is Status.passed
+    assert check_response_ends([1, 5, 16], [False, True, False], [9, 2, 9], [1, 16, 16], {2}).status is Status.passed
     for lengths, last in (([1, 5, 15], [9, 2, 9]), ([1, 5, 16], [9, 3, 9])):
-        assert check_ends(lengths, [False, True, False], last, [1, 16, 16], {2}).status is Status.failed
+        assert check_response_ends(lengths, [False, True, False], last, [1, 16, 16], {2}).status is Status.failed
 
 
 def test_a_teacher_that_is_the_student_fails_unless_it_is_told_more() -> None:

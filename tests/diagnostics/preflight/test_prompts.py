@@ -15,7 +15,7 @@ from diagnostics.preflight.budget import (
     check_time,
     engine_memory,
     learner_memory,
-    predict,
+    predict_seconds,
     scorer_memory,
 )
 from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
@@ -161,10 +161,10 @@ MEASURED = Measured(
 
 
 def test_the_time_of_a_step_follows_from_a_few_sequences() -> None:
-    found = predict(PLAN, MEASURED)
+    found = predict_seconds(PLAN, MEASURED)
     assert found["rollout"] == pytest.approx((4.8, 19.2))
     assert found["learning"] == pytest.approx((12.0, 12.0))  # 1600 tokens, three times a forward pass
     assert found["scoring"] == pytest.approx((4.0, 4.0)) and found["weight_sync"] == (0.3, 0.3)
     assert "12–19 s in all" in check_time(PLAN, MEASURED).seen
     assert "21–36 s in all" in check_time(replace(PLAN, max_staleness=0), MEASURED).seen
-    assert "rollout" not in predict(replace(PLAN, is_on_policy=False), MEASURED)
+    assert "rollout" not in predict_seconds(replace(PLAN, is_on_policy=False), MEASURED)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from diagnostics.check import Check, Status
-from diagnostics.preflight.tokenizers import check_bos, check_ends, check_templates, check_tokenizers
+from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check_templates, check_tokenizers
 from tests.models import CHAT_TEMPLATE, make_tokenizer
 from tutelage.chat import render_prompt
 from tutelage.records.prompt import Message, Prompt
@@ -131,26 +131,26 @@ def test_a_tokenizer_without_bos_needs_none(student: PreTrainedTokenizerFast) ->
 
 def test_one_end_everywhere_passes(student: PreTrainedTokenizerFast) -> None:
     for configured in ([], [END], [PAD, END]):
-        assert check_ends(student, configured).status is Status.passed
+        assert check_end_of_turn(student, configured).status is Status.passed
 
 
 def test_a_missing_eos_fails(student: PreTrainedTokenizerFast) -> None:
     student.eos_token = None
-    check = check_ends(student, [])
+    check = check_end_of_turn(student, [])
     assert check.status is Status.failed and "no answer would end" in check.fix
 
 
 def test_a_turn_that_ends_with_what_does_not_stop_fails(student: PreTrainedTokenizerFast) -> None:
     student.eos_token = "<|endoftext|>"
-    check = check_ends(student, [PAD])
+    check = check_end_of_turn(student, [PAD])
     assert check.status is Status.failed and "template 2" in check.seen and "add 2 to eos_token_id" in check.fix
-    assert check_ends(student, [PAD, END]).status is Status.passed
+    assert check_end_of_turn(student, [PAD, END]).status is Status.passed
 
 
 def test_a_generation_config_without_the_tokenizers_eos_warns(student: PreTrainedTokenizerFast) -> None:
-    assert check_ends(student, [PAD]).status is Status.warned
+    assert check_end_of_turn(student, [PAD]).status is Status.warned
 
 
 def test_a_template_that_ends_no_turn_warns(student: PreTrainedTokenizerFast) -> None:
     student.chat_template = CHAT_TEMPLATE.replace("<|im_end|>", "")
-    assert check_ends(student, [END]).status is Status.warned
+    assert check_end_of_turn(student, [END]).status is Status.warned

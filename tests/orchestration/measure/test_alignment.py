@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diagnostics.alignment.gradients import judge
+from diagnostics.alignment.gradients import compare_gradients
 from diagnostics.config import AlignmentConfig
 from orchestration.measure.alignment import Alignment, Cost, measure_alignment
 from tests.diagnostics.alignment.examples import drawn, node, tilted, view
@@ -29,7 +29,7 @@ def test_everything_is_said_of_the_runs_own_teacher_and_the_tables_of_all() -> N
     views = [view(p, tilted(p, success, strength)) for strength in (1.0, -1.0)]
     views[1] = replace(views[1], teacher="harmful", has_context=True)
     rows = [
-        judge(node(f"q{i}", correct=i % 2 == 0), seen, drawn(success, 64, i), AlignmentConfig())
+        compare_gradients(node(f"q{i}", correct=i % 2 == 0), seen, drawn(success, 64, i), AlignmentConfig())
         for seen in views
         for i in range(6)
     ]

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM
 
 from diagnostics.check import Check, Status
-from diagnostics.preflight.budget import host_memory_gib, model_size
 from orchestration.config.compose import build, register_schema
 from orchestration.measure.preflight import Preflight
+from orchestration.measure.sizes import host_memory_gib, model_size
 from orchestration.prepare.inputs import prepare
 from orchestration.results.directory import open_run_directory
 from orchestration.runs import run as run_module
