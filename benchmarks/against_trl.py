@@ -54,7 +54,7 @@ TAIL_CHARACTERS = 3000
 
 @dataclass(frozen=True)
 class Speed:
-    """Of the steps after the warm-up."""
+    """What the steps after the warm-up took."""
 
     tokens_per_step: float
     seconds_per_step: float

@@ -84,7 +84,7 @@ def compare(quick: bool) -> dict[str, Compared]:
 
 
 def wire_bytes() -> dict[str, tuple[float, float]]:
-    """Of a request and of its signal, for each response token, by what is asked."""
+    """Bytes of a request and of its signal for each response token, by what is asked."""
     (request, *_) = (r for r in make_requests(VOCABULARY) if r.num_scored >= 64)
     bare = replace(request, support_ids=None, top_k=0, entropy=False)
     kinds = {
@@ -100,7 +100,7 @@ def wire_bytes() -> dict[str, tuple[float, float]]:
 
 
 def answer_to(request: ScoringRequest) -> TeacherSignal:
-    """Of the form of a real one; bytes do not depend on the numbers."""
+    """A signal of the form of a real one; bytes do not depend on the numbers."""
     tokens, k = request.num_scored, request.top_k
     return TeacherSignal(
         teacher=request.teacher,

@@ -41,7 +41,7 @@ AGREEMENT = 1e-3  # nats: paths that compute different things cannot be compared
 
 @dataclass
 class Seconds:
-    """Of passes over the same requests."""
+    """What passes over the same requests took."""
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""VerdictReport without training: whether a run will work, and whether it still does."""
+"""Judgement without training: whether a run will work, and whether it still does."""

@@ -1,10 +1,12 @@
-"""What one check of a preflight found."""
+"""The outcome of one check of a preflight."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Status(Enum):
+    """How a check came out."""
+
     passed = "pass"
     warned = "warn"  # the run means something, less than it could
     failed = "fail"  # the run would mean nothing
@@ -12,6 +14,8 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Check:
+    """What was looked at, what was seen, and what to change."""
+
     name: str
     status: Status
     seen: str  # in plain words, with figures
@@ -19,6 +23,6 @@ class Check:
 
 
 def worst(checks: "list[Check]") -> Status:
-    """The status of all checks together."""
-    found = {check.status for check in checks}
-    return next((status for status in (Status.failed, Status.warned) if status in found), Status.passed)
+    """Return the status of all checks together."""
+    statuses = {check.status for check in checks}
+    return next((status for status in (Status.failed, Status.warned) if status in statuses), Status.passed)

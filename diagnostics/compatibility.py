@@ -1,4 +1,4 @@
-"""What the compatibility probe finds, from the answers that student and teacher gave: figures with intervals.
+"""What the compatibility probe finds out, from the answers that student and teacher gave: figures with intervals.
 
 answers of the student, token by token ─► statistics, whole and by position, correctness, domain, teacher
 answers of both, graded               ─► accuracy, AUROC of the mean reward, new knowledge
@@ -130,19 +130,19 @@ def auroc(answers: Sequence[ProbedAnswer]) -> Interval | None:
 
 
 def by_position(answers: Sequence[ProbedAnswer]) -> dict[str, list[PositionRange]]:
-    """The same by powers of two of the place in the answer: [0, 1), [1, 2), [2, 4), [4, 8), …"""
+    """`statistics` by powers of two of the position in the answer: [0, 1), [1, 2), [2, 4), [4, 8), …"""
     longest = max(int(answer.tokens.positions.max(initial=0)) for answer in answers) + 1
     edges = [0, *(2**power for power in range(int(longest - 1).bit_length() + 1))]
-    found: dict[str, list[PositionRange]] = defaultdict(list)
+    ranges: dict[str, list[PositionRange]] = defaultdict(list)
     for low, high in pairwise(edges):
         for name, (interval, tokens) in _means(_sums(answers, low, high)).items():
-            found[name].append(PositionRange(low, high, interval, tokens))
-    return dict(found)
+            ranges[name].append(PositionRange(low, high, interval, tokens))
+    return dict(ranges)
 
 
-def new_knowledge(found: ProbeSamples) -> NewKnowledge:
+def new_knowledge(samples: ProbeSamples) -> NewKnowledge:
     """Teacher pass@k where student pass@k is 0, and how much of the teacher's lead comes from there."""
-    student, teacher = _by_prompt(found.student_answers), _by_prompt(found.teacher_answers)
+    student, teacher = _by_prompt(samples.student_answers), _by_prompt(samples.teacher_answers)
     prompts = [prompt for prompt in student if prompt in teacher]
     failed = [prompt for prompt in prompts if max(student[prompt]) < CORRECT]
     if not failed:
@@ -175,20 +175,20 @@ class ProbeStatistics:
     new_knowledge: NewKnowledge | None = None
 
 
-def figures(found: ProbeSamples) -> ProbeStatistics:
+def figures(samples: ProbeSamples) -> ProbeStatistics:
     """Every figure of the probe."""
-    answers, graded = found.answers, bool(found.teacher_answers)
+    answers, graded = samples.answers, bool(samples.teacher_answers)
     return ProbeStatistics(
         statistics=statistics(answers),
         by_position=by_position(answers),
         by_domain=_by(answers, lambda answer: answer.domain),
         by_teacher=_by(answers, lambda answer: answer.teacher),
         by_correctness=_by(answers, _correctness) if graded else {},
-        student_accuracy=mean_over_prompts(found.student_answers) if graded else None,
-        teacher_accuracy=mean_over_prompts(found.teacher_answers) if graded else None,
+        student_accuracy=mean_over_prompts(samples.student_answers) if graded else None,
+        teacher_accuracy=mean_over_prompts(samples.teacher_answers) if graded else None,
         auroc=auroc(answers) if graded else None,
-        prefix_depth=prefix_depth_curve(found) if graded else (),
-        new_knowledge=new_knowledge(found) if graded else None,
+        prefix_depth=prefix_depth_curve(samples) if graded else (),
+        new_knowledge=new_knowledge(samples) if graded else None,
     )
 
 
@@ -215,7 +215,7 @@ _Sums = dict[str, dict[str, tuple[float, int]]]  # statistic -> prompt -> sum an
 
 
 def _sums(answers: Sequence[ProbedAnswer], low: int, high: int | None) -> _Sums:
-    """Of the tokens at places `low` to `high` (exclusive; None: to the end)."""
+    """Sum each statistic over a prompt's tokens at positions `low` to `high` (exclusive; None: to the end)."""
     sums: _Sums = defaultdict(dict)
     for answer in answers:
         positions = answer.tokens.positions
@@ -228,12 +228,12 @@ def _sums(answers: Sequence[ProbedAnswer], low: int, high: int | None) -> _Sums:
 
 
 def _means(sums: _Sums) -> dict[str, tuple[Interval, int]]:
-    found = {}
+    means = {}
     for name, by_prompt in sums.items():
         columns = np.array([pair for pair in by_prompt.values() if pair[1]], dtype=float)
         if len(columns):
-            found[name] = ratio_interval(columns[:, 0], columns[:, 1]), int(columns[:, 1].sum())
-    return found
+            means[name] = ratio_interval(columns[:, 0], columns[:, 1]), int(columns[:, 1].sum())
+    return means
 
 
 def _by(answers: Sequence[ProbedAnswer], key: Callable[[ProbedAnswer], str]) -> dict[str, dict[str, Interval]]:
@@ -244,10 +244,10 @@ def _by(answers: Sequence[ProbedAnswer], key: Callable[[ProbedAnswer], str]) -> 
 
 
 def _by_prompt(scores: Iterable[Graded]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = defaultdict(list)
+    rewards: dict[str, list[float]] = defaultdict(list)
     for score in scores:
-        found[score.prompt_id].append(score.reward)
-    return found
+        rewards[score.prompt_id].append(score.reward)
+    return rewards
 
 
 def mean_over_prompts(scores: Sequence[Graded]) -> Interval:
@@ -262,21 +262,27 @@ def _auroc(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     return float((ranks[correct].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def prefix_depth_curve(found: ProbeSamples) -> list[DepthPoint]:
-    """Depth 0 is the answers themselves."""
-    student = [*found.student_answers, *found.student_continuations]
-    teacher = [*found.teacher_answers, *found.teacher_continuations]
+def prefix_depth_curve(samples: ProbeSamples) -> list[DepthPoint]:
+    """Scores of both models at each depth; depth 0 is the answers themselves."""
+    student = [*samples.student_answers, *samples.student_continuations]
+    teacher = [*samples.teacher_answers, *samples.teacher_continuations]
     depths = sorted({score.depth for score in (*student, *teacher)})
     return [_depth_point(depth, student, teacher) for depth in depths]
 
 
 def _depth_point(depth: float, student: Sequence[Graded], teacher: Sequence[Graded]) -> DepthPoint:
-    ours, theirs = ([score for score in scores if score.depth == depth] for scores in (student, teacher))
-    return DepthPoint(depth, mean_over_prompts(ours), mean_over_prompts(theirs), _difference(ours, theirs), len(theirs))
+    own, teachers = ([score for score in scores if score.depth == depth] for scores in (student, teacher))
+    return DepthPoint(
+        depth, mean_over_prompts(own), mean_over_prompts(teachers), _difference(own, teachers), len(teachers)
+    )
 
 
 def _difference(student: Sequence[Graded], teacher: Sequence[Graded]) -> Interval:
     """Teacher minus student on the prompts that both answered."""
-    ours, theirs = _by_prompt(student), _by_prompt(teacher)
-    both = [np.mean(theirs[prompt]) - np.mean(ours[prompt]) for prompt in ours if prompt in theirs]
+    student_rewards, teacher_rewards = _by_prompt(student), _by_prompt(teacher)
+    both = [
+        np.mean(teacher_rewards[prompt]) - np.mean(student_rewards[prompt])
+        for prompt in student_rewards
+        if prompt in teacher_rewards
+    ]
     return ratio_interval(np.array(both), np.ones(len(both)))

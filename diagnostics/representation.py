@@ -29,6 +29,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Layer:
+    """How alike one layer of the two models is."""
+
     layer: int  # of the student, from 1
     cka: float  # 0 to 1, blind to rotation and scale
     attention_agreement: float  # 0 to 1
@@ -48,19 +50,19 @@ def attention_agreement(left_TT: Tensor, right_TT: Tensor) -> float:
 
 def compare_models(student_path: str, teacher_path: str, readings: Sequence[Reading]) -> list[Layer]:
     """Load both checkpoints in float32, on the CPU, one after the other, and compare them layer by layer."""
-    ours = _internals(student_path, [(r.student_prompt_ids, r.answer_ids) for r in readings])
-    theirs = _internals(teacher_path, [(r.teacher_prompt_ids, r.answer_ids) for r in readings])
-    layers = len(ours.activations)
-    found = []
-    for index in range(layers):
-        other = round((index + 1) / layers * len(theirs.activations)) - 1
+    student = _internals(student_path, [(r.student_prompt_ids, r.answer_ids) for r in readings])
+    teacher = _internals(teacher_path, [(r.teacher_prompt_ids, r.answer_ids) for r in readings])
+    count = len(student.activations)
+    layers = []
+    for index in range(count):
+        other = max(round((index + 1) / count * len(teacher.activations)) - 1, 0)
         agreements = [
             attention_agreement(left, right)
-            for left, right in zip(ours.attention[index], theirs.attention[max(other, 0)], strict=True)
+            for left, right in zip(student.attention[index], teacher.attention[other], strict=True)
         ]
-        cka = linear_cka(ours.activations[index], theirs.activations[max(other, 0)])
-        found.append(Layer(index + 1, cka, float(np.mean(agreements))))
-    return found
+        cka = linear_cka(student.activations[index], teacher.activations[other])
+        layers.append(Layer(index + 1, cka, float(np.mean(agreements))))
+    return layers
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ REACHABLE = 0.5  # share of the divergence that must lie where the student can f
 
 
 class Verdict(Enum):
+    """Whether this teacher will help this student."""
+
     go = "go"
     go_with_cold_start = "go_with_cold_start"
     choose_another_teacher = "choose_another_teacher"
@@ -53,6 +55,8 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class VerdictReport:
+    """A verdict, the change that it predicts, and what it rests on."""
+
     verdict: Verdict
     predicted_change: Interval
     unit: str  # of the change
@@ -62,18 +66,18 @@ class VerdictReport:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of the student's accuracy; the formulas are in the module's docstring."""
+    """What distillation will do to the student's accuracy; the formulas are in the module's docstring."""
 
     change: Interval
     gain: Interval
     acceptance: Interval
 
 
-def predict(found: ProbeSamples) -> Prediction:
-    """From graded answers and continuations."""
-    advantages = _advantages(found.student_continuations, found.teacher_continuations)
+def predict(samples: ProbeSamples) -> Prediction:
+    """Predict the change of accuracy from graded answers and continuations."""
+    advantages = _advantages(samples.student_continuations, samples.teacher_continuations)
     scores, right = defaultdict[str, list[float]](list), defaultdict[str, list[float]](lambda: [0.0, 0.0])
-    for answer in found.answers:
+    for answer in samples.answers:
         scores[answer.prompt_id].append(answer.reward or 0.0)
         if answer.reward == CORRECT:
             right[answer.prompt_id][0] += answer.log_ratio
@@ -103,25 +107,27 @@ def _usable(advantages: NDArray[np.float64], solved: bool) -> float:
 
 def _advantages(student: Sequence[Graded], teacher: Sequence[Graded]) -> dict[str, NDArray[np.float64]]:
     """Teacher minus student of each prompt at each of its depths."""
-    ours, theirs = _by_prompt_and_depth(student), _by_prompt_and_depth(teacher)
-    found: dict[str, list[float]] = defaultdict(list)
-    for prompt, depth in sorted(ours.keys() & theirs.keys()):
-        found[prompt].append(float(np.mean(theirs[prompt, depth]) - np.mean(ours[prompt, depth])))
-    return {prompt: np.array(values) for prompt, values in found.items()}
+    student_rewards, teacher_rewards = _by_prompt_and_depth(student), _by_prompt_and_depth(teacher)
+    advantages: dict[str, list[float]] = defaultdict(list)
+    for prompt, depth in sorted(student_rewards.keys() & teacher_rewards.keys()):
+        advantages[prompt].append(
+            float(np.mean(teacher_rewards[prompt, depth]) - np.mean(student_rewards[prompt, depth]))
+        )
+    return {prompt: np.array(values) for prompt, values in advantages.items()}
 
 
 def _by_prompt_and_depth(scores: Sequence[Graded]) -> dict[tuple[str, float], list[float]]:
-    found: dict[tuple[str, float], list[float]] = defaultdict(list)
+    rewards: dict[tuple[str, float], list[float]] = defaultdict(list)
     for score in scores:
-        found[score.prompt_id, score.depth].append(score.reward)
-    return found
+        rewards[score.prompt_id, score.depth].append(score.reward)
+    return rewards
 
 
-def judge(found: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
+def judge(samples: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     """The verdict on a teacher for a student, and what it rests on."""
     if figures.student_accuracy is None:
-        return _judge_divergence(found, figures)
-    prediction = predict(found)
+        return _judge_divergence(samples, figures)
+    prediction = predict(samples)
     change = prediction.change
     parts = {"gain": prediction.gain, "acceptance": prediction.acceptance}
     return VerdictReport(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)), parts)
@@ -188,9 +194,9 @@ def _agreement(figures: ProbeStatistics) -> list[str]:
     return lines
 
 
-def _judge_divergence(found: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
+def _judge_divergence(samples: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     """What can be said where nothing is graded."""
-    change, divergence = _reachable_share(found), figures.statistics["reverse_kl"]
+    change, divergence = _reachable_share(samples), figures.statistics["reverse_kl"]
     if divergence.mean < SAME_MODEL:
         verdict = Verdict.nothing_to_learn
     else:
@@ -199,13 +205,13 @@ def _judge_divergence(found: ProbeSamples, figures: ProbeStatistics) -> VerdictR
     return VerdictReport(verdict, change, "reverse KL, as a share of it", (*evidence, *_agreement(figures)))
 
 
-def _reachable_share(found: ProbeSamples) -> Interval:
+def _reachable_share(samples: ProbeSamples) -> Interval:
     """Minus the share of the reverse KL that lies where the student can follow, Σ_t KL_t m_t / Σ_t KL_t.
 
     m_t is the student's mass on the ids that both models rank among their first k.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for answer in found.answers:
+    for answer in samples.answers:
         divergence, mass = answer.tokens.values["reverse_kl"], answer.tokens.values["overlap_mass_student"]
         sums[answer.prompt_id][0] -= float((divergence * mass).sum(dtype=np.float64))
         sums[answer.prompt_id][1] += float(divergence.sum(dtype=np.float64))

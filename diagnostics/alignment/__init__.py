@@ -1,1 +1,1 @@
-"""Where a teacher's gradient helps."""
+"""Gradient alignment: where a teacher pulls the student towards what it succeeds with."""

@@ -94,12 +94,12 @@ def half_agreement(p_C: Array, outcomes_CM: Array, generator: np.random.Generato
     Smoothing would shrink all candidates alike and change no direction.
     """
     half = outcomes_CM.shape[1] // 2
-    found = []
+    cosines = []
     for _ in range(SPLITS):
         mixed_CM = generator.permuted(outcomes_CM, axis=1)
         halves = (mixed_CM[:, :half], mixed_CM[:, half : 2 * half])
-        found.append(cosine(*(ideal_gradient(p_C, part.mean(axis=1)) for part in halves)))
-    return float(np.mean(found))
+        cosines.append(cosine(*(ideal_gradient(p_C, part.mean(axis=1)) for part in halves)))
+    return float(np.mean(cosines))
 
 
 def spearman_brown(half: Array) -> Array:
@@ -156,9 +156,9 @@ def compare_gradients(
     Args:
         outcomes: of each candidate's completions, 1 for success and 0 for failure; their numbers may differ.
     """
-    found = [outcomes.get(int(token), np.empty(0)) for token in view.candidate_ids]
-    completions = np.array([len(item) for item in found], dtype=np.float64)
-    successes = np.array([item.sum() for item in found])
+    by_candidate = [outcomes.get(int(token), np.empty(0)) for token in view.candidate_ids]
+    completions = np.array([len(item) for item in by_candidate], dtype=np.float64)
+    successes = np.array([item.sum() for item in by_candidate])
     kept = completions >= settings.min_completions
     success = np.where(completions > 0, smoothed(successes, completions, settings.alpha), np.nan)
     if kept.sum() < 2:
@@ -167,7 +167,7 @@ def compare_gradients(
     p, gradient = np.exp(logp), ideal_gradient(np.exp(logp), success[kept])
     noise = gradient_noise(p, successes[kept], completions[kept], settings.alpha)
     common = int(completions[kept].min())
-    table = np.stack([item[:common] for item, keep in zip(found, kept, strict=True) if keep])
+    table = np.stack([item[:common] for item, keep in zip(by_candidate, kept, strict=True) if keep])
     directions = {name: descent(logp, logq) for name, descent in DESCENTS.items()}
     return NodeAlignment(
         node=node,

@@ -34,14 +34,14 @@ def inclusion_probabilities(sizes_W: NDArray[np.float64], count: int) -> NDArray
     """Proportional to size, at most 1 each, with the sum min(count, W)."""
     if count >= len(sizes_W):
         return np.ones(len(sizes_W))
-    found, certain = np.zeros(len(sizes_W)), np.zeros(len(sizes_W), dtype=bool)
+    probabilities, certain = np.zeros(len(sizes_W)), np.zeros(len(sizes_W), dtype=bool)
     while True:
         rest = sizes_W[~certain]
-        found[~certain] = rest * (count - certain.sum()) / rest.sum()
-        found[certain] = 1.0
-        if not (found > 1).any():
-            return found
-        certain |= found > 1
+        probabilities[~certain] = rest * (count - certain.sum()) / rest.sum()
+        probabilities[certain] = 1.0
+        if not (probabilities > 1).any():
+            return probabilities
+        certain |= probabilities > 1
 
 
 def systematic_sample(probabilities_W: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.intp]:

@@ -54,12 +54,12 @@ def summarise(rows: Sequence[NodeAlignment]) -> dict[str, dict[str, Interval]]:
     """Every statistic of one teacher, by whether the answer is correct, and what the two differ by."""
     questions = sorted({row.node.question for row in rows})
     counts_BQ = resamples(len(questions))
-    found = {name: _both(_sums(part, questions), counts_BQ) for name, part in strata(counting(rows)).items()}
-    found[DIFFERENCE] = {
-        name: (whole - found[CORRECT][name][0], draws - found[CORRECT][name][1])
-        for name, (whole, draws) in found[INCORRECT].items()
+    sampled = {name: _both(_sums(part, questions), counts_BQ) for name, part in strata(counting(rows)).items()}
+    sampled[DIFFERENCE] = {
+        name: (value - sampled[CORRECT][name][0], draws - sampled[CORRECT][name][1])
+        for name, (value, draws) in sampled[INCORRECT].items()
     }
-    return {name: {key: _estimate(*pair) for key, pair in part.items()} for name, part in found.items()}
+    return {name: {key: _estimate(*pair) for key, pair in part.items()} for name, part in sampled.items()}
 
 
 def differences(
@@ -68,13 +68,13 @@ def differences(
     """One teacher minus another on the nodes that count for both: their number and every statistic, by stratum."""
     common = {row.node for row in counting(rows)} & {row.node for row in counting(others)}
     questions = sorted({node.question for node in common})
-    counts_BQ, found = resamples(len(questions)), {}
+    counts_BQ, by_stratum = resamples(len(questions)), {}
     sides = [strata([row for row in side if row.node in common]) for side in (rows, others)]
     for name in sides[0]:
         one, other = (_both(_sums(side[name], questions), counts_BQ) for side in sides)
         estimates = {key: _estimate(one[key][0] - other[key][0], one[key][1] - other[key][1]) for key in one}
-        found[name] = len(sides[0][name]), estimates
-    return found
+        by_stratum[name] = len(sides[0][name]), estimates
+    return by_stratum
 
 
 def resamples(questions: int) -> Array:
@@ -87,20 +87,20 @@ def resamples(questions: int) -> Array:
 
 def _sums(rows: Sequence[NodeAlignment], questions: Sequence[str]) -> Array:
     """[Q, 1 + S], the sums of the weights and of each weighted statistic."""
-    place = {question: index for index, question in enumerate(questions)}
+    row_of = {question: index for index, question in enumerate(questions)}
     sums_QS = np.zeros((len(questions), 1 + len(_COLUMNS)))
     for row in rows:
         values = [*row.cosines.values(), row.agreement, row.advantage, row.mean_success, row.gradient_norm**2]
         for name, length in row.direction_norms.items():
             values += [row.cosines[name] * row.gradient_norm * length, length**2]
-        sums_QS[place[row.node.question]] += np.array([1.0, *values]) / row.node.inclusion_probability
+        sums_QS[row_of[row.node.question]] += np.array([1.0, *values]) / row.node.inclusion_probability
     return sums_QS
 
 
 def _both(sums_QS: Array, counts_BQ: Array) -> dict[str, tuple[float, Array]]:
     """Each statistic of the sample itself, and of its draws [B]."""
-    whole, draws = _statistics(sums_QS.sum(axis=0)[None]), _statistics(counts_BQ @ sums_QS)
-    return {name: (float(whole[name][0]), draws[name]) for name in whole}
+    sample, draws = _statistics(sums_QS.sum(axis=0)[None]), _statistics(counts_BQ @ sums_QS)
+    return {name: (float(sample[name][0]), draws[name]) for name in sample}
 
 
 def _statistics(sums_BS: Array) -> dict[str, Array]:
@@ -120,12 +120,12 @@ def _statistics(sums_BS: Array) -> dict[str, Array]:
         }
 
 
-def _estimate(whole: float, draws_B: Array) -> Interval:
+def _estimate(value: float, draws_B: Array) -> Interval:
     finite = draws_B[np.isfinite(draws_B)]
-    if not np.isfinite(whole) or not len(finite):
-        return Interval(whole, np.nan, np.nan)
+    if not np.isfinite(value) or not len(finite):
+        return Interval(value, np.nan, np.nan)
     low, high = np.percentile(finite, [2.5, 97.5])
-    return Interval(whole, float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def spearman(a_N: Array, b_N: Array) -> float:
@@ -147,24 +147,24 @@ def proxies(rows: Sequence[NodeAlignment]) -> dict[str, Interval]:
         np.concatenate([np.repeat(by_question[q], int(count)) for q, count in enumerate(counts_Q)])
         for counts_Q in resamples(len(questions))
     ]
-    found = {}
+    correlations = {}
     for name in rows[0].view.proxies:
         values_N = np.array([row.view.proxies[name] for row in rows])
         drawn = np.array([spearman(values_N[draw], alignment_N[draw]) for draw in draws])
-        found[name] = _estimate(spearman(values_N, alignment_N), drawn)
-    return found
+        correlations[name] = _estimate(spearman(values_N, alignment_N), drawn)
+    return correlations
 
 
 # Tables
 
 
 def _flat(estimates: Mapping[str, Interval]) -> Json:
-    found: Json = {}
+    columns: Json = {}
     for name, value in estimates.items():
-        found[name] = number(value.mean)
+        columns[name] = number(value.mean)
         if name in (*DESCENTS, "teacher_advantage") or name.startswith("pooled"):
-            found |= {f"{name}_low": number(value.low), f"{name}_high": number(value.high)}
-    return found
+            columns |= {f"{name}_low": number(value.low), f"{name}_high": number(value.high)}
+    return columns
 
 
 def group_rows(rows: Sequence[NodeAlignment], labels: Json) -> list[Json]:
@@ -187,7 +187,7 @@ def difference_rows(rows: Sequence[NodeAlignment], others: Sequence[NodeAlignmen
 
 def question_rows(rows: Sequence[NodeAlignment], accuracy: Mapping[str, float]) -> list[Json]:
     """Weighted means of each question, without intervals."""
-    found = []
+    table = []
     for question in dict.fromkeys(row.node.question for row in rows):
         own = [row for row in rows if row.node.question == question]
         for name, part in strata(counting(own)).items():
@@ -195,8 +195,8 @@ def question_rows(rows: Sequence[NodeAlignment], accuracy: Mapping[str, float]) 
                 sums = _statistics(_sums(part, [question]))
                 values = {key: number(sums[key][0]) for key in (*DESCENTS, "teacher_advantage", "student_success")}
                 labels = {"question": question, "accuracy": accuracy[question], "answers": name, "nodes": len(part)}
-                found.append({**labels, **values})
-    return found
+                table.append({**labels, **values})
+    return table
 
 
 def token_row(row: NodeAlignment, texts: Mapping[int, str]) -> Json:

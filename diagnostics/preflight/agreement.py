@@ -46,7 +46,7 @@ class Gap:
 
 
 def gap(ours: Logprobs, theirs: Logprobs) -> Gap:
-    """Compare, and look whether one side is about the token before or after.
+    """Compare two programs' log-probs, and look whether one side is about the token before or after.
 
     Raises:
         ValueError: the two sides are not of the same lengths.
@@ -65,13 +65,13 @@ def _moved_mean(ours: Logprobs, theirs: Logprobs, shift: int) -> float:
 
 
 def _differences(ours: Logprobs, theirs: Logprobs, shift: int) -> NDArray[np.float64]:
-    """Of ours at t and theirs at t + shift. A log-prob of -inf or NaN on one side counts as infinitely far."""
-    found = []
+    """|Δ| of ours at t and theirs at t + shift, nats; -inf or NaN on one side counts as infinitely far."""
+    differences = []
     for left, right in zip(ours, theirs, strict=True):
         a, b = (left[: len(left) - shift], right[shift:]) if shift >= 0 else (left[-shift:], right[:shift])
         difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
-        found.append(np.where(np.isfinite(difference), difference, np.inf))
-    return np.concatenate(found)
+        differences.append(np.where(np.isfinite(difference), difference, np.inf))
+    return np.concatenate(differences)
 
 
 def check_agreement(name: str, sides: tuple[str, str], ours: Logprobs, theirs: Logprobs, tolerance: Tolerance) -> Check:
@@ -87,12 +87,12 @@ def check_agreement(name: str, sides: tuple[str, str], ours: Logprobs, theirs: L
     return _judge(name, sides, gap(ours, theirs), tolerance)
 
 
-def _judge(name: str, sides: tuple[str, str], found: Gap, tolerance: Tolerance) -> Check:
-    excess = max(found.mean / tolerance.mean, found.most / tolerance.most)
-    seen = f"{sides[0]} and {sides[1]}: {found}"
+def _judge(name: str, sides: tuple[str, str], difference: Gap, tolerance: Tolerance) -> Check:
+    excess = max(difference.mean / tolerance.mean, difference.most / tolerance.most)
+    seen = f"{sides[0]} and {sides[1]}: {difference}"
     if excess <= 1:
         return Check(name, Status.passed, seen)
-    if found.shift:
+    if difference.shift:
         seen += "; moved by one token they agree: the scores are off by one"
         fix = "no setting causes this: state t must score response token t; report it with this run's folder"
         return Check(name, Status.failed, seen, fix)
@@ -115,14 +115,14 @@ def check_new_weights(
     """
     name, sides = "canary: new weights", ("engine", "learner")
     effect = gap(before, after).mean
-    found = check_agreement(name, sides, ours, theirs, tolerance)
-    seen = f"{found.seen}, after a change that moved the learner's by {effect:.2g}"
-    if found.status is not Status.passed:
+    agreement = check_agreement(name, sides, ours, theirs, tolerance)
+    seen = f"{agreement.seen}, after a change that moved the learner's by {effect:.2g}"
+    if agreement.status is not Status.passed:
         fix = (
             "the engine goes on with old weights (a packed LM head, a tied embedding or a cache, say): choose another "
             "learner.weight_transfer, or report it with this run's folder"
         )
-        return Check(name, found.status, seen, fix)
+        return Check(name, agreement.status, seen, fix)
     if effect < _SHOWS_AT * tolerance.mean:
         fix = "use float32 in rollout.dtype and learner.dtype once to be sure that new weights arrive"
         return Check(name, Status.warned, f"{seen}: too little to show stale weights", fix)

@@ -38,8 +38,8 @@ class WorkerMemory:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{what} {size:.2g}" for what, size in self.gib.items() if size >= 0.005) or "little"
-        place = " on its GPU" if self.on_gpu else ""
-        return f"{self.count} {self.name} of {PROCESS_GIB:g} + {parts} GiB{place}"
+        where = " on its GPU" if self.on_gpu else ""
+        return f"{self.count} {self.name} of {PROCESS_GIB:g} + {parts} GiB{where}"
 
 
 def engine_memory(model: ModelSize, dtype_bytes: int, cache_gib: float) -> dict[str, float]:
@@ -62,7 +62,6 @@ def learner_memory(
     """GiB of one learner rank, by what they are for.
 
     ZeRO shares out the optimiser's state from stage 1 on, gradients from 2 on, weights at 3.
-
 
     Args:
         adapters: numbers that are trained in place of the weights; 0: the weights are.

@@ -19,7 +19,7 @@ def _key(prompt: Prompt) -> _Key:
 
 
 def check_prompts(train: Sequence[Prompt], over_length: int, heldout_count: int) -> list[Check]:
-    """Empty, duplicate and over-long ones.
+    """Look for empty, duplicate and over-long prompts.
 
     Args:
         over_length: prompts of both splits that were left out because they do not fit.
@@ -40,7 +40,7 @@ def check_prompts(train: Sequence[Prompt], over_length: int, heldout_count: int)
 
 
 def check_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Check:
-    """Held-out prompts that are training prompts."""
+    """Whether held-out prompts are training prompts."""
     known = set(map(_key, train))
     shared = [prompt.id for prompt in heldout if _key(prompt) in known]
     if not shared:
@@ -52,7 +52,7 @@ def check_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Check:
 
 
 def check_verifier(verifier: Verifier, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Check:
-    """What the verifier makes of reference answers, which it must accept, and of nothing, which it must not."""
+    """Try the verifier on reference answers, which it must accept, and on nothing, which it must not."""
     prompts = [*train[:GRADED_PROMPTS], *heldout[:GRADED_PROMPTS]]
     beyond, refused, lenient, graded = [], [], [], 0
     for prompt in prompts:
@@ -92,15 +92,15 @@ def _judge_verifier(
 
 def _references(prompt: Prompt) -> list[str]:
     """The reference answer in every form that a verifier may ask for."""
-    found = [] if prompt.completion is None else [prompt.completion]
+    answers = [] if prompt.completion is None else [prompt.completion]
     if prompt.answer is not None:
         answer = prompt.answer
-        found += [answer, f"#### {answer}", f"<answer>{answer}</answer>", f"The answer is \\boxed{{{answer}}}."]
-    return found
+        answers += [answer, f"#### {answer}", f"<answer>{answer}</answer>", f"The answer is \\boxed{{{answer}}}."]
+    return answers
 
 
 def check_grades(grades: Sequence[float]) -> Check:
-    """The verifier on a few answers of the student that came to their end.
+    """Judge a verifier's grades of a few answers of the student that came to their end.
 
     Args:
         grades: from 0 to 1.

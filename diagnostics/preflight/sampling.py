@@ -7,14 +7,14 @@ from learner.objectives.rules.refusals import refusals
 
 
 def check_sampling(objective: ObjectiveConfig, run: RunFacts) -> Check:
-    """The rules of the objective on this sampling, and what is allowed but changes what is learned."""
+    """Hold the objective's rules against this sampling, and name what is allowed but changes what is learned."""
     name = "sampling and objective"
     refused = refusals(objective, run)
     if refused:
         seen = f"{len(refused)} settings contradict the objective"
         return Check(name, Status.failed, seen, "; ".join(map(str, refused)))
-    whole = Case(objective, objective, run)
-    terms = [Case(term, objective, run) for term in whole.terms.values()]
+    case = Case(objective, objective, run)
+    terms = [Case(term, objective, run) for term in case.terms.values()]
     ratios = "weighs sampled tokens by ratios" if any(c.learns_from_sample for c in terms) else "uses no ratios"
     seen = f"temperature {run.temperature:g}, top-p {run.top_p:g}, top-k {run.top_k}; {objective.name} {ratios}"
     if run.top_p < 1 or run.top_k > 0:
@@ -24,6 +24,7 @@ def check_sampling(objective: ObjectiveConfig, run: RunFacts) -> Check:
 
 
 def check_teacher_temperature(objective: ObjectiveConfig) -> Check:
+    """Whether the student learns from the teacher as it is."""
     temperature = objective.teacher_temperature
     seen = f"the teacher's distributions are taken at temperature {temperature:g}"
     if temperature == 1:

@@ -200,7 +200,7 @@ def _check_cutting(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
     ours, theirs = (tokenizer(PROBE, add_special_tokens=False)["input_ids"] for tokenizer in (student, teacher))
     if ours == theirs:
         return Check("text into tokens", Status.passed, f"a text of {len(ours)} tokens is cut alike by both")
-    place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-    seen = f"the same ids, but a text is cut otherwise from token {place} on: {len(ours)} and {len(theirs)} tokens"
+    first = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
+    seen = f"the same ids, but a text is cut otherwise from token {first} on: {len(ours)} and {len(theirs)} tokens"
     fix = "use one tokenizer.json for both: the teacher has learned from texts that were cut in its own way"
     return Check("text into tokens", Status.warned, seen, fix)

@@ -157,8 +157,8 @@ def _curve(frame: _Frame, series: Series) -> str:
 
 
 def _whisker(frame: _Frame, series: Series, x: float, low: float, high: float) -> str:
-    place = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"'
-    return f'<line {place} stroke="{series.colour}" stroke-width="2" stroke-opacity=".5"/>'
+    ends = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"'
+    return f'<line {ends} stroke="{series.colour}" stroke-width="2" stroke-opacity=".5"/>'
 
 
 def _legend(drawn: Sequence[Series]) -> str:
@@ -182,15 +182,15 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
     reach = max(abs(low), abs(high), abs(mean)) * 1.15 or 1.0
     width, height, middle = 320, 44, 14
 
-    def place(value: float) -> float:
+    def x(value: float) -> float:
         return 10 + (value + reach) / (2 * reach) * (width - 20)
 
     return Markup(
         f'<svg class="interval" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{figure(mean, True)}, from {figure(low, True)} to {figure(high, True)}">'
         f'<line x1="10" x2="{width - 10}" y1="{middle}" y2="{middle}" class="grid"/>'
-        f'<line x1="{place(0):.1f}" x2="{place(0):.1f}" y1="3" y2="25" class="axis"/>'
-        + _text(place(0), height - 4, "no change", "middle")
-        + f'<line x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{middle}" y2="{middle}" class="reach"/>'
-        f'<circle cx="{place(mean):.1f}" cy="{middle}" r="5.5" class="mean"/></svg>'
+        f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="3" y2="25" class="axis"/>'
+        + _text(x(0), height - 4, "no change", "middle")
+        + f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle}" y2="{middle}" class="reach"/>'
+        f'<circle cx="{x(mean):.1f}" cy="{middle}" r="5.5" class="mean"/></svg>'
     )

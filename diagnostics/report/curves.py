@@ -40,6 +40,12 @@ _ENDS = 10  # a tenth of the steps at either end is compared by position
 
 
 def held_out_section(metrics: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any]) -> Section:
+    """Show how the student did on held-out prompts as it was trained, beside the teacher.
+
+    Args:
+        metrics: the rows of metrics.jsonl.
+        evaluation: of summary.json, by role.
+    """
     rows = [row for row in metrics if any(f"eval/{name}" in row for name in HELD_OUT)]
     charts = []
     for name in HELD_OUT:
@@ -75,16 +81,17 @@ def _ends_of(
 
 
 def _teacher(evaluation: Mapping[str, Any], name: str, versions: Sequence[float]) -> list[Series]:
-    found = interval_of(evaluation, "teacher", name)
-    if found is None or name == "truncated_share":
+    value = interval_of(evaluation, "teacher", name)
+    if value is None or name == "truncated_share":
         return []
-    mean, low, high = ([found[key]] * 2 for key in ("mean", "low", "high"))
+    mean, low, high = ([value[key]] * 2 for key in ("mean", "low", "high"))
     return [
         Series("teacher", [min(versions), max(versions)], mean, low, high, colour=TEACHER, dashed=True, marked=False)
     ]
 
 
 def training_section(steps: Sequence[Mapping[str, float]]) -> Section:
+    """Show what every step measured: the main curves, and all others on demand."""
     names = list(dict.fromkeys(name for row in steps for name in row if name != X))
     first = [name for name in TRAINING if name in names]
     rest = [name for name in names if name not in TRAINING and not _BUCKET.match(name) and _moves(steps, name)]
@@ -122,6 +129,7 @@ def _curve(steps: Sequence[Mapping[str, float]], name: str, title: str) -> Marku
 
 
 def position_section(steps: Sequence[Mapping[str, float]]) -> Section:
+    """Compare the first steps with the last, by position in the response."""
     buckets: dict[str, list[tuple[int, int]]] = {}
     for name, first, last in _buckets(steps):
         buckets.setdefault(name, []).append((first, last))
@@ -157,12 +165,12 @@ def _place(first: int, last: int) -> str:
 
 def _means(rows: Sequence[Mapping[str, float]], name: str, places: Sequence[tuple[int, int]]) -> list[float | None]:
     keys = [f"train/{name}/tokens_{first}_{last}" for first, last in places]
-    found = [[row[key] for row in rows if key in row] for key in keys]
-    return [float(np.mean(values)) if values else None for values in found]
+    columns = [[row[key] for row in rows if key in row] for key in keys]
+    return [float(np.mean(values)) if values else None for values in columns]
 
 
 def _position_table(rows: Sequence[Mapping[str, float]], buckets: Mapping[str, Sequence[tuple[int, int]]]) -> Table:
-    places = sorted({place for found in buckets.values() for place in found})
+    places = sorted({place for ranges in buckets.values() for place in ranges})
     groups: dict[str, dict[str, Any]] = {_place(*place): {} for place in places}
     for name in buckets:
         for place, value in zip(places, _means(rows, name, places), strict=True):

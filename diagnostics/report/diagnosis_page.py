@@ -33,7 +33,7 @@ _BY_POSITION = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reve
 
 
 def render_diagnosis(diagnosis: Mapping[str, Any]) -> str:
-    """One HTML document.
+    """Write one HTML document.
 
     Args:
         diagnosis: as diagnosis.json has it; parts that were not done are None or left out.
@@ -101,18 +101,18 @@ def _without_verdict(diagnosis: Mapping[str, Any]) -> Headline:
     return Headline("neutral", "No verdict", "The teacher was not probed.")
 
 
-def _figure(label: str, found: Mapping[str, Any], signed: bool = False) -> Figure:
-    return Figure(label, figure(found["mean"], signed), ends(found, signed))
+def _figure(label: str, value: Mapping[str, Any], signed: bool = False) -> Figure:
+    return Figure(label, figure(value["mean"], signed), ends(value, signed))
 
 
 def _key_figures(probe: Mapping[str, Any]) -> list[Figure]:
     accuracy, statistics = probe.get("accuracy") or {}, probe.get("statistics") or {}
-    found = {
+    values = {
         "accuracy, student": accuracy.get("student"),
         "accuracy, teacher": accuracy.get("teacher"),
         "overlap ratio" + (f", k = {probe['k']}" if probe.get("k") else ""): statistics.get("overlap_ratio"),
     }
-    return [_figure(label, value) for label, value in found.items() if value is not None]
+    return [_figure(label, value) for label, value in values.items() if value is not None]
 
 
 def _agreement(probe: Mapping[str, Any]) -> Section:
@@ -134,7 +134,7 @@ def _agreement(probe: Mapping[str, Any]) -> Section:
 
 
 def _band(label: str, rows: Sequence[Mapping[str, Any] | None], x: Sequence[float], **style: Any) -> Series:
-    """Of intervals that may be missing."""
+    """A curve with its band, of intervals that may be missing."""
     ends = [[(row or {}).get(name) for row in rows] for name in ("mean", "low", "high")]
     return Series(label, x, ends[0], ends[1], ends[2], **style)
 
@@ -145,7 +145,7 @@ def _prefix_depth(probe: Mapping[str, Any]) -> Section:
         return Section("prefix-depth", "Prefix depth")
     depths = [float(row["depth"]) for row in rows]
     share = max(depths) <= 1
-    place = f"{'share' if share else 'tokens'} of the student's answer already written"
+    x_label = f"{'share' if share else 'tokens'} of the student's answer already written"
     curves = [
         _band("student goes on", [row.get("student") for row in rows], depths, colour=STUDENT),
         _band("teacher goes on", [row.get("teacher") for row in rows], depths, colour=TEACHER),
@@ -157,8 +157,8 @@ def _prefix_depth(probe: Mapping[str, Any]) -> Section:
         "Both models go on from the same beginnings of the student's answers. An advantage that shrinks with depth "
         "means that the teacher's scores are worth less the later they come.",
         charts=[
-            Chart("score of the finished answer", curves, place).svg(),
-            Chart("the teacher's advantage", advantage, place).svg(),
+            Chart("score of the finished answer", curves, x_label).svg(),
+            Chart("the teacher's advantage", advantage, x_label).svg(),
         ],
         short="Prefix depth",
         folded=[("The figures", [], [_depth_table(rows, share)])],
@@ -195,24 +195,24 @@ def _positions(probe: Mapping[str, Any]) -> Section:
 
 
 def _groups(probe: Mapping[str, Any]) -> Section:
-    found = {name: probe[f"by_{name}"] for name in ("domain", "teacher") if probe.get(f"by_{name}")}
+    by_kind = {name: probe[f"by_{name}"] for name in ("domain", "teacher") if probe.get(f"by_{name}")}
     tables = [
-        (of_statistics if len(groups) <= _SIDE_BY_SIDE else of_groups)(f"By {name}" if len(found) > 1 else "", groups)
-        for name, groups in found.items()
+        (of_statistics if len(groups) <= _SIDE_BY_SIDE else of_groups)(f"By {name}" if len(by_kind) > 1 else "", groups)
+        for name, groups in by_kind.items()
     ]
-    return Section("groups", f"By {' and '.join(found)}", tables=tables)
+    return Section("groups", f"By {' and '.join(by_kind)}", tables=tables)
 
 
 def _knowledge(probe: Mapping[str, Any]) -> Section:
-    found = probe.get("new_knowledge") or {}
-    failed = found.get("prompts_student_failed")
+    known = probe.get("new_knowledge") or {}
+    failed = known.get("prompts_student_failed")
     if failed is None:
         return Section("new", "New knowledge")
     text = f"The student solved none of its samples of {failed} prompts."
-    if is_interval(found.get("teacher_pass_at_k")):
-        text += f" The teacher solves {interval(found['teacher_pass_at_k'])} of them at least once."
-    if found.get("share_of_gap") is not None:
-        text += f" They make up {found['share_of_gap']:.0%} of the gap between the two scores."
+    if is_interval(known.get("teacher_pass_at_k")):
+        text += f" The teacher solves {interval(known['teacher_pass_at_k'])} of them at least once."
+    if known.get("share_of_gap") is not None:
+        text += f" They make up {known['share_of_gap']:.0%} of the gap between the two scores."
     return Section("new", "Does the teacher know something new?", text, short="New knowledge")
 
 

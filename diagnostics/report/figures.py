@@ -87,9 +87,9 @@ def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
     return "{} [{}, {}]".format(*ends)
 
 
-def ends(found: Mapping[str, Any], signed: bool = False) -> str:
+def ends(value: Mapping[str, Any], signed: bool = False) -> str:
     """Write low to high, with the decimals of the mean."""
-    low, high = (figure(found.get(end), signed, abs(found["mean"])) for end in ("low", "high"))
+    low, high = (figure(value.get(end), signed, abs(value["mean"])) for end in ("low", "high"))
     return f"{low} to {high}"
 
 

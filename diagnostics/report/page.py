@@ -59,6 +59,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
+    """All that a page says, in its order."""
+
     title: str
     subtitle: str
     facts: Sequence[str]
@@ -70,7 +72,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """One HTML document that needs nothing else."""
+    """Write one HTML document that needs nothing else."""
     sections = [section for section in page.sections if not section.is_empty]
     return (
         _environment()
@@ -115,7 +117,7 @@ def models_of(config: Mapping[str, Any]) -> str:
 
 
 def check_table(checks: Sequence[Mapping[str, Any]]) -> Table:
-    """Of a preflight: what failed first."""
+    """Lay out the checks of a preflight, what failed first."""
     order = {"fail": 0, "warn": 1, "pass": 2}
     rows = [
         [
@@ -130,6 +132,7 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def preflight_section(preflight: Mapping[str, Any] | None) -> Section:
+    """Show the checks of preflight.json; empty where there are none."""
     checks = (preflight or {}).get("checks") or []
     if not checks:
         return Section("preflight", "Preflight")

@@ -26,7 +26,7 @@ class RunRecord:
 
 
 def render_run(record: RunRecord) -> str:
-    """One HTML document."""
+    """Write one HTML document."""
     steps = [row for row in record.metrics if "train/loss" in row]
     page = Page(
         title=str(record.settings.get("experiment") or record.name),
@@ -123,9 +123,9 @@ def _key_figures(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
     name = "accuracy" if any(interval_of(evaluation, role, "accuracy") for role in ROLES) else "reverse_kl"
     figures = []
     for role, label in ROLES.items():
-        found = interval_of(evaluation, role, name)
-        if found is not None:
-            figures.append(Figure(f"{describe(name).label}, {label}", figure(found["mean"]), ends(found)))
+        value = interval_of(evaluation, role, name)
+        if value is not None:
+            figures.append(Figure(f"{describe(name).label}, {label}", figure(value["mean"]), ends(value)))
     recovery = summary.get("gap_recovery")
     if recovery is not None:
         figures.append(Figure("gap recovery", f"{recovery:.0%}".replace("-", "−")))

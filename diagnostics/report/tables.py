@@ -11,6 +11,8 @@ SHOWN_ROWS = 200
 
 @dataclass(frozen=True)
 class Cell:
+    """One field of a table."""
+
     text: str
     number: bool = False
     kind: str = ""  # a class of the style sheet
@@ -20,6 +22,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of cells under the names of their columns."""
+
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -39,12 +43,13 @@ class Table:
 
 
 def of_value(value: Any) -> Cell:
+    """Write a value into a cell, numbers to the right."""
     return Cell(cell(value), number=is_number(value))
 
 
 def of_statistics(title: str, groups: Mapping[str, Mapping[str, Any]], explained: bool = False) -> Table:
     """One row a statistic, one column a group."""
-    names = dict.fromkeys(name for found in groups.values() for name in found)
+    names = dict.fromkeys(name for statistics in groups.values() for name in statistics)
     rows = []
     for name in names:
         known = describe(name)
@@ -52,7 +57,7 @@ def of_statistics(title: str, groups: Mapping[str, Mapping[str, Any]], explained
         rows.append(
             [
                 Cell(known.label + unit, note=known.reading if explained else ""),
-                *(of_value(found.get(name)) for found in groups.values()),
+                *(of_value(statistics.get(name)) for statistics in groups.values()),
             ]
         )
     return Table(title, ["", *groups], rows)
@@ -60,8 +65,8 @@ def of_statistics(title: str, groups: Mapping[str, Mapping[str, Any]], explained
 
 def of_groups(title: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a group, one column a statistic."""
-    names = list(dict.fromkeys(name for found in groups.values() for name in found))
-    rows = [[Cell(group), *(of_value(found.get(name)) for name in names)] for group, found in groups.items()]
+    names = list(dict.fromkeys(name for statistics in groups.values() for name in statistics))
+    rows = [[Cell(group), *(of_value(statistics.get(name)) for name in names)] for group, statistics in groups.items()]
     return Table(title, ["", *(describe(name).label for name in names)], rows)
 
 

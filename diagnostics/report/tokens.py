@@ -153,9 +153,9 @@ def _worst(trajectories: Sequence[Mapping[str, Any]]) -> list[Table]:
         place: ratio for place in places if (ratio := log_ratio(token(place))) is not None and ratio < -RATIO_EDGES[0]
     }
     divergences = {
-        place: found
+        place: divergence
         for place in places
-        if (found := _finite(token(place).get("reverse_kl"))) is not None and found > KL_EDGES[0]
+        if (divergence := _finite(token(place).get("reverse_kl"))) is not None and divergence > KL_EDGES[0]
     }
     tables = [
         _worst_table(

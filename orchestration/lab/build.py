@@ -118,7 +118,7 @@ def build(names: Sequence[str], work: Path, models: Path = LAB_MODELS) -> None:
 
 
 def missing(names: Sequence[str], models: Path) -> list[Recipe]:
-    """Of these models (none: of all) and what they are trained from, those that are not there, in order of dependence.
+    """List what is missing of these models (none: of all) and of what they are trained from, in order of dependence.
 
     Raises:
         ValueError: a name that the lab does not have.

@@ -1,4 +1,4 @@
-"""What a finished run of the lab found out, read from the files that it left."""
+"""What became of a run of the lab, read from the files that it left."""
 
 import json
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ WINDOW = 5  # steps that a figure at the beginning or the end of a run is the me
 
 @dataclass(frozen=True)
 class Outcome:
+    """Figures of one run, or of one recipe."""
+
     summary: dict[str, Any]  # of the run, or of a recipe's last stage
     before: dict[str, Any]  # evaluation of the student that it began with, in its first stage
     steps: list[dict[str, float]]  # metrics of every step of that stage
@@ -39,7 +41,7 @@ class Outcome:
 
     @property
     def accuracy_started(self) -> float:
-        """Of the student that the last stage began with."""
+        """Accuracy of the student that the last stage began with."""
         return float(self.summary["evaluation"]["student_before"]["accuracy"])
 
     @property
@@ -57,7 +59,7 @@ class Outcome:
 
     @property
     def recovery(self) -> float | None:
-        """Of the gap between teacher and student; None where the teacher does not score higher."""
+        """Share of the gap to the teacher that was closed; None where the teacher does not score higher."""
         teacher = self.accuracy_teacher
         if teacher is None or teacher <= self.accuracy_before:
             return None

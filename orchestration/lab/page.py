@@ -36,7 +36,7 @@ def render_lab(content: Mapping[str, Any], outcomes: Mapping[int, Outcomes]) -> 
         outcomes: the runs by seed and variant, for their curves.
     """
     findings = content["findings"]
-    counts = {verdict: sum(found["verdict"] == verdict for found in findings) for verdict in _KINDS}
+    counts = {verdict: sum(finding["verdict"] == verdict for finding in findings) for verdict in _KINDS}
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     page = Page(
         title="The lab",

@@ -23,6 +23,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Claim:
+    """What should be so, as a quantity that is above zero if it is."""
+
     text: str
     quantity: Callable[[Outcomes], float]
     unit: str = ""
@@ -30,6 +32,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Phenomenon:
+    """Something that was published, the runs that show it, and what is claimed of them."""
+
     name: str
     source: str  # where it was published
     variants: tuple[Variant, ...]
@@ -114,7 +118,7 @@ def _overlap_rise(outcome: Outcome) -> float:
 
 
 def _higher(one: str, other: str) -> Callable[[Outcomes], float]:
-    """By how much the student of one run ends more accurate than that of another."""
+    """How much more accurate the student of one run ends than that of another."""
     return lambda o: o[one].accuracy_after - o[other].accuracy_after
 
 

@@ -32,7 +32,7 @@ _CHAT_TEMPLATE = (
 
 
 def write_untrained(folder: Path, layers: int, seed: int) -> None:
-    """A checkpoint of a Qwen3 model with random float32 weights, with tokenizer and generation config.
+    """Write a checkpoint of a Qwen3 model with random float32 weights, with tokenizer and generation config.
 
     The same bytes for the same arguments, on one version of the libraries. With 3 layers 0.77 million parameters,
     with 4 layers 0.98 million; the LM head has weights of its own.
@@ -68,7 +68,10 @@ def write_untrained(folder: Path, layers: int, seed: int) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """`VOCABULARY` ids: roles, the end of a turn, every byte, merges of the everyday questions and the tasks, ####."""
+    """Make a tokenizer of `VOCABULARY` ids.
+
+    They are roles, the end of a turn, every byte, merges of the everyday questions and the tasks, and ####.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -111,9 +111,9 @@ def _candidates(
     trajectory = example.trajectory
     own = trajectory.sampling_logprobs if trajectory.origin is Origin.STUDENT else None
     rows = []
-    for place, token in enumerate(trajectory.response_ids[:SHOWN_TOP_TOKENS]):
-        student = None if own is None else _rounded(own[place])
-        teacher = None if teacher_logprobs is None else teacher_logprobs[place]
+    for position, token in enumerate(trajectory.response_ids[:SHOWN_TOP_TOKENS]):
+        student = None if own is None else _rounded(own[position])
+        teacher = None if teacher_logprobs is None else teacher_logprobs[position]
         rows.append(
             tuple(
                 (
@@ -121,7 +121,7 @@ def _candidates(
                     student if other == token else None,
                     None if teacher is None else _rounded(teacher[rank]),
                 )
-                for rank, other in enumerate(ids[place, :SHOWN_TOP])
+                for rank, other in enumerate(ids[position, :SHOWN_TOP])
             )
         )
     return tuple(rows)

@@ -259,7 +259,7 @@ def test_a_recipe_links_the_pages_of_its_stages() -> None:
     assert "0.910 [0.890, 0.940]" in Text(page).text
 
 
-# ProbeStatistics and charts
+# Figures and charts
 
 
 @pytest.mark.parametrize(
