@@ -10,25 +10,31 @@ Shape suffixes: R response tokens, V vocabulary, d hidden size.
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.config import LearnerSetup
 from learner.deepspeed_setup import initialise, join_group
 from learner.finite import GradientWatch, NonFiniteError
-from learner.head.compare import ExampleSums, by_example, divergences, examine_rows, split_by_example, token_logprobs
+from learner.head.compare import ExampleSums, by_example, divergences, examine_rows, example_tokens, token_logprobs
 from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import build_objective
 from learner.perturbation import Perturbation
-from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, MicroBatch, StepReport
-from learner.student import load_student
+from learner.records import Batch, ExampleDivergence, ExampleTokens, MicroBatch, Rows, StepReport
+from learner.student import HeadJob, load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.totals import StepTotals
 from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHead, received
+
+# Values [R, …] by name, of the student's head and its states [R, d].
+_Look = Callable[[Head, Tensor], dict[str, Tensor]]
 
 
 class LearnerEngine:
@@ -125,15 +131,15 @@ class LearnerEngine:
         Raises:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
-        head = self._teacher_head(teacher)
-        micro_batches = self._share(batch)
-        sums = ExampleSums(batch.examples, self.device, self.config.overlap_k > 0)
-        self.deepspeed.eval()
-        with torch.no_grad():
-            for micro_batch in micro_batches:
-                packed = to_tensors(micro_batch, self.device)
-                sums.add(self._divergences(packed, head), packed.rows.require("example_index"))
-        self.deepspeed.train()
+        head, chunk, overlap_k = self._teacher_head(teacher), self.config.head_chunk_tokens, self.config.overlap_k
+
+        def job(packed: PackedTensors) -> _Look:
+            whole = _full_teacher(packed, head)
+            return lambda student, states: divergences(student, states, whole.head, whole.hidden, chunk, overlap_k)
+
+        sums = ExampleSums(batch.examples, self.device)
+        for rows, values in self._look(batch, job):
+            sums.add(values, rows.require("example_index"))
         return sums.reduce()
 
     def examine(self, batch: Batch, k: int, teacher: str | None = None) -> list[ExampleTokens]:
@@ -144,44 +150,43 @@ class LearnerEngine:
         Raises:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
-        head = self._teacher_head(teacher)
-        records: list[ExampleTokens] = []
+        head, chunk = self._teacher_head(teacher), self.config.head_chunk_tokens
+
+        def job(packed: PackedTensors) -> _Look:
+            whole, targets = _full_teacher(packed, head), packed.rows.target_ids
+            return lambda student, states: examine_rows(student, states, whole.head, whole.hidden, targets, k, chunk)
+
+        return [record for rows, values in self._look(batch, job) for record in example_tokens(values, rows)]
+
+    def logprobs(self, batch: Batch) -> dict[int, NDArray[np.float32]]:
+        """Score the loss tokens [T] of this rank's own examples with the student, at their sampling temperatures.
+
+        By the examples' places in the batch.
+        """
+        chunk = self.config.head_chunk_tokens
+
+        def job(packed: PackedTensors) -> _Look:
+            rows = packed.rows
+            return lambda student, states: token_logprobs(student, states, rows.target_ids, rows.temperatures, chunk)
+
+        looks = self._look(batch, job)
+        return {
+            index: arrays["logprob"] for rows, values in looks for index, arrays in by_example(values, rows).items()
+        }
+
+    def _look(self, batch: Batch, job: Callable[[PackedTensors], _Look]) -> list[tuple[Rows, dict[str, Tensor]]]:
+        """Each micro-batch's rows and what its job tells of them, with no gradient and no step."""
+        looks = []
         self.deepspeed.eval()
         with torch.no_grad():
             for micro_batch in self._share(batch):
                 packed = to_tensors(micro_batch, self.device)
-                values = self._examine(packed, head, k)
-                records += by_example(values, packed.rows.require("example_index"), packed.rows.require("positions"))
+                looks.append((packed.rows, self.deepspeed(packed, self._with_head(job(packed)))))
         self.deepspeed.train()
-        return records
+        return looks
 
-    def _examine(self, packed: PackedTensors, head: TeacherHead, k: int) -> dict[str, Tensor]:
-        teacher = _full_teacher(packed, head)
-
-        def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
-            student = Head.of(weight, bias, self._transform)
-            targets, chunk = packed.rows.target_ids, self.config.head_chunk_tokens
-            return examine_rows(student, hidden, teacher.head, teacher.hidden, targets, k, chunk)
-
-        return self.deepspeed(packed, job)
-
-    def logprobs(self, batch: Batch) -> list[ExampleLogprobs]:
-        """Score every loss token of this rank's own examples with the student, at their sampling temperatures."""
-        records: list[ExampleLogprobs] = []
-        self.deepspeed.eval()
-        with torch.no_grad():
-            for micro_batch in self._share(batch):
-                packed = to_tensors(micro_batch, self.device)
-                rows = packed.rows
-                values = self.deepspeed(packed, partial(self._logprobs, packed))
-                records += split_by_example(values, packed.rows.require("example_index"), rows.require("positions"))
-        self.deepspeed.train()
-        return records
-
-    def _logprobs(self, packed: PackedTensors, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        head, rows = Head.of(weight, bias, self._transform), packed.rows
-        temperatures = rows.require("temperatures")
-        return token_logprobs(head, hidden, rows.target_ids, temperatures, self.config.head_chunk_tokens)
+    def _with_head(self, look: _Look) -> HeadJob:
+        return lambda hidden, weight, bias: look(Head.of(weight, bias, self._transform), hidden)
 
     def perturb(self, seed: int, size: float) -> None:
         """Put noise of `size` times its own spread on every weight until `restore_weights`; see `Perturbation`.
@@ -206,16 +211,6 @@ class LearnerEngine:
         if teacher is None or teacher not in known:
             raise ValueError(f"set_teacher_head: no LM head for teacher {teacher!r}; set are {sorted(known)}")
         return known[teacher]
-
-    def _divergences(self, packed: PackedTensors, head: TeacherHead) -> dict[str, Tensor]:
-        teacher = _full_teacher(packed, head)
-
-        def job(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
-            student = Head.of(weight, bias, self._transform)
-            chunk, overlap_k = self.config.head_chunk_tokens, self.config.overlap_k
-            return divergences(student, hidden, teacher.head, teacher.hidden, chunk, overlap_k)
-
-        return self.deepspeed(packed, job)
 
     def _check(self, batch: Batch) -> None:
         if self._perturbation is not None:

@@ -70,8 +70,8 @@ class LearnerGroup:
     async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:
         """The student's log-probs of each example's loss tokens [T], in the order of the batch."""
         everywhere = await self._all("logprobs", ray.put(batch), deadline=self._timeouts.learning)
-        records = sorted((record for share in everywhere for record in share), key=lambda r: r.example_index)
-        return [record.values for record in records]
+        values = {index: logprobs for of_rank in everywhere for index, logprobs in of_rank.items()}
+        return [values[index] for index in sorted(values)]
 
     async def perturb(self, seed: int, size: float) -> None:
         await self._all("perturb", seed, size, deadline=self._timeouts.learning)

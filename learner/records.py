@@ -160,7 +160,7 @@ class ExampleTokens:
     """One response under both models at temperature 1, in nats; T is the number of its loss tokens.
 
     `values` has [T] of each of: "student_logprob" and "teacher_logprob" of the token, "student_entropy",
-    "teacher_entropy", "reverse_kl" KL(student || teacher), "forward_kl", and what `learner.overlap.overlap` tells
+    "teacher_entropy", "reverse_kl" KL(student || teacher), "forward_kl", and what `learner.head.overlap` tells
     ("overlap_token_advantage" is NaN where fewer than two ids are shared).
     """
 
@@ -210,9 +210,3 @@ class PublishReport:
     write_seconds: float | None  # of them, spent on copying and hashing; None where vLLM does it
     nbytes: int
     checksum: str | None  # of all buckets; None where vLLM carries them
-
-
-@dataclass(frozen=True)
-class ExampleLogprobs:
-    example_index: int  # which example of the batch
-    values: NDArray[np.float32]  # [T], nats, at the example's sampling temperature

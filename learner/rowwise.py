@@ -1,4 +1,4 @@
-"""Operations on [C, V] buffers a few rows at a time, so that what they need besides fits into a cache.
+"""Row-blocked softmax, dot product and comparison of [C, V] buffers: temporaries stay cache-sized.
 
 Shape suffixes: C positions of a chunk, V vocabulary, K most likely ids.
 """
@@ -28,14 +28,14 @@ def log_softmax_(logits_CV: Tensor, floor: float) -> Tensor:
 
 
 def write_rows(values: dict[str, Tensor], rows: slice, parts: dict[str, Tensor], total: int) -> None:
-    """Put what is known about some rows into `values`, whose tensors [total] are made where they are missing.
+    """Put `parts` about some rows into `values`, whose tensors [total, …] are made where they are missing.
 
     Small tensors kept until all rows are known would lie scattered between large ones that come and go, and keep
     the process from reusing their memory.
     """
     for name, part in parts.items():
         if name not in values:
-            values[name] = part.new_empty(total)
+            values[name] = part.new_empty(total, *part.shape[1:])
         values[name][rows] = part
 
 

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from learner.config import LearnerSetup
-from learner.records import Batch, ExampleDivergence, ExampleLogprobs, ExampleTokens, PublishReport, StepReport
+from learner.records import Batch, ExampleDivergence, ExampleTokens, PublishReport, StepReport
 from tutelage.cluster import free_address
 from tutelage.lm.head import LMHead, MixedHead
 
@@ -77,8 +79,8 @@ class LearnerWorker:
         """Describe this rank's examples token by token, with the top `k` ids of student and teacher."""
         return self._engine.examine(batch, k, teacher)
 
-    def logprobs(self, batch: Batch) -> list[ExampleLogprobs]:
-        """Score the loss tokens of this rank's examples with the student."""
+    def logprobs(self, batch: Batch) -> dict[int, NDArray[np.float32]]:
+        """Score the loss tokens of this rank's examples with the student, [T] each, by their places in the batch."""
         return self._engine.logprobs(batch)
 
     def perturb(self, seed: int, size: float) -> None:

@@ -9,13 +9,15 @@ Shape suffixes: P prompt tokens, T response tokens, K candidates a position.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tutelage.chat import after_answer
+from tutelage.records.per_token import spread
 from tutelage.records.trajectory import (
     STUDENT_ROLE,
+    TRAJECTORY_ARRAYS,
     FinishReason,
     FollowUp,
     PolicySpan,
@@ -58,20 +60,17 @@ def join(answers: Sequence[Trajectory], follow_ups: Sequence[FollowUp]) -> Traje
     first, own = answers[0], [turn for turn in turns if turn.role == STUDENT_ROLE]
     response_ids = np.concatenate([answers[-1].prompt_ids, answers[-1].response_ids])[len(first.prompt_ids) :]
 
-    def spread(rows: Sequence[NDArray], filler: float) -> NDArray:
-        """Lay the rows of the answers out over all tokens, [T, …], with `filler` at what others wrote."""
-        spread_out = np.full((tokens, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
-        for turn, values in zip(own, rows, strict=True):
-            spread_out[turn.start : turn.stop] = values
-        return spread_out
-
-    candidates = [answer.candidate_ids for answer in answers if answer.candidate_ids is not None]
+    sampled = np.zeros(tokens, dtype=np.bool_)
+    for turn in own:
+        sampled[turn.start : turn.stop] = True
+    arrays: dict[str, Any] = {}
+    for name, array in TRAJECTORY_ARRAYS.items():
+        rows = [getattr(answer, name) for answer in answers]
+        if rows[0] is not None:
+            arrays[name] = spread(np.concatenate(rows), sampled, array.filler)
     return replace(
         first,
-        response_ids=response_ids.astype(np.int32),
-        loss_mask=spread([answer.loss_mask for answer in answers], False),
-        sampling_logprobs=spread([answer.sampling_logprobs for answer in answers], np.nan),
-        candidate_ids=spread(candidates, 0) if candidates else None,
+        **arrays | {"response_ids": response_ids.astype(np.int32)},
         spans=tuple(_spans(answers, own)),
         finish_reason=answers[-1].finish_reason,
         turns=turns,

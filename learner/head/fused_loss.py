@@ -43,7 +43,7 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
 
 @dataclass(frozen=True)
 class FullTeacher:
-    """What gives a teacher's whole distribution at R positions."""
+    """A teacher's whole distribution at R positions: its final states and its LM head."""
 
     hidden: Tensor  # [R, d of the teacher]
     head: TeacherHead
@@ -119,8 +119,8 @@ def fused_head_loss(
         "student_entropy", "sampled_reverse_kl" (log p - log q of the target at temperature 1),
         "learner_logprob" (log p) and "rollout_logprob_gap" (|sampling log-prob - the learner's at the
         sampling temperature|; inflated if top-p or top-k cut the sampling distribution). With a teacher also the
-        values of `learner.evaluation.compare`. Entropies and those are of the softmaxes at the temperature that
-        the objective asks for. With `overlap_k` also the values of `learner.overlap.overlap` and "entropy_gap"
+        values of `learner.head.compare.compare`. Entropies and those are of the softmaxes at the temperature that
+        the objective asks for. With `overlap_k` also the values of `learner.head.overlap.overlap` and "entropy_gap"
         |H(q) - H(p)|, at temperature 1 whatever the objective asks for.
 
     Raises:
@@ -138,6 +138,7 @@ def fused_head_loss(
 
 
 def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: SignalNeeds, trains: bool) -> _Sweep:
+    """Loss, per-token values and both gradients of all rows, a chunk of positions at a time."""
     if rows.spans is not None:
         rows = _with_span_sums(work, hidden, rows)
     if needs.future_advantages:
@@ -147,8 +148,12 @@ def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Si
     grad_bias = torch.zeros_like(head.bias) if trains and head.bias is not None else None
     ids = slice(0, len(work.head))
     values: dict[str, Tensor] = {}
+    # Whole logits would be [R, V], 2.5 GB at 4,096 tokens and 150,000 ids, and softmax and gradient as much again. A
+    # chunk needs [C, V] buffers, the same for all chunks: memory that is touched for the first time is slow.
     for positions in _chunks(len(rows), work.positions):
         hidden_Cd = hidden[positions].float()
+        # The gradient is taken here, where the chunk's distribution is at hand. Autograd would keep the logits of every
+        # chunk until the backward pass, and checkpointing would compute them twice.
         grad_CV, per_token = work.gradient(hidden_Cd, rows, positions)
         torch.mm(grad_CV, work.head.weight, out=grad_hidden[positions])
         if grad_weight is not None:

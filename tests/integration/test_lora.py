@@ -172,11 +172,17 @@ def with_adapters_off(job: Job, batch: Batch) -> tuple[list[NDArray[np.float32]]
     """The log-probs of a student after training, and of the same student without its adapters."""
     engine = job.engine()
     steps(engine, STEPS)
-    on = [record.values for record in engine.logprobs(replace(batch, policy_version=engine.version))]
+    on = logprobs(engine, batch)
     for module in engine.module.modules():
         if isinstance(module, BaseTunerLayer):
             module.enable_adapters(False)
-    return on, [record.values for record in engine.logprobs(replace(batch, policy_version=engine.version))]
+    return on, logprobs(engine, batch)
+
+
+def logprobs(engine: LearnerEngine, batch: Batch) -> list[np.ndarray]:
+    """Of each example, in the order of the batch."""
+    found = engine.logprobs(replace(batch, policy_version=engine.version))
+    return [found[index] for index in sorted(found)]
 
 
 def test_the_base_of_a_trained_student_is_what_the_fixed_teacher_marks_with(one: Ranks, tiny_tied: Path) -> None:

@@ -48,7 +48,7 @@ def perturb_and_restore(model: Path, config: LearnerConfig) -> tuple[float, list
 
 
 def _logprobs(engine: LearnerEngine, batch: object) -> np.ndarray:
-    return np.concatenate([record.values for record in engine.logprobs(batch)])
+    return np.concatenate([logprobs for _, logprobs in sorted(engine.logprobs(batch).items())])
 
 
 def train_only(model: Path, config: LearnerConfig) -> list[float]:

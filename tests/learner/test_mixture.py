@@ -77,7 +77,7 @@ def test_states_of_two_teachers_never_stand_in_one_micro_batch() -> None:
         for e in examples
     ]
     batch = pack(named, ranks=1, token_budget=1000, policy_version=0)
-    whose = {m.teacher: sorted(set(m.slots.tolist())) for m in batch.ranks[0] if m is not None}
+    whose = {m.teacher: sorted(set(m.rows["slots"].tolist())) for m in batch.ranks[0] if m is not None}
     assert whose == {"a": [0, 2, 4], "b": [1, 3, 5]}
     assert batch.loss_tokens == sum(m.loss_mask.sum() for m in batch.ranks[0] if m is not None)
     assert batch.loss_tokens == sum(example.trajectory.loss_tokens for example in examples)

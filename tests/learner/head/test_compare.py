@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from learner.head.compare import by_example, examine_rows, split_by_example, token_logprobs
+from learner.head.compare import by_example, examine_rows, example_tokens, token_logprobs
+from learner.records import Rows
 from tutelage.lm.head import Head, LogitTransform
 
 
@@ -48,7 +49,7 @@ def test_rows_go_to_their_examples_in_the_order_of_the_response() -> None:
         for name in ("teacher_top_ids", "teacher_top_logprobs", "student_logprobs_at_teacher_top")
     }
     values = {"reverse_kl": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]), **tops}
-    records = by_example(values, torch.tensor([3, 1, 3, 1, 1]), torch.tensor([4, 2, 0, 0, 1]))
+    records = example_tokens(values, rows_of([3, 1, 3, 1, 1], [4, 2, 0, 0, 1]))
     assert [record.example_index for record in records] == [1, 3]
     assert records[0].positions.tolist() == [0, 1, 2]
     assert records[0].values["reverse_kl"].tolist() == [3.0, 4.0, 1.0]
@@ -63,12 +64,26 @@ def test_log_probs_are_those_of_the_tempered_softmax_whatever_the_chunk() -> Non
     logits = 3 * torch.tanh(2 * (hidden.double() @ head.weight.double().T + head.bias.double()) / 3)
     expected = (logits / temperatures[:, None]).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     for chunk in (1, 3, 128):
-        found = token_logprobs(head, hidden, targets, temperatures, chunk)
+        found = token_logprobs(head, hidden, targets, temperatures, chunk)["logprob"]
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_logprobs_go_to_their_examples_in_the_order_of_the_response() -> None:
-    values, owners = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([4, 1, 4, 1])
-    first, second = split_by_example(values, owners, torch.tensor([1, 0, 0, 1]))
-    assert (first.example_index, first.values.tolist()) == (1, [1.0, 3.0])
-    assert (second.example_index, second.values.tolist()) == (4, [2.0, 0.0])
+    values = {"logprob": torch.tensor([0.0, 1.0, 2.0, 3.0])}
+    records = by_example(values, rows_of([4, 1, 4, 1], [1, 0, 0, 1]))
+    assert {index: arrays["logprob"].tolist() for index, arrays in records.items()} == {1: [1.0, 3.0], 4: [2.0, 0.0]}
+
+
+def test_no_rows_have_values_of_every_name() -> None:
+    head, none = Head(torch.randn(11, 5), None, LogitTransform()), torch.empty(0, 5)
+    targets = torch.empty(0, dtype=torch.int64)
+    found = examine_rows(head, none, head, none, targets, 3, chunk_tokens=4)
+    some = examine_rows(head, torch.randn(2, 5), head, torch.randn(2, 5), torch.tensor([1, 2]), 3, chunk_tokens=4)
+    assert {name: value.shape[1:] for name, value in found.items()} == {n: v.shape[1:] for n, v in some.items()}
+    assert all(len(value) == 0 for value in found.values())
+    assert len(token_logprobs(head, none, targets, torch.empty(0), 4)["logprob"]) == 0
+
+
+def rows_of(example_index: list[int], positions: list[int]) -> Rows:
+    values, owners = torch.zeros(len(positions)), torch.tensor(example_index)
+    return Rows(owners, values, values, values, example_index=owners, positions=torch.tensor(positions))
