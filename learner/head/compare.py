@@ -190,7 +190,7 @@ class ExampleSums:
     """Token values summed by example, on every rank the same once reduced."""
 
     def __init__(self, examples: int, device: torch.device) -> None:
-        self._measured = _SUMS
+        self._measured: tuple[str, ...] = _SUMS
         self._sums = torch.zeros(examples, 1 + len(_SUMS), dtype=torch.float64, device=device)
 
     def add(self, values: dict[str, Tensor], example_index: Tensor) -> None:
