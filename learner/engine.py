@@ -134,8 +134,8 @@ class LearnerEngine:
         head, chunk, overlap_k = self._teacher_head(teacher), self.config.head_chunk_tokens, self.config.overlap_k
 
         def job(packed: PackedTensors) -> _Look:
-            whole = _full_teacher(packed, head)
-            return lambda student, states: divergences(student, states, whole.head, whole.hidden, chunk, overlap_k)
+            full = _full_teacher(packed, head)
+            return lambda student, states: divergences(student, states, full.head, full.hidden, chunk, overlap_k)
 
         sums = ExampleSums(batch.examples, self.device)
         for rows, values in self._look(batch, job):
@@ -153,8 +153,8 @@ class LearnerEngine:
         head, chunk = self._teacher_head(teacher), self.config.head_chunk_tokens
 
         def job(packed: PackedTensors) -> _Look:
-            whole, targets = _full_teacher(packed, head), packed.rows.target_ids
-            return lambda student, states: examine_rows(student, states, whole.head, whole.hidden, targets, k, chunk)
+            full, targets = _full_teacher(packed, head), packed.rows.target_ids
+            return lambda student, states: examine_rows(student, states, full.head, full.hidden, targets, k, chunk)
 
         return [record for rows, values in self._look(batch, job) for record in example_tokens(values, rows)]
 
