@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from benchmarks.ideal import interleaved_ratio
 from benchmarks.objective_paths import resident
 from scoring.backends.cached import CachedBackend
-from scoring.backends.identity import identity
+from scoring.backends.factory import identity
 from scoring.backends.model import TeacherModel
 from scoring.backends.store import SignalStore
 from scoring.backends.transformers import BatchingTeacher

@@ -25,6 +25,7 @@ from orchestration.prepare.plan import check_local_resources, join_cluster, prin
 from orchestration.results.directory import RunDirectory, locate_diagnosis, open_diagnosis_directory
 from orchestration.results.provenance import log_to
 from orchestration.runs.diagnosis import Diagnosis
+from scoring.backends.factory import BACKENDS
 from scoring.config import TEACHER
 from tutelage.cluster import Session
 from tutelage.errors import WorkerFailure
@@ -77,7 +78,8 @@ def diagnosis_refusals(config: RunConfig) -> Iterator[Refusal]:
             "the prompts that it is to score"
         )
         yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
-    if TEACHER in teachers_of(config) and not shows_whole(config, TEACHER):
+    known = config.teacher.backend in BACKENDS  # else it is refused already
+    if TEACHER in teachers_of(config) and known and not shows_whole(config, TEACHER):
         fix = (
             "a diagnosis compares the whole distributions of teacher and student on new responses over one vocabulary, "
             "and this teacher does not show its own; set teacher.backend=transformers with a checkpoint that shares "

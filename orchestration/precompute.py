@@ -24,8 +24,10 @@ from orchestration.config.schema import RunConfig, Stage
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.prepare.inputs import Prepared, check_endpoints, make_request_builder, prepare
 from orchestration.prepare.plan import check_local_resources, join_cluster
-from scoring.backends.cached import CacheStats, in_words
-from scoring.config import TeacherBackend, teacher_setting
+from scoring.backends.base import CacheStats
+from scoring.backends.cached import in_words
+from scoring.backends.factory import BACKENDS, kind_of
+from scoring.config import teacher_setting
 from scoring.pool import BASE, REFERENCE, TeacherPool
 from scoring.request_builder import RequestBuilder
 from tutelage.cluster import Cluster, Session
@@ -89,7 +91,7 @@ def precompute_refusals(config: RunConfig) -> Iterator[Refusal]:
     if config.scoring.cache_dir is None:
         yield Refusal("scoring.cache_dir", None, "the scores need a place; name a directory")
     for key, teacher in teachers_of(config).items():
-        if teacher.backend is TeacherBackend.cache:
+        if teacher.backend in BACKENDS and not kind_of(teacher).computes:
             fix = "computes nothing; set transformers, vllm or server to fill the cache"
             yield Refusal(f"{teacher_setting(key)}.backend", teacher.backend, fix)
 

@@ -14,15 +14,6 @@ def teacher_setting(key: str) -> str:
     return TEACHER if key == TEACHER else f"further_teachers.{key}"
 
 
-class TeacherBackend(Enum):
-    """Who computes a teacher's scores; `scoring.capabilities` says what each can give."""
-
-    transformers = "transformers"  # a forward of our own, packed; everything can be asked for
-    vllm = "vllm"  # a vLLM engine of the scoring worker's own
-    server = "server"  # an OpenAI-compatible completions endpoint that returns prompt log-probs
-    cache = "cache"  # only what is stored in scoring.cache_dir; no model is loaded
-
-
 class Quantization(Enum):
     """Of a transformers teacher's linear layers, LM head excluded, by bitsandbytes."""
 
@@ -60,7 +51,7 @@ class ServerConfig(Settings):
 class TeacherConfig(Settings):
     model: str = "smollm2-135m-instruct"
     context: str | None = None  # a system prompt that only the teacher sees; {answer}: the prompt's own answer
-    backend: TeacherBackend = TeacherBackend.transformers
+    backend: str = "transformers"  # or vllm, server, cache: who computes the scores (scoring.backends.factory)
     server: ServerConfig = field(default_factory=ServerConfig)
     tokenizer: str | None = None  # checkpoint directory or hub name; none: the model's (server: the student's)
     cross_tokenizer: bool = False  # align a tokenizer that is not the student's; without it such a teacher is refused

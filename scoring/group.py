@@ -9,15 +9,14 @@ A request that a replica refuses (ValueError) is the caller's fault and is not a
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.backends.cached import CacheStats
+from scoring.backends.base import CacheStats, ServerStats
 from scoring.backends.quantization import QuantizationBias
-from scoring.backends.server.client import ServerStats
 from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.worker import ScoringWorker
 from tutelage.cluster import (
@@ -38,9 +37,19 @@ log = logging.getLogger("tutelage")
 HEALTH_SECONDS = 10.0  # between two looks at whether the replicas live
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """One checkpoint under one set of settings: what a group of scoring workers is started for."""
+
+    name: str  # of the group, for people
+    path: str
+    teacher: TeacherConfig
+    occasional: bool = False  # at work only while others wait, so one replica without a CPU of its own is enough
+
+
 @dataclass
 class RequestCounts:
-    """What a teacher was asked, and what it cost to get the answers; counts since the group was started."""
+    """What a group was asked, and what it cost to get the answers; counts since it was started."""
 
     requests: int = 0
     tokens: int = 0  # of prompts and responses
@@ -49,26 +58,13 @@ class RequestCounts:
 
 
 class ScoringGroup:
-    """One teacher's workers; whatever they are asked survives the death of a replica."""
+    """The workers of one scorer; whatever they are asked survives the death of a replica."""
 
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        teacher: TeacherConfig,
-        settings: ScoringConfig,
-        timeouts: TimeoutConfig,
-        cluster: Cluster,
-        occasional: bool = False,
-    ) -> None:
-        """
-        Args:
-            occasional: at work only while others wait, so one replica without a CPU of its own is enough.
-        """
-        self.name, self.counts = name, RequestCounts()
-        self._replicas = 1 if occasional else settings.workers
-        self._cpus = 0 if occasional else settings.cpus_per_worker
-        self._path, self._teacher, self._cluster = path, teacher, cluster
+    def __init__(self, scorer: Scorer, settings: ScoringConfig, timeouts: TimeoutConfig, cluster: Cluster) -> None:
+        self.name, self.counts = scorer.name, RequestCounts()
+        self._replicas = 1 if scorer.occasional else settings.workers
+        self._cpus = 0 if scorer.occasional else settings.cpus_per_worker
+        self._scorer, self._cluster = scorer, cluster
         self._settings, self._timeouts = settings, timeouts
         self._outstanding: dict[str, int] = {}  # tokens, by the name of a worker
         self._workers: dict[str, Worker] = {}
@@ -79,22 +75,15 @@ class ScoringGroup:
 
     @classmethod
     async def start(
-        cls,
-        name: str,
-        path: str,
-        teacher: TeacherConfig,
-        settings: ScoringConfig,
-        timeouts: TimeoutConfig,
-        cluster: Cluster,
-        occasional: bool = False,
+        cls, scorer: Scorer, settings: ScoringConfig, timeouts: TimeoutConfig, cluster: Cluster
     ) -> "ScoringGroup":
         """Start the replicas, or take those that an earlier run left idle."""
-        group = cls(name, path, teacher, settings, timeouts, cluster, occasional)
-        workers = cluster.reuse(name, name, group._reuse_key(group._replicas))
+        group = cls(scorer, settings, timeouts, cluster)
+        workers = cluster.reuse(scorer.name, scorer.name, group._reuse_key(group._replicas))
         if workers:
-            await call_all(workers, "load", path, teacher, deadline=timeouts.start)
+            await call_all(workers, "load", scorer.path, scorer.teacher, deadline=timeouts.start)
         else:
-            workers = await group._hire(numbered(name, group._replicas))
+            workers = await group._hire(numbered(scorer.name, group._replicas))
         await call_all(workers, "start", deadline=timeouts.start)
         for worker in workers:
             group._enlist(worker)
@@ -112,12 +101,12 @@ class ScoringGroup:
     @property
     def moves(self) -> bool:
         """Whether the weights follow the student's."""
-        return self._teacher.weights is not TeacherWeights.fixed
+        return self._scorer.teacher.weights is not TeacherWeights.fixed
 
     @property
     def averages(self) -> bool:
         """Whether the weights are an average over the student's versions."""
-        return self._teacher.weights is TeacherWeights.ema
+        return self._scorer.teacher.weights is TeacherWeights.ema
 
     def set_idle(self) -> None:
         self._stop_watching()
@@ -125,18 +114,20 @@ class ScoringGroup:
 
     async def load(self, path: str, teacher: TeacherConfig) -> None:
         """Go on with another teacher; nothing may be under way."""
-        self._path, self._teacher = path, teacher
+        self._scorer = replace(self._scorer, path=path, teacher=teacher)
         await call_all(self.workers, "load", path, teacher, deadline=self._timeouts.start)
         await call_all(self.workers, "start", deadline=self._timeouts.start)
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:
-        """
+        """Have one response scored by the replica with the fewest tokens waiting.
+
         Raises:
             WorkerFailure: the request was refused, or no replica is left and none may be replaced any more.
         """
+        tokens = len(request.prompt_ids) + len(request.response_ids)
         self.counts.requests += 1
-        self.counts.tokens += len(request.prompt_ids) + len(request.response_ids)
-        return await self._ask("score", request, tokens=len(request.prompt_ids) + len(request.response_ids))
+        self.counts.tokens += tokens
+        return await self._ask("score", request, tokens=tokens)
 
     async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         return list(await asyncio.gather(*(self.score(request) for request in requests)))
@@ -148,18 +139,21 @@ class ScoringGroup:
         return await self._ask("reference_logprobs_for_check", list(requests))
 
     async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
-        """Of the model, which all replicas have; None: it is not quantised. Nothing else may be under way."""
+        """Measure how far a quantised model is from its full weights; None: it is not quantised.
+
+        Nothing else may be under way.
+        """
         return await self._ask("quantization_bias", list(requests))
 
     async def cache_stats(self) -> CacheStats | None:
         """How often scores were there, of all replicas together; None: none are kept."""
-        found = await self.call("cache_stats", deadline=self._timeouts.scoring)
-        return None if found[0] is None else sum(found, CacheStats())
+        stats = await self.call("cache_stats", deadline=self._timeouts.scoring)
+        return None if stats[0] is None else sum(stats, CacheStats())
 
     async def server_stats(self) -> ServerStats | None:
         """How often an endpoint had to be asked, by all replicas together; None: there is no endpoint."""
-        found = await self.call("server_stats", deadline=self._timeouts.scoring)
-        return None if found[0] is None else sum(found, ServerStats())
+        stats = await self.call("server_stats", deadline=self._timeouts.scoring)
+        return None if stats[0] is None else sum(stats, ServerStats())
 
     async def lm_head(self) -> LMHead | None:
         return await self._ask("lm_head")
@@ -231,8 +225,8 @@ class ScoringGroup:
         settings = self._settings
         return await self._cluster.start(
             ScoringWorker,
-            self._path,
-            self._teacher,
+            self._scorer.path,
+            self._scorer.teacher,
             settings,
             names=names,
             resources=Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000),

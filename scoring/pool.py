@@ -8,14 +8,14 @@ request, "reference" ─► whichever group holds that checkpoint ─► signal
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.config import ScoringConfig, TeacherConfig
-from scoring.group import ScoringGroup
+from scoring.config import ScoringConfig
+from scoring.group import Scorer, ScoringGroup
 from scoring.mixture import score_mixture
 from tutelage.cluster import Cluster, Worker
 from tutelage.lm.head import LMHead, MixedHead
@@ -26,16 +26,6 @@ REFERENCE, BASE = "reference", "base"  # roles beside the teachers' keys: object
 STARVING_STEPS = 10  # in a row without a request
 
 TeacherPrompts = Mapping[str, NDArray[np.int32]]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A group of scoring workers before it is started: one checkpoint under one set of settings."""
-
-    name: str  # of the group, for people
-    path: str
-    teacher: TeacherConfig
-    occasional: bool = False  # at work only while others wait, so one replica without a CPU of its own is enough
 
 
 class TeacherPool:
@@ -57,10 +47,7 @@ class TeacherPool:
     ) -> "TeacherPool":
         """Start every group once, or take the workers that an earlier run left idle."""
         distinct = {scorer.name: scorer for scorer in scorers.values()}
-        starting = [
-            ScoringGroup.start(one.name, one.path, one.teacher, settings, timeouts, cluster, one.occasional)
-            for one in distinct.values()
-        ]
+        starting = [ScoringGroup.start(scorer, settings, timeouts, cluster) for scorer in distinct.values()]
         started = dict(zip(distinct, await asyncio.gather(*starting), strict=True))
         return cls({role: started[scorer.name] for role, scorer in scorers.items()}, mixtures)
 

@@ -10,22 +10,19 @@ Back-pressure is the caller's: it bounds how many requests it has outstanding.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.backends.cached import CachedBackend, CacheOnlyBackend, CacheStats
-from scoring.backends.factory import follow, make_backend
+from scoring.backends.base import CacheStats, ServerStats
+from scoring.backends.factory import make_backend
+from scoring.backends.follower import Follower
 from scoring.backends.quantization import QuantizationBias, measure_bias
 from scoring.config import Quantization, ScoringConfig, TeacherConfig, TeacherWeights
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.weights import EngineInfo
-
-if TYPE_CHECKING:
-    from scoring.backends.follower import Follower
-    from scoring.backends.server.client import ServerStats
 
 
 class ScoringWorker:
@@ -39,7 +36,7 @@ class ScoringWorker:
     def _set_up(self, path: str, teacher: TeacherConfig) -> None:
         self._path, self._teacher = path, teacher
         self._backend = make_backend(path, teacher, self._settings)
-        self._follower = None if teacher.weights is TeacherWeights.fixed else follow(self._backend, teacher)
+        self._follower = None if teacher.weights is TeacherWeights.fixed else self._backend.follower(teacher)
 
     async def load(self, path: str, teacher: TeacherConfig) -> None:
         """Go on with another teacher; nothing may be under way."""
@@ -70,14 +67,11 @@ class ScoringWorker:
 
     async def cache_stats(self) -> CacheStats | None:
         """How often scores were there already; None: none are kept."""
-        return self._backend.stats if isinstance(self._backend, CachedBackend | CacheOnlyBackend) else None
+        return self._backend.cache_stats()
 
-    async def server_stats(self) -> "ServerStats | None":
+    async def server_stats(self) -> ServerStats | None:
         """How often an endpoint had to be asked; None: there is no endpoint."""
-        from scoring.backends.server.backend import ServerTeacher
-
-        backend = self._backend.computing if isinstance(self._backend, CachedBackend) else self._backend
-        return backend.stats() if isinstance(backend, ServerTeacher) else None
+        return self._backend.server_stats()
 
     async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:
         """How far a quantised teacher is from its full weights on these; None: it is not quantised.
@@ -134,7 +128,7 @@ class ScoringWorker:
         await self._followed.restore(Path(path))
 
     @property
-    def _followed(self) -> "Follower":
+    def _followed(self) -> Follower:
         if self._follower is None:
             raise RuntimeError("this teacher's weights are fixed; teacher.weights decides")
         return self._follower

@@ -4,7 +4,8 @@ from learner.objectives import requirements
 from learner.objectives.config import OtherSource
 from learner.objectives.rules.case import RunFacts
 from orchestration.config.schema import RunConfig, Stage
-from scoring.capabilities import Capabilities, capabilities, mixed
+from scoring.backends.factory import kind_of
+from scoring.capabilities import Capabilities, mixed
 from scoring.config import TEACHER, TeacherConfig
 
 
@@ -58,10 +59,9 @@ def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:
 def capabilities_of(config: RunConfig, key: str) -> Capabilities:
     """What a teacher of the run can give, mixtures included."""
     teachers, gpus = teachers_of(config), config.scoring.gpus_per_worker
-    mixture = teachers[key].mixture
-    if not mixture:
-        return capabilities(teachers[key], gpus)
-    return mixed([capabilities(teachers[member], gpus) for member in mixture])
+    asked = [teachers[member] for member in teachers[key].mixture or (key,)]
+    given = [kind_of(teacher).capabilities(teacher, gpus) for teacher in asked]
+    return mixed(given) if teachers[key].mixture else given[0]
 
 
 def shows_whole(config: RunConfig, key: str) -> bool:

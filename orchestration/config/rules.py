@@ -14,10 +14,11 @@ from orchestration.config.facts import run_facts
 from orchestration.config.keys import unknown_key_refusals
 from orchestration.config.schema import RunConfig, Stage
 from rollout.data.sources import data_refusals
-from scoring.capabilities import capabilities
-from scoring.config import TEACHER, Quantization, TeacherBackend, TeacherConfig, TeacherWeights, teacher_setting
+from scoring.backends.base import BackendUse
+from scoring.backends.factory import BACKENDS, kind_of
+from scoring.config import TEACHER, Quantization, TeacherConfig, TeacherWeights, teacher_setting
 from scoring.context import SIBLING, ContextTemplate
-from scoring.rules import backend_refusals, cross_tokenizer_refusals, domain_refusals, mixture_refusals, name_refusals
+from scoring.rules import backend_refusals, domain_refusals, mixture_refusals, name_refusals
 from tutelage.settings import Refusal, WeightTransfer
 
 
@@ -129,7 +130,7 @@ def _teachers(config: RunConfig) -> Iterator[Refusal]:
             fix = "no teacher takes part in stage=reinforce; leave it empty"
             yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
         return
-    teachers = {TEACHER: config.teacher, **config.further_teachers}
+    teachers, use = {TEACHER: config.teacher, **config.further_teachers}, _backend_use(config)
     yield from name_refusals(config.further_teachers)
     yield from domain_refusals(teachers)
     yield from _writers(config)
@@ -140,19 +141,19 @@ def _teachers(config: RunConfig) -> Iterator[Refusal]:
             yield from _mixed_scores(key, teacher, teachers, config)
         else:
             yield from _moving(key, teacher, config)
-            yield from _kept(key, teacher, config)
-            yield from cross_tokenizer_refusals(key, teacher)
-            yield from _backend(key, teacher, config)
+            yield from backend_refusals(teacher_setting(key), teacher, use)
         yield from _context(key, teacher, config)
 
 
-def _backend(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Refusal]:
-    """Whether a backend gives what the objective and the learner's monitors want."""
-    sequences, wanted = config.objective.sequences, requirements(config.objective)
-    overlap_k = config.learner.overlap_k if config.stage is Stage.distil else 0
-    writes = sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher
-    yield from backend_refusals(
-        teacher_setting(key), teacher, wanted, config.scoring.gpus_per_worker, overlap_k, writes
+def _backend_use(config: RunConfig) -> BackendUse:
+    """What the objective and the learner's monitors want of every backend."""
+    sequences = config.objective.sequences
+    return BackendUse(
+        needs=requirements(config.objective),
+        scoring=config.scoring,
+        overlap_k=config.learner.overlap_k if config.stage is Stage.distil else 0,
+        writes=sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher,
+        new_responses=sequences.on_policy_fraction > 0,
     )
 
 
@@ -177,14 +178,15 @@ def _mixed_scores(
     """What a mixture cannot tell: its entropy; its most likely ids are sought among ids that its teachers are given."""
     gpus = config.scoring.gpus_per_worker
     members = [member for member in teacher.mixture if member in teachers]
-    blind = [member for member in members if not capabilities(teachers[member], gpus).given_ids]
+    known = {member: teachers[member] for member in members if teachers[member].backend in BACKENDS}
+    blind = [member for member, one in known.items() if not kind_of(one).capabilities(one, gpus).given_ids]
     wanted = requirements(config.objective)
     if wanted.teacher_entropy:
         fix = "the entropy of a mixture does not follow from its teachers'; choose an objective without bounds on it"
         yield Refusal(f"{teacher_setting(key)}.mixture", dict(teacher.mixture), fix)
     if blind and (wanted.teacher_top_k or (config.learner.overlap_k and not wanted.hidden_states)):
         fix = (
-            f"backend={teachers[blind[0]].backend.value} scores no given ids, among which a mixture's most likely ones "
+            f"backend={teachers[blind[0]].backend} scores no given ids, among which a mixture's most likely ones "
             "are sought; set learner.overlap_k=0 and an objective without them, for instance "
             "objective=sampled_reverse_kl"
         )
@@ -217,25 +219,6 @@ def _moving(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Ref
     if config.scoring.cache_dir is not None:
         fix = f"keeps what a teacher said, and {name}={value} says something else at each version; set null"
         yield Refusal("scoring.cache_dir", config.scoring.cache_dir, fix)
-
-
-def _kept(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Refusal]:
-    """Whether scores that are kept are enough."""
-    if teacher.backend is not TeacherBackend.cache:
-        return
-    name, sequences = f"{teacher_setting(key)}.backend", config.objective.sequences
-    if config.scoring.cache_dir is None:
-        fix = (
-            "has only what is kept in scoring.cache_dir, which is null; name the directory that python -m "
-            "orchestration.precompute has filled"
-        )
-        yield Refusal(name, "cache", fix)
-    if sequences.on_policy_fraction != 0 or sequences.other_source is not OtherSource.dataset:
-        fix = (
-            "cannot score what the student samples in this run; set objective.sequences.on_policy_fraction=0 and "
-            "objective.sequences.other_source=dataset, or a backend that computes"
-        )
-        yield Refusal(name, "cache", fix)
 
 
 def _context(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Refusal]:

@@ -20,7 +20,7 @@ from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers, Evaluation
 from rollout.group import RolloutGroup
-from scoring.capabilities import can_answer
+from scoring.backends.factory import kind_of
 from scoring.pool import BASE
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
@@ -74,7 +74,9 @@ class Evaluator:
         """The keys of those that answer the held-out prompts; none unless each prompt has one that can."""
         teachers = teachers_of(self._config)
         asked = {item.prompt.teacher for item in self._prepared.heldout} if teachers else set()
-        return sorted(asked) if all(can_answer(teachers[key]) for key in asked) else []
+        settings = [teachers[key] for key in asked]
+        can_answer = [not one.mixture and kind_of(one).loads_model(one) for one in settings]
+        return sorted(asked) if all(can_answer) else []
 
     async def student(self, workers: Fleet, version: int) -> Answers:
         """The current student on its own answers, with exact KLs to its teachers and its initial weights if it can."""

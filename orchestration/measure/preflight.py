@@ -35,7 +35,7 @@ from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
 from orchestration.measure.sizes import host_memory_gib, model_size
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
-from scoring.capabilities import can_answer
+from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
 from scoring.pool import REFERENCE
 from tutelage.chat import generation_ends, stop_token_ids
@@ -223,7 +223,7 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
         WorkerMemory("learner rank(s)", learner.ranks, rank, learner.gpus_per_rank > 0),
     ]
     for scorer in prepared.roles.groups:
-        if can_answer(scorer.teacher):
+        if kind_of(scorer.teacher).loads_model(scorer.teacher):
             parts = scorer_memory(model_size(scorer.path), _bytes(scoring.dtype), scoring.head_chunk_tokens)
             count = 1 if scorer.occasional else scoring.workers
             found.append(WorkerMemory(scorer.name, count, parts, scoring.gpus_per_worker > 0))

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +31,9 @@ from orchestration.prepare.prompts import (
 )
 from orchestration.prepare.roles import Roles, decide_roles
 from rollout.data.sources import load_prompts
-from scoring.config import TEACHER, TeacherBackend
+from scoring.backends.factory import kind_of
+from scoring.config import TEACHER
 from scoring.dynamic_context import DynamicContext
-from scoring.pool import Scorer
 from scoring.request_builder import RequestBuilder, make_aligner
 from scoring.routing import route
 from tutelage.records.prompt import RenderedPrompt
@@ -149,21 +149,14 @@ def make_request_builder(config: RunConfig, prepared: Prepared) -> RequestBuilde
 
 
 def check_endpoints(config: RunConfig, prepared: Prepared) -> None:
-    """
+    """Ask each group's backend what can only be asked of a running service.
+
     Raises:
         ValueError: one does not answer, does not let us in, or cannot give what the config says.
     """
-    served = [one for one in prepared.roles.groups if one.teacher.backend is TeacherBackend.server]
-    if served:
-        asyncio.run(_check(config, served))
 
+    async def check() -> None:
+        for scorer in prepared.roles.groups:
+            await kind_of(scorer.teacher).check(scorer.path, scorer.teacher, config.scoring)
 
-async def _check(config: RunConfig, served: Sequence[Scorer]) -> None:
-    from scoring.backends.server.backend import ServerTeacher
-
-    for scorer in served:
-        backend = ServerTeacher(scorer.path, scorer.teacher, config.scoring)
-        try:
-            await backend.start()
-        finally:
-            await backend.close()
+    asyncio.run(check())

@@ -12,7 +12,8 @@ from learner.objectives.rules.case import TOPK_SUPPORTS
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.checkpoints import resolve_model, resolve_tokenizer
-from scoring.config import TeacherBackend, TeacherConfig, teacher_setting
+from scoring.backends.factory import kind_of
+from scoring.config import TeacherConfig, teacher_setting
 from scoring.request_builder import make_aligner
 from tutelage.lm.packed import refuse_unpackable_layers
 from tutelage.settings import ConfigError, Refusal
@@ -58,15 +59,9 @@ def prepare_teachers(
     return found
 
 
-def is_remote(teacher: TeacherConfig) -> bool:
-    """Whether a server has the model, or had it when it filled the cache: here there is its tokenizer at most."""
-    served = teacher.backend is TeacherBackend.cache and bool(teacher.server.url)
-    return served or teacher.backend is TeacherBackend.server
-
-
 def _teacher_path(teacher: TeacherConfig, key: str, student_path: str) -> tuple[str, str]:
     """The directory of a teacher's checkpoint, or of a server's tokenizer, and the setting that names it."""
-    if not is_remote(teacher):
+    if not kind_of(teacher).is_remote(teacher):
         return resolve_model(teacher.model, f"{key}.model"), f"{key}.model"
     if teacher.tokenizer is None:
         return student_path, "student.model"
@@ -78,7 +73,7 @@ def model_paths(
 ) -> set[str]:
     """Of all models that are run here."""
     settings = teachers_of(config)
-    local = [teacher.path for key, teacher in teachers.items() if not is_remote(settings[key])]
+    local = [teacher.path for key, teacher in teachers.items() if not kind_of(settings[key]).is_remote(settings[key])]
     return {student_path, *local, *filter(None, [reference_path])}
 
 

@@ -14,7 +14,7 @@ from orchestration.config.facts import needs_teacher_rollouts, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.roles import Roles
-from scoring.config import TeacherBackend, TeacherConfig, TeacherWeights
+from scoring.config import TeacherConfig, TeacherWeights
 from scoring.context import ContextTemplate
 from tutelage.cluster import Cluster, Session, local_cpus
 from tutelage.settings import ConfigError, Refusal
@@ -110,8 +110,8 @@ def _teacher(teacher: TeacherConfig) -> str:
     if teacher.mixture:
         return "the mixture " + " + ".join(f"{weight:g} {member}" for member, weight in teacher.mixture.items())
     words = [teacher.model]
-    if teacher.backend is not TeacherBackend.transformers:
-        words.append(f"by {teacher.backend.value}")
+    if teacher.backend != TeacherConfig.backend:
+        words.append(f"by {teacher.backend}")
     if teacher.weights is not TeacherWeights.fixed:
         words.append(f"weights: the student's {teacher.weights.value}")
     if teacher.context:

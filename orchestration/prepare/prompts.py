@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from orchestration.config.facts import learns_from_data, teachers_of
 from orchestration.config.schema import RunConfig, Stage
-from orchestration.prepare.models import PreparedTeacher, is_remote
+from orchestration.prepare.models import PreparedTeacher
 from rollout.config import OverLength
+from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.context import ContextTemplate, static_values
 from tutelage.chat import (
@@ -136,7 +137,7 @@ def check_teachers_differ(
     """
     for key, teacher in teachers.items():
         settings = teachers_of(config)[key]
-        alone = not is_remote(settings) and teacher.path == student_path
+        alone = not kind_of(settings).is_remote(settings) and teacher.path == student_path
         if alone:
             _check_sees_more(config, key, settings, [prompt for prompt in prompts if prompt.teacher == key])
 

@@ -13,9 +13,10 @@ from learner.objectives import requirements
 from orchestration.config.facts import teachers_of
 from orchestration.config.schema import BaseDivergence, RunConfig
 from orchestration.prepare.models import PreparedTeacher
-from scoring.capabilities import holds_checkpoint, shows_states
+from scoring.backends.factory import kind_of
 from scoring.config import TEACHER, TeacherConfig
-from scoring.pool import BASE, REFERENCE, Scorer
+from scoring.group import Scorer
+from scoring.pool import BASE, REFERENCE
 
 TEACHER_GROUP = "scoring"  # and the teacher's key, but for the teacher that every run has
 _NOT_THE_WORKERS = {"context", "domains", "tokenizer", "cross_tokenizer", "twin_candidates", "mixture"}
@@ -56,8 +57,8 @@ def decide_roles(
     scorers: dict[str, Scorer] = {}
     for key in members:
         name = TEACHER_GROUP if key == TEACHER else f"{TEACHER_GROUP}-{key}"
-        one = Scorer(name, teachers[key].path, teachers_of(config)[key])
-        scorers[key] = next((other for other in scorers.values() if _same_work(one, other)), one)
+        scorer = Scorer(name, teachers[key].path, teachers_of(config)[key])
+        scorers[key] = next((other for other in scorers.values() if _same_work(scorer, other)), scorer)
     if reference_path is not None:
         states = requirements(config.objective).hidden_states
         holder = _holder(scorers.values(), reference_path, states)
@@ -84,5 +85,9 @@ def _worker_settings(teacher: TeacherConfig) -> dict[str, Any]:
 
 def _holder(scorers: Iterable[Scorer], path: str, states: bool) -> Scorer | None:
     """The first group whose workers have a checkpoint's own weights throughout, whole; with `states`, show them too."""
-    fitting = (scorer for scorer in scorers if scorer.path == path and holds_checkpoint(scorer.teacher))
-    return next((scorer for scorer in fitting if not states or shows_states(scorer.teacher)), None)
+    for scorer in scorers:
+        kind = kind_of(scorer.teacher)
+        shows_states = kind.capabilities(scorer.teacher, gpus=0).hidden_states
+        if scorer.path == path and kind.holds_checkpoint(scorer.teacher) and (shows_states or not states):
+            return scorer
+    return None

@@ -7,13 +7,13 @@ request ─► kept and rich enough? ─┬─ yes ─► read                  
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.backends.base import Backend
+from scoring.backends.base import Backend, CacheStats, ServerStats
 from scoring.backends.store import CacheEntry, Coverage, SignalStore, Unreadable
 from scoring.config import TeacherConfig
 from tutelage.lm.head import LMHead
@@ -23,20 +23,7 @@ log = logging.getLogger("tutelage")
 _SHOWN_CHARACTERS = 80  # of a prompt that nothing is kept of
 
 
-@dataclass(frozen=True)
-class CacheStats:
-    """How often what was asked for was there; of one worker, or of several added up."""
-
-    hits: int = 0
-    misses: int = 0
-    unreadable: int = 0  # files that were damaged or not ours; each is a miss as well
-    unwritten: int = 0  # scores that could not be kept
-
-    def __add__(self, other: "CacheStats") -> "CacheStats":
-        return CacheStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-class CachedBackend:
+class CachedBackend(Backend):
     """A backend whose scores are kept, and computed only where they are not."""
 
     def __init__(self, computing: Backend, store: SignalStore, teacher: TeacherConfig) -> None:
@@ -45,7 +32,7 @@ class CachedBackend:
 
     async def start(self) -> int:
         vocabulary = await self.computing.start()
-        about = {"model": self._teacher.model, "backend": self._teacher.backend.value, "vocabulary_size": vocabulary}
+        about = {"model": self._teacher.model, "backend": self._teacher.backend, "vocabulary_size": vocabulary}
         await self._keep(lambda: self._store.keep_about(about))
         return vocabulary
 
@@ -73,6 +60,12 @@ class CachedBackend:
     async def close(self) -> None:
         await self.computing.close()
 
+    def cache_stats(self) -> CacheStats:
+        return self.stats
+
+    def server_stats(self) -> ServerStats | None:
+        return self.computing.server_stats()
+
     async def _keep_head(self) -> None:
         head = await self.computing.lm_head()
         assert head is not None  # who gives states has one
@@ -87,7 +80,7 @@ class CachedBackend:
             log.warning("scoring.cache_dir: scores could not be kept: %s", error)
 
 
-class CacheOnlyBackend:
+class CacheOnlyBackend(Backend):
     """The backend `cache`: what is kept, and nothing else.
 
     Args:
@@ -122,16 +115,12 @@ class CacheOnlyBackend:
             f"{Coverage.of(request)}; {_FILL}"
         )
 
-    async def reference_logprobs_for_check(self, _requests: Sequence[ScoringRequest]) -> None:
-        """No model is there to ask."""
-        return
-
     async def lm_head(self) -> LMHead | None:
         store = next((store for store in self._stores if store.has_head), None)
         return None if store is None else await asyncio.to_thread(store.head)
 
-    async def close(self) -> None:
-        """Nothing is open."""
+    def cache_stats(self) -> CacheStats:
+        return self.stats
 
     def _words(self, request: ScoringRequest) -> str:
         if not Path(self._path).is_dir():

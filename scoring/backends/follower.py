@@ -7,27 +7,41 @@ No forward runs while an update is under way, so none sees half of one. The aver
 """
 
 import json
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scoring.backends.transformers import BatchingTeacher
+from scoring.backends.model import TeacherModel
 from scoring.config import TeacherConfig, TeacherWeights
 from tutelage.weights import Bucket, SharedBuffer, read_bucket
 
+T = TypeVar("T")
 _VERSION = "policy_version"  # in the metadata of a file
+
+
+class Pausable(Protocol):
+    """A backend around a model of its own, whose forwards can be held up."""
+
+    @property
+    def model(self) -> TeacherModel: ...
+
+    def paused(self) -> AbstractAsyncContextManager[None]:
+        """No forward runs meanwhile."""
+
+    async def in_turn(self, work: Callable[[], T]) -> T:
+        """Run between two forwards."""
 
 
 class Follower:
     """Puts published weights into a teacher."""
 
-    def __init__(self, teacher: BatchingTeacher, config: TeacherConfig) -> None:
+    def __init__(self, teacher: Pausable, config: TeacherConfig) -> None:
         self.version = 0  # of the student's weights that were taken in last
         self._teacher, self._model = teacher, teacher.model
         self._averages = config.weights is TeacherWeights.ema

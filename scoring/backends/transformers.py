@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scoring.backends.base import Backend
+from scoring.backends.follower import Follower
 from scoring.backends.model import TeacherModel, first_group, forward_tokens
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.lm.head import LMHead
@@ -31,7 +33,7 @@ class _Ticket:
         self.seat = 0
 
 
-class BatchingTeacher:
+class BatchingTeacher(Backend):
     """`TeacherModel` for many callers at once: the backend `transformers`."""
 
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
@@ -63,6 +65,9 @@ class BatchingTeacher:
 
     async def close(self) -> None:
         self._thread.shutdown()
+
+    def follower(self, teacher: TeacherConfig) -> Follower:
+        return Follower(self, teacher)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:

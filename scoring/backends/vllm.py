@@ -12,7 +12,6 @@ position.
 import itertools
 import os
 import traceback
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,16 +28,16 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from scoring.backends.base import Backend
 from scoring.backends.model import check_shapes
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.vllm_environment import prepare_environment
 
 _LOWEST = np.finfo(np.float32).min
 
 
-class VLLMTeacher:
+class VLLMTeacher(Backend):
     """One engine; `start` comes first and `close` last."""
 
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
@@ -79,15 +78,6 @@ class VLLMTeacher:
         by_id = scores_ids and (request.support_ids is not None or not request.top_k)
         output = await self._ask(ids_N, sampling_params(request, by_id))
         return signal_of(request, output, by_id)
-
-    async def reference_logprobs_for_check(
-        self, requests: Sequence[ScoringRequest]
-    ) -> list[NDArray[np.float32]] | None:
-        """The engine has no second way to compute them."""
-        return None
-
-    async def lm_head(self) -> LMHead | None:
-        return None
 
     async def close(self) -> None:
         if self._engine is not None:

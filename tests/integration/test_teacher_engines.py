@@ -20,7 +20,7 @@ import ray
 
 from scoring.backends.server import client as endpoint_module
 from scoring.backends.server.backend import ServerTeacher
-from scoring.config import EngineConfig, ScoringConfig, ServerConfig, TeacherBackend, TeacherConfig
+from scoring.config import EngineConfig, ScoringConfig, ServerConfig, TeacherConfig
 from scoring.worker import ScoringWorker
 from tests.integration.launching import Launched
 from tests.scoring.reference import Reference, random_request
@@ -140,7 +140,7 @@ def served(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def engine(served: VLLMServer, local_ray: Path, tiny_untied: Path) -> Iterator[ray.actor.ActorHandle]:
     """A worker with an engine; the server starts meanwhile."""
     actor = ray.remote(ScoringWorker).options(num_cpus=1, max_concurrency=100)
-    teacher = TeacherConfig(model=str(tiny_untied), backend=TeacherBackend.vllm)
+    teacher = TeacherConfig(model=str(tiny_untied), backend="vllm")
     handle = actor.remote(str(tiny_untied), teacher, SCORING)
     assert ray.get(handle.start.remote()) == 576
     yield handle
@@ -185,7 +185,7 @@ def test_an_engine_refuses_and_goes_on(
 
 def remote_teacher(served: VLLMServer, model: str = NAME, **server: Any) -> TeacherConfig:
     given = {"url": served.url, "api_key_env": "TEACHER_KEY", "max_top_k": MAX_LOGPROBS, "attempts": 3} | server
-    return TeacherConfig(model=model, backend=TeacherBackend.server, server=ServerConfig(**given))
+    return TeacherConfig(model=model, backend="server", server=ServerConfig(**given))
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def test_a_server_marks_as_a_plain_forward_does(
         found = await asyncio.gather(*(backend.score(request) for request in SHAPES))
         for request, scores in zip(SHAPES, found, strict=True):
             assert_agrees(scores, request, tiny_untied)
-        stats = backend.stats()
+        stats = backend.server_stats()
         assert stats.attempts == 2 + len(SHAPES) - 1 and stats.retries == stats.garbled == 0  # models, canary
 
     with_server(served, tiny_untied, work)
@@ -263,7 +263,7 @@ def test_a_server_killed_at_work_loses_nothing(
         assert 20 <= done < len(requests) - 8  # it was in the middle of them
         for request, scores in zip(requests, found, strict=True):
             assert_agrees(scores, request, tiny_untied)
-        stats = backend.stats()
+        stats = backend.server_stats()
         assert stats.retries >= 8 and stats.attempts == 2 + len(requests) + stats.retries
 
     with_server(served, tiny_untied, work, attempts=200, max_connections=8)

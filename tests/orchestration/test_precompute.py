@@ -11,7 +11,8 @@ from orchestration.config.compose import register_schema
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.precompute import _trajectories, precompute
 from orchestration.prepare.inputs import Prepared, make_request_builder, prepare
-from scoring.backends.cached import CacheStats, in_words
+from scoring.backends.base import CacheStats
+from scoring.backends.cached import in_words
 from tests.factories import configured
 from tutelage.cluster import Session
 from tutelage.records.prompt import with_ids

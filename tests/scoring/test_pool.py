@@ -16,7 +16,7 @@ from orchestration.diagnose import diagnosis_refusals
 from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import required_cpus
 from scoring.context import ContextTemplate
-from scoring.group import ScoringGroup
+from scoring.group import Scorer, ScoringGroup
 from scoring.pool import REFERENCE, STARVING_STEPS, TeacherPool
 from tests.factories import configured, message, refusal
 from tutelage.errors import WorkerFailure, WorkerLost
@@ -193,7 +193,8 @@ class Group(ScoringGroup):
 
     def __init__(self, replicas: int, max_restarts: int = 3) -> None:
         config = configured(f"scoring.workers={replicas}", f"scoring.max_restarts={max_restarts}")
-        super().__init__("scoring", "path", config.teacher, config.scoring, config.timeouts, None)  # type: ignore[arg-type]
+        scorer = Scorer("scoring", "path", config.teacher)
+        super().__init__(scorer, config.scoring, config.timeouts, None)  # type: ignore[arg-type]
         self.hired: list[Replica] = []
         for index in range(replicas):
             self._enlist(Replica(f"scoring-{index}"))  # type: ignore[arg-type]

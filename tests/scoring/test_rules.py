@@ -5,18 +5,20 @@ from typing import Any
 
 import pytest
 
-from scoring.config import Quantization, ServerConfig, TeacherBackend, TeacherConfig, TeacherWeights
+from scoring.backends.base import BackendUse
+from scoring.config import Quantization, ScoringConfig, ServerConfig, TeacherConfig, TeacherWeights
 from scoring.rules import backend_refusals
 from tutelage.records.signal import SignalNeeds
 
 NOTHING = SignalNeeds()
 EVERYTHING = SignalNeeds(candidates=16, teacher_top_k=4, teacher_entropy=True, hidden_states=True)
-SERVER = TeacherConfig(backend=TeacherBackend.server, server=ServerConfig(url="http://127.0.0.1:8000/v1"))
-ENGINE = TeacherConfig(backend=TeacherBackend.vllm)
+SERVER = TeacherConfig(backend="server", server=ServerConfig(url="http://127.0.0.1:8000/v1"))
+ENGINE = TeacherConfig(backend="vllm")
 
 
 def refused(teacher: TeacherConfig, wanted: SignalNeeds = NOTHING, gpus: float = 0, **run: Any) -> list[str]:
-    return [str(refusal) for refusal in backend_refusals("further_teachers.maths", teacher, wanted, gpus, **run)]
+    use = BackendUse(wanted, ScoringConfig(gpus_per_worker=gpus), **run)
+    return [str(refusal) for refusal in backend_refusals("further_teachers.maths", teacher, use)]
 
 
 def test_a_model_of_our_own_gives_everything() -> None:
@@ -41,7 +43,7 @@ def test_each_wish_that_cannot_be_met_is_named_with_what_fits(
     teacher: TeacherConfig, wanted: SignalNeeds, words: str
 ) -> None:
     (text,) = refused(teacher, wanted)
-    assert text.startswith(f"further_teachers.maths.backend={teacher.backend.value}: the objective needs")
+    assert text.startswith(f"further_teachers.maths.backend={teacher.backend}: the objective needs")
     for fix in (words, "objective=teacher_topk_forward_kl", "further_teachers.maths.backend=transformers"):
         assert fix in text
 
@@ -77,6 +79,16 @@ def test_an_endpoint_writes_no_sequences() -> None:
 def test_an_address_that_is_none_is_named(url: str) -> None:
     (text,) = refused(replace(SERVER, server=ServerConfig(url=url)))
     assert text.startswith(f"further_teachers.maths.server.url={url or repr(url)}: is no endpoint")
+
+
+def test_a_backend_that_nobody_added_is_named_with_those_there_are() -> None:
+    (text,) = refused(TeacherConfig(backend="transformer"), EVERYTHING)
+    assert text.startswith("further_teachers.maths.backend=transformer: is none of transformers, vllm, server, cache")
+
+
+def test_a_cache_has_only_what_others_computed() -> None:
+    nowhere, samples = refused(TeacherConfig(backend="cache"), new_responses=True)
+    assert "scoring.cache_dir, which is null" in nowhere and "what the student samples" in samples
 
 
 def test_a_password_is_not_shown() -> None:

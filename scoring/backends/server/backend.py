@@ -6,12 +6,12 @@ its prompt is at temperature 1.
 Shape suffixes: N tokens of prompt and response, T of these that are scored.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.backends.base import Backend, ServerStats
 from scoring.backends.model import check_shapes
 from scoring.backends.server.answers import (
     check_positions,
@@ -21,13 +21,12 @@ from scoring.backends.server.answers import (
     scored_top,
 )
 from scoring.backends.server.checks import check_endpoint, load_tokenizer, vocabulary_size
-from scoring.backends.server.client import Endpoint, EndpointFailure, EndpointRefusal, ServerStats
+from scoring.backends.server.client import Endpoint, EndpointFailure, EndpointRefusal
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 
-class ServerTeacher:
+class ServerTeacher(Backend):
     """One question to the endpoint `teacher.server` for each response."""
 
     def __init__(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> None:
@@ -76,20 +75,10 @@ class ServerTeacher:
                 f"teacher.server.url={self._teacher.server.url}: refuses {len(ids_N)} tokens with {error}"
             ) from error
 
-    async def reference_logprobs_for_check(
-        self, requests: Sequence[ScoringRequest]
-    ) -> list[NDArray[np.float32]] | None:
-        """There is no other way to ask an endpoint."""
-        return None
-
-    async def lm_head(self) -> LMHead | None:
-        return None
-
     async def close(self) -> None:
         await self._endpoint.close()
 
-    def stats(self) -> ServerStats:
-        """What the endpoint was asked, and how that went."""
+    def server_stats(self) -> ServerStats:
         return self._endpoint.stats()
 
     def _check(self, request: ScoringRequest) -> None:

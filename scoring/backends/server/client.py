@@ -11,8 +11,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -23,27 +23,15 @@ import aiohttp
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
+from scoring.backends.base import ServerStats
 from scoring.config import ServerConfig
-from scoring.rules import address_refusals
-from tutelage.settings import ConfigError
+from tutelage.settings import ConfigError, Refusal
 
 T = TypeVar("T")
 FIRST_PAUSE = 1.0  # seconds, doubled from retry to retry
 LONGEST_PAUSE = 30.0
 CONNECT_TIMEOUT = 10.0
 _QUOTED = 300  # characters of the endpoint's own words that an error repeats
-
-
-@dataclass(frozen=True)
-class ServerStats:
-    """What an endpoint was asked since the start, checks at launch included."""
-
-    attempts: int = 0
-    retries: int = 0  # attempts that followed one that failed
-    garbled: int = 0  # answers that were none
-
-    def __add__(self, other: "ServerStats") -> "ServerStats":
-        return ServerStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class EndpointFailure(RuntimeError):
@@ -193,6 +181,20 @@ class Endpoint:
     def _without_key(self, words: str) -> str:
         """Some endpoints repeat the key that they refuse."""
         return words.replace(self._key, "***") if self._key else words
+
+
+def address_refusals(key: str, url: str) -> Iterator[Refusal]:
+    """Say what is wrong with an endpoint's address; a password in it is not repeated."""
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query:
+        fix = (
+            "the address holds more than host, port and path; put the key into an environment variable and name that "
+            "in api_key_env"
+        )
+        yield Refusal(key, parts.hostname, fix)
+    elif parts.scheme not in ("http", "https") or not parts.hostname:
+        fix = "is no endpoint; give its address up to and with /v1, for instance http://127.0.0.1:8000/v1"
+        yield Refusal(key, url, fix)
 
 
 def _proxy(url: str) -> str | None:

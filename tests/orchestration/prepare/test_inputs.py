@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import check_resources, required_cpus
 from orchestration.prepare.roles import Roles
-from scoring.pool import Scorer
+from scoring.group import Scorer
 from tests.factories import configured, prepared, refusal
 from tests.models import make_tiny_model, make_tokenizer
 from tests.tokenizers import pruned

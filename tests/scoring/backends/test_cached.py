@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.backends.cached import CachedBackend, CacheOnlyBackend, CacheStats
+from scoring.backends.base import CacheStats
+from scoring.backends.cached import CachedBackend, CacheOnlyBackend
 from scoring.backends.factory import make_backend
 from scoring.backends.store import Coverage, SignalStore
-from scoring.config import ScoringConfig, TeacherBackend, TeacherConfig
+from scoring.config import ScoringConfig, TeacherConfig
 from scoring.worker import ScoringWorker
 from tests.scoring.backends.coverage import EXTENTS, asked, assert_same, damage_bytes, invented
 from tests.scoring.reference import random_request
@@ -67,7 +68,7 @@ def score_all(backend: CachedBackend | CacheOnlyBackend, requests: Sequence[Scor
     return asyncio.run(in_turn())
 
 
-def open_cache(path: Path, folder: Path, backend: TeacherBackend = TeacherBackend.transformers) -> CachedBackend:
+def open_cache(path: Path, folder: Path, backend: str = "transformers") -> CachedBackend:
     settings = ScoringConfig(dtype=DType.float32, cache_dir=str(folder))
     found = make_backend(str(path), TeacherConfig(model=str(path), backend=backend), settings)
     asyncio.run(found.start())
@@ -79,7 +80,7 @@ def test_the_second_time_marks_are_read(tiny_untied: Path, tmp_path: Path) -> No
     """By another worker, from nothing but the disk, and by one that has no model."""
     first, second = open_cache(tiny_untied, tmp_path), open_cache(tiny_untied, tmp_path)
     computed, read = score_all(first, REQUESTS), score_all(second, REQUESTS)
-    without_model = open_cache(tiny_untied, tmp_path, TeacherBackend.cache)
+    without_model = open_cache(tiny_untied, tmp_path, "cache")
     kept = score_all(without_model, REQUESTS)
     for ours, again, theirs in zip(computed, read, kept, strict=True):
         assert_same(again, ours)
@@ -158,9 +159,9 @@ def invented_bare(request: ScoringRequest) -> TeacherSignal:
 
 def test_what_is_missing_is_named_with_the_way_to_fill_it(tiny_untied: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no scores of teacher.model=.*orchestration\.precompute"):
-        open_cache(tiny_untied, tmp_path, TeacherBackend.cache)
+        open_cache(tiny_untied, tmp_path, "cache")
     score_all(open_cache(tiny_untied, tmp_path), REQUESTS[:1])
-    kept = open_cache(tiny_untied, tmp_path, TeacherBackend.cache)
+    kept = open_cache(tiny_untied, tmp_path, "cache")
     with pytest.raises(ValueError, match=r"response of 20 tokens by teacher 'teacher' .*orchestration\.precompute"):
         score_all(kept, [REQUESTS[1]])
     assert kept.stats == CacheStats(misses=1)

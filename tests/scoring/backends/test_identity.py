@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scoring.backends.identity import checkpoint_digest, identity, possible_identities
-from scoring.config import Quantization, ScoringConfig, ServerConfig, TeacherBackend, TeacherConfig
+from scoring.backends.factory import CacheKind, identity
+from scoring.backends.identity import checkpoint_digest
+from scoring.config import Quantization, ScoringConfig, ServerConfig, TeacherConfig
 from tutelage.settings import DType
 
 TEACHER, SCORING = TeacherConfig(), ScoringConfig(dtype=DType.float32)
@@ -38,13 +39,13 @@ def test_numbers_and_who_computes_them_count_and_names_do_not(tiny_tied: Path, t
         identity(str(tiny_untied), TEACHER, SCORING),
         identity(path, TEACHER, replace(SCORING, dtype=DType.bfloat16)),
         identity(path, replace(TEACHER, quantization=Quantization.int8), SCORING),
-        identity(path, replace(TEACHER, backend=TeacherBackend.vllm), SCORING),
+        identity(path, replace(TEACHER, backend="vllm"), SCORING),
     ]
     assert len({mine, *different}) == 5
 
 
 def server(url: str, model: str) -> TeacherConfig:
-    return TeacherConfig(model=model, backend=TeacherBackend.server, server=ServerConfig(url=url))
+    return TeacherConfig(model=model, backend="server", server=ServerConfig(url=url))
 
 
 def test_a_server_is_its_address_and_the_models_name() -> None:
@@ -53,11 +54,13 @@ def test_a_server_is_its_address_and_the_models_name() -> None:
 
 
 def test_the_cache_knows_who_may_have_filled_it(tiny_tied: Path) -> None:
-    path, cache = str(tiny_tied), replace(TEACHER, backend=TeacherBackend.cache)
-    filled = [identity(path, replace(TEACHER, backend=b), SCORING) for b in (TeacherBackend.transformers, TeacherBackend.vllm)]  # fmt: skip  # noqa: E501
-    assert possible_identities(path, cache, SCORING) == filled
-    of_a_server = replace(server("http://a/v1", "m"), backend=TeacherBackend.cache)
-    assert possible_identities("", of_a_server, SCORING) == [identity("", server("http://a/v1", "m"), SCORING)]
+    path, cache = str(tiny_tied), replace(TEACHER, backend="cache")
+    assert CacheKind().fillers(cache) == ["transformers", "vllm"]
+    for backend in ("transformers", "vllm"):
+        assert identity(path, cache, SCORING, backend) == identity(path, replace(TEACHER, backend=backend), SCORING)
+    of_a_server = replace(server("http://a/v1", "m"), backend="cache")
+    assert CacheKind().fillers(of_a_server) == ["server"]
+    assert identity("", of_a_server, SCORING, "server") == identity("", server("http://a/v1", "m"), SCORING)
 
 
 def test_a_checkpoint_without_files_has_no_identity(tmp_path: Path) -> None:

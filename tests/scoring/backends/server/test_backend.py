@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from scoring.backends.base import ServerStats
 from scoring.backends.server import client as endpoint_module
 from scoring.backends.server.backend import ServerTeacher
-from scoring.backends.server.client import EndpointFailure, ServerStats
-from scoring.config import ScoringConfig, ServerConfig, TeacherBackend, TeacherConfig
+from scoring.backends.server.client import EndpointFailure
+from scoring.config import ScoringConfig, ServerConfig, TeacherConfig
 from tests.models import make_tokenizer
 from tests.scoring.backends.server.endpoints import (
     MODEL,
@@ -53,7 +54,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(url: str = "", model: str = MODEL, **server: Any) -> TeacherConfig:
     attempts = {"attempts": 3, "request_timeout": 0.4} | server
-    return TeacherConfig(model=model, backend=TeacherBackend.server, server=ServerConfig(url=url, **attempts))
+    return TeacherConfig(model=model, backend="server", server=ServerConfig(url=url, **attempts))
 
 
 def run(work: Work, path: Path, served: FakeEndpoint | None = None, start: bool = True, **server: Any) -> Any:
@@ -80,7 +81,7 @@ def score_under(faults: Sequence[Fault], request: ScoringRequest, path: Path, **
     async def work(endpoint: FakeEndpoint, backend: ServerTeacher) -> tuple[Any, ServerStats]:
         endpoint.faults.extend(faults)
         (result,) = await asyncio.gather(backend.score(request), return_exceptions=True)
-        return result, backend.stats()
+        return result, backend.server_stats()
 
     return run(work, path, start=False, **server)
 
@@ -223,7 +224,7 @@ def test_among_many_requests_and_faults_none_is_lost(tokenizer_dir: Path) -> Non
         signals = await asyncio.gather(*(backend.score(request) for request in requests))
         for request, signal in zip(requests, signals, strict=True):
             assert_right(signal, request)
-        assert backend.stats() == ServerStats(40 + len(faults), len(faults), garbled=2)
+        assert backend.server_stats() == ServerStats(40 + len(faults), len(faults), garbled=2)
         assert endpoint.most_at_once == 4
 
     run(work, tokenizer_dir, start=False, max_connections=4, attempts=len(faults) + 1, request_timeout=1.0)
@@ -373,7 +374,7 @@ def test_a_right_key_stays_secret(
         endpoint.faults.extend([status(500, f"Bearer {SECRET}")] * 3)
         with pytest.raises(EndpointFailure) as caught:
             await backend.score(request)
-        shown = repr([backend, backend._endpoint, backend._endpoint._session, backend.stats(), caught.value])
+        shown = repr([backend, backend._endpoint, backend._endpoint._session, backend.server_stats(), caught.value])
         assert "***" in str(caught.value) and SECRET not in shown + str(caught.getrepr(showlocals=False))
 
     run(work, tokenizer_dir, FakeEndpoint(TOKENIZER, key=SECRET), api_key_env="TEACHER_KEY")
