@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learner.objectives.base import Objective, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.config import (
-    Estimator,
+    K1,
     Gradient,
     Importance,
     Normalisation,
@@ -23,8 +23,9 @@ from learner.objectives.config import (
     Trust,
     is_likelihood,
 )
+from learner.objectives.estimators import ESTIMATORS
 from learner.objectives.full import full_term
-from learner.objectives.sampled_term import Likelihood, SampledEstimator, SampledPolicyGradient, Signal
+from learner.objectives.sampled_term import SampledPolicyGradient, Signal
 from learner.objectives.support_term import SupportTerm
 from learner.objectives.term import Term, TermLosses, WeightedTerm
 from learner.objectives.token_masks import token_weights
@@ -41,7 +42,7 @@ _NEEDS_TEACHER_TOP = _NEEDS_STUDENT_TOP - {Support.student_topk} | {Support.teac
 
 
 @dataclass(frozen=True)
-class _Part:
+class _WeighedTerm:
     """A term, and which tokens it is taken over."""
 
     name: str  # "": the objective's own
@@ -72,7 +73,7 @@ class _FullTerm:
 
 
 class ComposedObjective:
-    def __init__(self, requirements: SignalNeeds, parts: list[_Part]) -> None:
+    def __init__(self, requirements: SignalNeeds, parts: list[_WeighedTerm]) -> None:
         self.requirements = requirements
         self._parts = parts
 
@@ -130,7 +131,7 @@ def build_objective(config: ObjectiveConfig, seed: int = 0) -> Objective:
     return ComposedObjective(requirements(config), list(_parts(config, terms, seed)))
 
 
-def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_Part]:
+def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_WeighedTerm]:
     """Every term; after a first term on more than the sampled token, what it answers for later, on the sampled one."""
     task = config.task_reward if config.task_reward.mix is not TaskRewardMix.none else None
     returns = config.returns.discount > 0
@@ -141,41 +142,39 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
         own_returns = returns and not name
         if term.support is not Support.sampled:
             wide = _FullTerm(term) if term.support is Support.full else SupportTerm(term, both_tops)
-            yield _Part(name, term, wide, seed)
+            yield _WeighedTerm(name, term, wide, seed)
         elif term.gradient is Gradient.backprop:
-            yield _Part(name, term, _estimator(term), seed)
+            yield _WeighedTerm(name, term, _estimator(term), seed)
         else:
             own = task is None or task.share > 0
             signal = Signal(own, future=own_returns, extrapolation=extrapolation, task=task)
-            yield _Part(name, term, SampledPolicyGradient(term, signal), seed)
+            yield _WeighedTerm(name, term, SampledPolicyGradient(term, signal), seed)
             task = None
         if own_returns and term.support is not Support.sampled:
             signal = Signal(own=False, future=True)
-            yield _Part("returns", term, SampledPolicyGradient(term, signal), seed)
+            yield _WeighedTerm("returns", term, SampledPolicyGradient(term, signal), seed)
 
 
 def _estimator(term: TermConfig) -> Term:
-    if term.estimator is Estimator.k1:
+    if term.estimator == K1:
         raise ValueError(
             "objective.estimator=k1 with gradient=backprop: the expected gradient is zero, the teacher vanishes from "
             "it; use gradient=policy_gradient, or estimator=k2 (reverse KL) or k3 (forward KL)"
         )
-    if is_likelihood(term):
-        return Likelihood()
     if term.importance is Importance.ppo_clip:
         raise ValueError(
-            f"objective.importance=ppo_clip with estimator={term.estimator.value}: the clip bounds an advantage, and a "
+            f"objective.importance=ppo_clip with estimator={term.estimator}: the clip bounds an advantage, and a "
             "back-propagated estimator has none; use importance=truncated, or gradient=policy_gradient"
         )
-    return SampledEstimator(term)
+    return ESTIMATORS[term.estimator](term)
 
 
 def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> bool:
     """Whether a term compares the student with another model, or that model chooses the tokens."""
     task = config.task_reward
     rewards_alone = task.mix is not TaskRewardMix.none and task.share == 0
-    scored_mask = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
-    if scored_mask or config.returns.discount > 0:
+    compared = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
+    if compared or config.returns.discount > 0:
         return True
     return any(term.control_variate or _teacher_chooses(term.tokens) for term in terms.values())
 

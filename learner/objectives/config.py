@@ -12,6 +12,8 @@ from tutelage.settings import Settings, setting
 
 REVERSE_KL = "reverse_kl"  # KL(student || teacher)
 FORWARD_KL = "forward_kl"  # KL(teacher || student)
+K1 = "k1"  # log p - log q of the sampled token: the advantage of a policy gradient
+LIKELIHOOD = "likelihood"  # -log p of a token that another wrote: cross-entropy, no teacher's scores needed
 
 
 class Support(Enum):
@@ -40,15 +42,6 @@ class Gradient(Enum):
     backprop = "backprop"  # back-propagate the divergence
     policy_gradient = "policy_gradient"  # sum of -sg(w A) log p
     scalar_advantage = "scalar_advantage"  # the divergence as the sampled token's advantage: refused by name
-
-
-class Estimator(Enum):
-    """How the sampled token alone stands for the divergence."""
-
-    k1 = "k1"  # log p - log q, as a reward (policy_gradient)
-    k2 = "k2"  # half its square, back-propagated: expected gradient of the reverse KL
-    k3 = "k3"  # r - 1 - log r with r = q/p, back-propagated: expected gradient of the *forward* KL
-    likelihood = "likelihood"  # -log p of a token that another wrote: cross-entropy, no teacher's scores needed
 
 
 class Shaping(Enum):
@@ -109,7 +102,7 @@ class TermConfig(Settings):
     beta: float = 0.5  # jsd: 0 is forward KL, 1 reverse KL
     alpha: float = 0.1  # skewed divergences
     gradient: Gradient = Gradient.backprop
-    estimator: Estimator = Estimator.k1  # support=sampled only
+    estimator: str = K1  # support=sampled only: a name in `estimators.ESTIMATORS`
     shaping: Shaping = Shaping.none  # policy_gradient only
     shaping_low: float = -5.0
     shaping_high: float = 5.0
@@ -125,7 +118,7 @@ class TermConfig(Settings):
 def is_likelihood(term: TermConfig) -> bool:
     """Whether a term is the cross-entropy of the sequence itself."""
     direct = term.support is Support.sampled and term.gradient is Gradient.backprop
-    return direct and term.estimator is Estimator.likelihood
+    return direct and term.estimator == LIKELIHOOD
 
 
 class OtherSource(Enum):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from learner.objectives.config import (
     REVERSE_KL,
-    Estimator,
     Gradient,
     Importance,
     LossReduction,
@@ -26,6 +25,7 @@ from learner.objectives.config import (
     is_likelihood,
 )
 from learner.objectives.divergences import divergence_of
+from learner.objectives.estimators import ESTIMATORS
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
     topk = term.support not in (Support.sampled, Support.full)
     how = "policy gradient" if term.gradient is Gradient.policy_gradient else "back-propagated"
     if term.support is Support.sampled and term.gradient is Gradient.backprop:
-        how += f" through its {term.estimator.value} estimate"
+        how += f" through its {term.estimator} estimate"
     tokens = _token_words(term.tokens)
     return _join(
         on if term.weight == 1 else f"{term.weight:g} times {on}",
@@ -168,13 +168,10 @@ def _sampled_formula(term: TermConfig, advantage: str, mixture: str) -> str:
     weighted = "" if term.importance is Importance.none else "w "
     where = _fill(_IMPORTANCE[term.importance][1], term)
     if term.gradient is Gradient.backprop:
-        if term.estimator is Estimator.k2:
-            loss, g = "1/2 log²(p/q)", "log(p/q)"
-        elif is_likelihood(term):
+        if is_likelihood(term):
             return "-log p(y), g(y) = -1"
-        else:
-            loss, g = "q/p - 1 - log(q/p)", "1 - q/p"
-        return _where(f"{weighted}({loss}) at y, g(y) = {weighted}({g})", where)
+        estimator = ESTIMATORS[term.estimator]
+        return _where(f"{weighted}({estimator.loss}) at y, g(y) = {weighted}({estimator.g})", where)
     variate = " + sg KL(p||q)" if term.control_variate else ""
     shaped = _fill(_SHAPES[term.shaping][1], term).replace("{a}", advantage + variate)
     return _where(f"-sg({weighted}A) log p(y), A = {mixture.format(shaped=shaped)}", where)

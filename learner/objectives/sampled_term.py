@@ -1,16 +1,13 @@
-"""Terms that know the sampled token y alone.
+"""The sampled token y as an action: its log-prob weighed by an advantage.
 
 Shape suffixes: C positions.
 
-    policy gradient    loss = -sg(w shape(A)) log p(y),  E[-A grad log p(y)] = the divergence's gradient
-    k2                 loss = w (log p(y) - log q(y))^2 / 2,   g = w (log p(y) - log q(y)):  reverse KL in expectation
-    k3                 loss = w (r - 1 - log r),  r = q(y)/p(y),  g = w (1 - r):  forward KL in expectation
-    likelihood         loss = -log p(y),  g = -1:  KL(writer || student) in expectation, where another wrote y
+    loss = -sg(w shape(A)) log p(y),  E[-A grad log p(y)] = the divergence's gradient
 
 A is log q(y) - log p(y) for the reverse KL. Where a teacher scored several tokens together, y is all of them (`spans`).
 w corrects for the distribution that y was drawn from.
-Estimators: Schulman, "Approximating KL Divergence", 2020; exact-KL control variate: arXiv 2605.07865; reward
-extrapolation: arXiv 2602.12125; returns over later tokens: Gu et al., "MiniLLM", arXiv 2306.08543.
+Exact-KL control variate: arXiv 2605.07865; reward extrapolation: arXiv 2602.12125; returns over later tokens: Gu et
+al., "MiniLLM", arXiv 2306.08543.
 """
 
 from dataclasses import dataclass
@@ -19,9 +16,9 @@ import torch
 from torch import Tensor
 
 from learner.objectives.base import StudentChunk, TeacherChunk, teacher_floor
-from learner.objectives.config import REVERSE_KL, Estimator, TaskRewardConfig, TaskRewardMix, TermConfig
+from learner.objectives.config import REVERSE_KL, TaskRewardConfig, TaskRewardMix, TermConfig
 from learner.objectives.divergences import divergence_of
-from learner.objectives.importance import policy_gradient, truncated_weight
+from learner.objectives.importance import policy_gradient
 from learner.objectives.shaping import shaping_of
 from learner.objectives.spans import Actions, actions
 from learner.objectives.term import TermLosses
@@ -73,30 +70,3 @@ class SampledPolicyGradient:
             return advantage
         of_task = 1 - task.share if task.mix is TaskRewardMix.convex else 1.0
         return task.share * advantage + of_task * rows.require("task_advantages")
-
-
-class Likelihood:
-    """Cross-entropy of the sequence, whoever wrote it: supervised learning."""
-
-    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        loss = -student.logprobs_of(rows.target_ids)
-        return TermLosses(loss, rows.target_ids[:, None], -torch.ones_like(loss)[:, None])
-
-
-class SampledEstimator:
-    """k2 or k3, back-propagated."""
-
-    def __init__(self, term: TermConfig) -> None:
-        self._config = term
-
-    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        done = actions(rows, student.logprobs_of(rows.target_ids))
-        gap = done.student - done.teacher
-        if self._config.estimator is Estimator.k2:
-            loss, grad = gap.square() / 2, gap
-        else:
-            grad = -(-gap).expm1()
-            loss = gap - grad
-        weight, metrics = truncated_weight(self._config, done.student, done.sampling)
-        ids = rows.target_ids[:, None]
-        return TermLosses(done.shared(weight * loss), ids, (weight * grad)[:, None], metrics=metrics)

@@ -33,12 +33,12 @@ class SupportTerm:
         config = self._config
         support = build_support(config.support, config.k, student, rows)
         compared = normalise(config.normalisation, support, student)
-        value, grad = self._realise(compared)
+        value, grad = self._differentiate(compared)
         absent = ~compared.present
         loss, grad = value.masked_fill(absent, 0.0).sum(-1), grad.masked_fill(absent, 0.0)
         return self._back(loss, grad, compared, support, self._diagnostics(support, rows))
 
-    def _realise(self, compared: Normalised) -> tuple[Tensor, Tensor]:
+    def _differentiate(self, compared: Normalised) -> tuple[Tensor, Tensor]:
         """Summands of the loss and g on the normalised log-probs."""
         logp, logq = compared.student, compared.teacher
         if self._config.gradient is Gradient.policy_gradient:

@@ -22,7 +22,7 @@ from learner.config import LearnerConfig, LearnerSetup, LoraConfig, StudentConfi
 from learner.engine import LearnerEngine
 from learner.export import export
 from learner.lora import checkpoint_weights
-from learner.objectives.config import Estimator, ObjectiveConfig, SequencesConfig, Support
+from learner.objectives.config import ObjectiveConfig, SequencesConfig, Support
 from learner.packing import pack
 from learner.records import Batch, Example
 from learner.weights.source import CausalLMSource
@@ -40,7 +40,7 @@ STEPS = 3
 CROSS_ENTROPY = ObjectiveConfig(  # what falls from step to step on the same batch
     support=Support.sampled,
     divergence="forward_kl",
-    estimator=Estimator.likelihood,
+    estimator="likelihood",
     sequences=SequencesConfig(on_policy_fraction=0),
 )
 

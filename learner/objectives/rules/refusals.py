@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 
-from learner.objectives.config import Importance, ObjectiveConfig, TermConfig
+from learner.objectives.config import Importance, ObjectiveConfig, Support, TermConfig
 from learner.objectives.divergences import DIVERGENCES
+from learner.objectives.estimators import ESTIMATORS
 from learner.objectives.rules import cross_tokenizer as cross_tokenizer_rules
 from learner.objectives.rules.case import Case, Rule, RunFacts
 from learner.objectives.rules.terms import TERM_RULES
@@ -34,6 +35,19 @@ def _divergence(term: TermConfig, key: str) -> Iterator[Refusal]:
         refusal = bounds.refusal(f"{key}.{name}", getattr(term, name))
         if refusal is not None:
             yield refusal
+
+
+def _estimator(term: TermConfig, key: str) -> Iterator[Refusal]:
+    """An estimator that nobody has registered, or of another divergence than the term names."""
+    unknown = ESTIMATORS.refusal(term.estimator, f"{key}.estimator")
+    if unknown is not None:
+        yield unknown
+    elif term.support is Support.sampled:
+        estimator = ESTIMATORS[term.estimator]
+        if estimator.divergence not in ("", term.divergence):
+            named = estimator.divergence
+            fix = estimator.misnamed or f"its expected gradient is that of {named}: set divergence={named}"
+            yield Refusal(f"{key}.estimator", term.estimator, fix)
 
 
 def _sampling(case: Case, key: str) -> Iterator[Refusal]:
@@ -69,6 +83,7 @@ def refusals(objective: ObjectiveConfig, run: RunFacts) -> list[Refusal]:
     for key, term in on_objective.terms.items():
         case = replace(on_objective, term=term)
         refused += _divergence(term, key)
+        refused += _estimator(term, key)
         refused += _broken((*TERM_RULES, *cross_tokenizer_rules.TERM_RULES), case, key)
         if case.learns_from_sample:
             refused += _sampling(case, key)

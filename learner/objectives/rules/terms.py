@@ -1,9 +1,8 @@
 """Rules about one term: bounds of its settings, what a sampled token can stand for, what a support can hold."""
 
 from learner.objectives.config import (
-    FORWARD_KL,
+    K1,
     REVERSE_KL,
-    Estimator,
     Gradient,
     Importance,
     Normalisation,
@@ -43,45 +42,21 @@ BOUNDS = (
 SAMPLED_TOKEN = (
     Rule(
         "estimator",
-        lambda c: (
-            c.term.support is Support.sampled
-            and c.term.gradient is Gradient.backprop
-            and c.term.estimator is Estimator.k1
-        ),
+        lambda c: c.term.support is Support.sampled and c.term.gradient is Gradient.backprop and c.term.estimator == K1,
         "back-propagated, log p - log q of the sampled token has an expected gradient of zero: the teacher drops "
         "out of it; set gradient=policy_gradient (k1 as a reward) or estimator=k2",
     ),
     Rule(
         "estimator",
-        lambda c: c.on_sample_as_reward and c.term.estimator is not Estimator.k1,
+        lambda c: c.on_sample_as_reward and c.term.estimator != K1,
         "as a reward only k1 has the divergence's gradient; set estimator=k1, or back-propagate this one with "
         "gradient=backprop",
     ),
     Rule(
         "estimator",
-        lambda c: c.term.support is not Support.sampled and c.term.estimator is not Estimator.k1,
+        lambda c: c.term.support is not Support.sampled and c.term.estimator != K1,
         "estimates a divergence from the sampled token, and this support needs no estimate; set support=sampled, "
         "or leave estimator=k1, which is ignored here",
-    ),
-    Rule(
-        "estimator",
-        lambda c: (
-            c.term.support is Support.sampled and c.term.estimator is Estimator.k3 and c.term.divergence != FORWARD_KL
-        ),
-        "back-propagated, its expected gradient is the forward KL's: name it so with divergence=forward_kl, or set "
-        "estimator=k2 for the reverse KL",
-    ),
-    Rule(
-        "estimator",
-        lambda c: (
-            c.term.support is Support.sampled and c.term.estimator is Estimator.k2 and c.term.divergence != REVERSE_KL
-        ),
-        "its expected gradient is the reverse KL's: set divergence=reverse_kl, or estimator=k3 for the forward KL",
-    ),
-    Rule(
-        "estimator",
-        lambda c: is_likelihood(c.term) and c.term.divergence != FORWARD_KL,
-        "its expected gradient is that of the forward KL from whoever wrote the sequence: set divergence=forward_kl",
     ),
     Rule(
         "estimator",

@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 from itertools import product
 
 from learner.objectives.config import (
-    Estimator,
     Gradient,
     Importance,
     LossReduction,
@@ -34,8 +33,8 @@ def test_each_part_of_a_term_that_matters_changes_its_description() -> None:
         *(replace(sampled, importance=importance) for importance in (Importance.none, Importance.ppo_clip)),
         replace(sampled, control_variate=True),
         *(replace(sampled, tokens=TokenMaskConfig(spans=spans)) for spans in (Spans.one_to_one, Spans.merged)),
-        replace(sampled, gradient=Gradient.backprop, estimator=Estimator.k2),
-        replace(sampled, gradient=Gradient.backprop, estimator=Estimator.k3, divergence="forward_kl"),
+        replace(sampled, gradient=Gradient.backprop, estimator="k2"),
+        replace(sampled, gradient=Gradient.backprop, estimator="k3", divergence="forward_kl"),
         *(
             replace(ObjectiveConfig(), support=support, normalisation=normalisation, divergence=divergence)
             for support, normalisation, divergence in product(Support, Normalisation, DIVERGENCES)

@@ -26,6 +26,7 @@ ALL_RULES = (
 CASES = [*cross_tokenizer.CASES, *terms.CASES, *whole.CASES]
 OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     ({"divergence": "hellinger"}, "objective.divergence=hellinger"),
+    ({"support": "sampled", "estimator": "k4"}, "objective.estimator=k4"),
     ({"further_terms": {"more": {"divergence": "kl"}}}, "objective.further_terms.more.divergence=kl"),
     ({"weight": -1.0}, "objective.weight=-1.0"),
     ({"weight": float("nan")}, "objective.weight=nan"),

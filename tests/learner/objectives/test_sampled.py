@@ -8,7 +8,7 @@ from torch import Tensor
 
 from learner.objectives import ObjectiveConfig, Rows, build_objective
 from learner.objectives.config import (
-    Estimator,
+    K1,
     Gradient,
     Importance,
     ReferenceConfig,
@@ -20,15 +20,19 @@ from learner.objectives.config import (
     TermConfig,
     TokenMaskConfig,
 )
+from learner.objectives.describe import describe
+from learner.objectives.estimators import ESTIMATORS, Estimator, LogRatio
+from learner.objectives.rules.case import RunFacts
+from learner.objectives.rules.refusals import refusals
 from tests.learner.objectives.compositions import DIVERGENCES
 from tests.learner.objectives.formulas import SHAPES, losses
 from tests.learner.positions import at_every_target, backward, close, compute, make_rows, random_pair, with_sampling
 
 SAMPLED = ObjectiveConfig(support=Support.sampled, gradient=Gradient.policy_gradient)
 FULL = ObjectiveConfig(support=Support.full)
-K2 = replace(SAMPLED, gradient=Gradient.backprop, estimator=Estimator.k2)
-K3 = replace(K2, estimator=Estimator.k3, divergence="forward_kl")
-LIKELIHOOD = replace(K3, estimator=Estimator.likelihood)
+K2 = replace(SAMPLED, gradient=Gradient.backprop, estimator="k2")
+K3 = replace(K2, estimator="k3", divergence="forward_kl")
+LIKELIHOOD = replace(K3, estimator="likelihood")
 DRAWS = 10_000
 
 
@@ -73,21 +77,52 @@ def test_policy_gradient_is_unbiased(divergence: str) -> None:
 
 
 @pytest.mark.verifies("expectations", "k2 has the mean gradient of the reverse KL, k3 that of the forward KL")
-@pytest.mark.parametrize(("config", "divergence"), [(K2, "reverse_kl"), (K3, "forward_kl")], ids=["k2", "k3"])
-def test_estimators_have_their_divergences_mean(config: ObjectiveConfig, divergence: str) -> None:
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name not in (K1, LIKELIHOOD.estimator)])
+def test_estimators_have_their_divergences_mean(estimator: str) -> None:
+    divergence = ESTIMATORS[estimator].divergence
+    assert divergence == {"k2": "reverse_kl", "k3": "forward_kl"}.get(estimator, divergence)
+    config = replace(K2, estimator=estimator, divergence=divergence)
     logits, logq = random_pair(11, positions=1)
     close(expected_gradient(config, logits, logq), exact_gradient(replace(FULL, divergence=divergence), logits, logq))
 
 
 @pytest.mark.verifies("expectations", "k1 back-propagated has a mean gradient of zero, and is refused")
 def test_k1_back_propagated_is_refused_because_the_teacher_vanishes() -> None:
-    logits, _ = random_pair(12, positions=1)
+    logits, logq = random_pair(12, positions=1)
     leaf = logits.clone().requires_grad_()
-    mean = (logits.softmax(-1) * leaf.log_softmax(-1)).sum()  # log q does not depend on the student
+    loss, _ = LogRatio(K2).terms(leaf.log_softmax(-1), logq)
+    mean = (logits.softmax(-1) * loss).sum()  # log q does not depend on the student
     (grad,) = torch.autograd.grad(mean, leaf)
     close(grad, torch.zeros_like(grad))
     with pytest.raises(ValueError, match=r"estimator=k1.*the teacher vanishes"):
-        build_objective(replace(K2, estimator=Estimator.k1))
+        build_objective(replace(K2, estimator="k1"))
+
+
+class CubedLogRatio(Estimator):
+    """One of a user's own; what it is good for is theirs to know."""
+
+    divergence = "reverse_kl"
+    loss, g = "1/3 log³(p/q)", "log²(p/q)"
+
+    def terms(self, logp: Tensor, logq: Tensor) -> tuple[Tensor, Tensor]:
+        return (logp - logq) ** 3 / 3, (logp - logq) ** 2
+
+
+def test_an_estimator_of_a_users_own_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ESTIMATORS, "_items", dict(ESTIMATORS._items))
+    ESTIMATORS.add("cubed", CubedLogRatio)
+    config = replace(K2, estimator="cubed")
+    assert refusals(config, RunFacts()) == []
+    (refusal,) = refusals(replace(config, divergence="forward_kl"), RunFacts())
+    assert str(refusal).startswith("objective.estimator=cubed: its expected gradient is that of reverse_kl")
+    assert describe(config).formula[0] == "l(t) = [(1/3 log³(p/q)) at y, g(y) = (log²(p/q))]"
+    logits, logq = random_pair(13)
+    rows = make_rows(logits, logq)
+    leaf = logits.clone().requires_grad_()
+    expected = (leaf.log_softmax(-1) - logq).gather(1, rows.target_ids[:, None])[:, 0] ** 3 / 3
+    result = compute(config, logits, rows)
+    close(result.loss, expected.detach())
+    close(result.grad_logits, backward(expected, leaf))
 
 
 def variance(config: ObjectiveConfig, logits_1V: Tensor, logq_1V: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from learner.head.fused_loss import fused_head_loss
 from learner.objectives import ObjectiveConfig, Rows, build_objective
 from learner.objectives.config import (
-    Estimator,
     Gradient,
     Importance,
     Normalisation,
@@ -50,9 +49,9 @@ FORMULAS: dict[str, tuple[ObjectiveConfig, Callable[[Tensor, Tensor, Tensor], Te
             -torch.minimum((p - r).exp() * (q - p).detach(), (p - r).exp().clamp(0.8, 1.2) * (q - p).detach())
         ),
     ),
-    "k2": (replace(DIRECT, estimator=Estimator.k2), lambda p, q, r: (p - q) ** 2 / 2),
+    "k2": (replace(DIRECT, estimator="k2"), lambda p, q, r: (p - q) ** 2 / 2),
     "k3": (
-        replace(DIRECT, estimator=Estimator.k3, divergence="forward_kl"),
+        replace(DIRECT, estimator="k3", divergence="forward_kl"),
         lambda p, q, r: (q - p).exp() - 1 - (q - p),
     ),
 }
