@@ -106,13 +106,13 @@ def _kept(folder: Path, pair: str, seed: int) -> Path:
 async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
     config = build(compose("config", overrides=overrides))
     prepared = prepare(config)
-    workers = await Fleet.start(config, prepared, session.cluster(config.cluster))
-    await workers.connect()
+    fleet = await Fleet.start(config, prepared, session.cluster(config.cluster))
+    await fleet.connect()
     verifier = VERIFIERS[config.data.verifier]
-    probed = await Prober(config, prepared, workers, verifier, lambda _what, _responses: None).probe()
-    await workers.set_idle()
-    found, seen = probed.found, figures(probed.found)
-    judgement = judge(found, seen)
+    probed = await Prober(config, prepared, fleet, verifier, lambda _what, _responses: None).probe()
+    await fleet.set_idle()
+    seen = figures(probed.samples)
+    judgement = judge(probed.samples, seen)
     assert seen.student_accuracy is not None and seen.teacher_accuracy is not None  # the lab has a verifier
     return {
         "predicted": judgement.predicted_change.mean,

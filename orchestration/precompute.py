@@ -2,43 +2,25 @@
 
 The same configuration as launch. The data's completions that training will come by are scored with the requests that
 training will make, and kept in scoring.cache_dir; launch then only reads, also with teacher.backend=cache.
-
-slots of the run ─► completions ─► each one's request, once ─► scoring workers ─► scoring.cache_dir
 """
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cli import refusing_wrong_settings, run
 from orchestration.config.compose import build, register_schema
-from orchestration.config.facts import learns_from_data, teachers_of
-from orchestration.config.schema import RunConfig, Stage
-from orchestration.pipeline.sources import TrajectorySource
-from orchestration.prepare.inputs import Prepared, check_endpoints, make_request_builder, prepare
-from orchestration.prepare.plan import check_local_resources, join_cluster
-from scoring.backends.base import CacheStats
-from scoring.backends.cached import in_words
-from scoring.backends.factory import BACKENDS, kind_of
-from scoring.config import teacher_setting
-from scoring.pool import BASE, REFERENCE, TeacherPool
-from scoring.request_builder import RequestBuilder
-from tutelage.cluster import Cluster, Session
-from tutelage.errors import WorkerFailure
-from tutelage.records.prompt import RenderedPrompt, with_ids
-from tutelage.records.signal import ScoringRequest
-from tutelage.records.trajectory import Trajectory
-from tutelage.settings import Refusal
+from orchestration.config.facts import teachers_of
+from orchestration.prepare.inputs import check_endpoints, prepare
+from orchestration.prepare.plan import check_local_resources
+from orchestration.runs.precomputing import completions_to_score, fill_cache, precompute_refusals
+from tutelage.cluster import Session
 
 register_schema()
-_OUTSTANDING = 64  # requests that a worker has at a time
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -63,7 +45,7 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
         prepared = prepare(config)
         check_local_resources(config, prepared.roles)
         check_endpoints(config, prepared)
-        trajectories = asyncio.run(_trajectories(config, prepared))
+        trajectories = asyncio.run(completions_to_score(config, prepared))
         tokens = sum(len(trajectory.response_ids) for trajectory in trajectories)
         console.print(
             f"{len(trajectories)} completions of {tokens} tokens, scored by {', '.join(teachers_of(config))}",
@@ -71,94 +53,7 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
         )
         if config.dry_run:
             return 0
-    return asyncio.run(_carry_out(config, prepared, trajectories, session, console))
-
-
-def precompute_refusals(config: RunConfig) -> Iterator[Refusal]:
-    """Say why a run of this configuration asks nothing that could be asked before."""
-    if config.recipe.stages:
-        names = ", ".join(stage.name for stage in config.recipe.stages)
-        yield Refusal("recipe.stages", names, "scores are computed for one stage; give that stage's own overrides")
-    if config.stage is not Stage.distil:
-        yield Refusal("stage", config.stage, "no teacher's scores are learned from; set stage=distil")
-    if not learns_from_data(config):
-        sequences = config.objective.sequences
-        fix = (
-            f"with on_policy_fraction={sequences.on_policy_fraction:g} only the data's completions are known before "
-            "the run; set objective.sequences.other_source=dataset and on_policy_fraction=0"
-        )
-        yield Refusal("objective.sequences.other_source", sequences.other_source, fix)
-    if config.scoring.cache_dir is None:
-        yield Refusal("scoring.cache_dir", None, "the scores need a place; name a directory")
-    for key, teacher in teachers_of(config).items():
-        if teacher.backend in BACKENDS and not kind_of(teacher).computes:
-            fix = "computes nothing; set transformers, vllm or server to fill the cache"
-            yield Refusal(f"{teacher_setting(key)}.backend", teacher.backend, fix)
-
-
-async def _trajectories(config: RunConfig, prepared: Prepared) -> list[Trajectory]:
-    """What the data's slots of the run will be, each prompt's completion once."""
-    source = TrajectorySource(config, prepared.train, 0, None, None)
-    slots = source.foreign(range(config.pipeline.steps * config.pipeline.batch_size))
-    found = {trajectory.prompt_id: trajectory async for trajectory in source.roll_out(slots)}
-    return list(found.values())
-
-
-async def _carry_out(
-    config: RunConfig, prepared: Prepared, trajectories: Sequence[Trajectory], session: Session, console: Console
-) -> int:
-    try:
-        scoring = await TeacherScoring.start(config, prepared, join_cluster(config, prepared.roles, session))
-        await scoring.carry_out(trajectories, console)
-        stats = await scoring.conclude()
-    except WorkerFailure as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 1
-    console.print(f"{in_words(stats)}\n{config.scoring.cache_dir}", highlight=False, soft_wrap=True)
-    return int(stats.unwritten > 0)
-
-
-@dataclass(frozen=True)
-class TeacherScoring:
-    """The workers that fill the cache."""
-
-    config: RunConfig
-    prepared: Prepared
-    builder: RequestBuilder
-    teachers: TeacherPool
-
-    @classmethod
-    async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "TeacherScoring":
-        scorers = {role: scorer for role, scorer in prepared.roles.scorers.items() if role != BASE}
-        teachers = await TeacherPool.start(scorers, prepared.roles.mixtures, config.scoring, config.timeouts, cluster)
-        return cls(config, prepared, make_request_builder(config, prepared), teachers)
-
-    async def carry_out(self, trajectories: Sequence[Trajectory], console: Console) -> None:
-        """Have everything scored that is not scored yet."""
-        items = with_ids(self.prepared.train)
-        slots = asyncio.Semaphore(_OUTSTANDING * self.config.scoring.workers)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("scores", total=len(trajectories))
-
-            async def mark(trajectory: Trajectory) -> None:
-                async with slots:
-                    await self._mark(items[trajectory.prompt_id], trajectory)
-                bar.advance(task)
-
-            await asyncio.gather(*(mark(trajectory) for trajectory in trajectories))
-
-    async def _mark(self, item: RenderedPrompt, trajectory: Trajectory) -> None:
-        asked = self.builder.build(item.prompt.teacher, item.teacher_ids, trajectory, item.teacher_follow_ups)
-        await self.teachers.score(asked.request, item.views)
-        if REFERENCE in self.teachers:
-            await self.teachers.score(ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids))
-
-    async def conclude(self) -> CacheStats:
-        """How often scores were there; the workers may go on in a run."""
-        found = [await group.cache_stats() for group in self.teachers.distinct.values()]
-        self.teachers.set_idle()
-        return sum((stats for stats in found if stats is not None), CacheStats())
+    return asyncio.run(fill_cache(config, prepared, trajectories, session, console))
 
 
 if __name__ == "__main__":

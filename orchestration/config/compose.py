@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestration.config.rules import refusals
 from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from tutelage.settings import Refusal, Refusals
 
 
@@ -30,7 +31,10 @@ def build(
         ConfigError: with everything that cannot work.
     """
     config = cast(RunConfig, OmegaConf.to_object(composed))
-    Refusals([*_preset_refusals(config, preset), *refusals(config), *further(config)]).raise_all()
+    wrong = Refusals([*_preset_refusals(config, preset), *refusals(config)])
+    if config.stage in STAGES:
+        wrong.extend(further(config))
+    wrong.raise_all()
     config.freeze()
     return config
 

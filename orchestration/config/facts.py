@@ -3,7 +3,8 @@
 from learner.objectives import requirements
 from learner.objectives.config import OtherSource
 from learner.objectives.rules.case import RunFacts
-from orchestration.config.schema import RunConfig, Stage
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from scoring.backends.factory import kind_of
 from scoring.capabilities import Capabilities, mixed
 from scoring.config import TEACHER, TeacherConfig
@@ -20,7 +21,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         samples_per_prompt=sampling.samples_per_prompt,
         batch_size=pipeline.batch_size,
         has_verifier=config.data.is_graded,
-        cross_tokenizer=config.stage is not Stage.reinforce
+        cross_tokenizer=STAGES[config.stage].has_teacher
         and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
     )
 
@@ -29,10 +30,8 @@ INITIAL_STUDENT = "student"  # as objective.reference.model
 
 
 def uses_teacher(config: RunConfig) -> bool:
-    """Whether a teacher scores or writes any of the sequences that are learned from; in reinforcement none does."""
-    if config.stage is Stage.reinforce:
-        return False
-    return requirements(config.objective).teacher or _learns_from_teacher(config)
+    """Whether a teacher scores or writes any of the sequences that are learned from."""
+    return STAGES[config.stage].has_teacher and (requirements(config.objective).teacher or _learns_from_teacher(config))
 
 
 def _learns_from_teacher(config: RunConfig) -> bool:
@@ -48,7 +47,7 @@ def learns_from_data(config: RunConfig) -> bool:
 
 def needs_teacher_rollouts(config: RunConfig) -> bool:
     """Whether engines have to sample from the teacher all through the run."""
-    return config.stage is not Stage.cold_start and _learns_from_teacher(config)
+    return not STAGES[config.stage].collects and _learns_from_teacher(config)
 
 
 def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:

@@ -12,7 +12,8 @@ from learner.objectives.config import OtherSource
 from learner.objectives.rules import refusals as objective_rules
 from orchestration.config.facts import run_facts
 from orchestration.config.keys import unknown_key_refusals
-from orchestration.config.schema import RunConfig, Stage
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from rollout.data.sources import data_refusals
 from scoring.backends.base import BackendUse
 from scoring.backends.factory import BACKENDS, kind_of
@@ -26,9 +27,12 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     """Everything that is wrong with the values alone, first of each part, then of their company."""
     yield from unknown_key_refusals(config)
     yield from config.refusals()
+    unknown = STAGES.refusal(config.stage)
+    if unknown is not None:
+        yield unknown
+        return  # the rules below ask what the stage needs
     yield from _lengths(config)
     yield from objective_rules.refusals(config.objective, run_facts(config))
-    yield from _rewards(config)
     yield from _stage(config)
     yield from _teachers(config)
     yield from _engines(config)
@@ -43,55 +47,12 @@ def _lengths(config: RunConfig) -> Iterator[Refusal]:
         yield Refusal("rollout.max_model_len", config.rollout.max_model_len, fix)
 
 
-def _rewards(config: RunConfig) -> Iterator[Refusal]:
-    if config.stage is Stage.reinforce:
-        yield from _reinforcement(config)
-    elif config.pipeline.max_replaced_groups > 0:
-        fix = "only where rewards alone are learned from are some groups worthless; set stage=reinforce, or 0"
-        yield Refusal("pipeline.max_replaced_groups", config.pipeline.max_replaced_groups, fix)
-
-
-def _reinforcement(config: RunConfig) -> Iterator[Refusal]:
-    """Rewards are learned from, and what else is compared is compared with the reference."""
-    objective, needs = config.objective, requirements(config.objective)
-    reference = objective.reference
-    if not needs.task_advantages:
-        fix = "stage=reinforce learns from rewards; choose objective=grpo, or stage=distil"
-        yield Refusal("objective.task_reward.mix", objective.task_reward.mix, fix)
-    if needs.teacher and reference.model is None:
-        fix = (
-            "the objective compares the student with another model, and stage=reinforce has no teacher: set it to "
-            "student (its initial weights) or a checkpoint, or learn from rewards alone with "
-            "objective.task_reward.share=0"
-        )
-        yield Refusal("objective.reference.model", None, fix)
-    if not needs.teacher and reference.model is not None:
-        fix = "nothing is compared with it; set objective.task_reward.share=0.01, or null"
-        yield Refusal("objective.reference.model", reference.model, fix)
-    if reference.extrapolation != 1:
-        fix = "goes from a reference beyond a teacher, and stage=reinforce has no teacher; set 1"
-        yield Refusal("objective.reference.extrapolation", reference.extrapolation, fix)
-    if objective.gate.only_with_context:
-        fix = "stage=reinforce has no teacher that could see more than the student; set false"
-        yield Refusal("objective.gate.only_with_context", True, fix)
-
-
 def _stage(config: RunConfig) -> Iterator[Refusal]:
-    """Whether the objective learns from what the stage has."""
-    needs_teacher, chosen = requirements(config.objective).teacher, f"objective={config.objective.name}"
-    learns_from_others_alone = not needs_teacher and config.objective.sequences.on_policy_fraction == 0
-    if config.stage is Stage.cold_start and not learns_from_others_alone:
-        fix = (
-            "sequences that another wrote are learned as they are, and this objective needs the teacher's scores or "
-            "the student's own samples; set objective=supervised, or stage=distil"
-        )
-        yield Refusal("stage", f"cold_start with {chosen}", fix)
-    if config.stage is Stage.distil and not needs_teacher:
-        fix = (
-            "nothing of it is learned from a teacher's scores; set stage=cold_start for a supervised objective, "
-            "stage=reinforce for one of rewards alone, or choose another objective"
-        )
-        yield Refusal("stage", f"distil with {chosen}", fix)
+    kind, replaced = STAGES[config.stage], config.pipeline.max_replaced_groups
+    yield from kind.refusals(config)
+    if replaced > 0 and not kind.drops_groups:
+        fix = "only where rewards alone are learned from are some groups worthless; set stage=reinforce, or 0"
+        yield Refusal("pipeline.max_replaced_groups", replaced, fix)
 
 
 def _engines(config: RunConfig) -> Iterator[Refusal]:
@@ -116,18 +77,15 @@ def _alignment(config: RunConfig) -> Iterator[Refusal]:
             "reasoning_gym, or set alignment.enabled=false"
         )
         yield Refusal("data.verifier", config.data.verifier, fix)
-    if config.stage is not Stage.distil:
-        fix = (
-            f"compares a teacher's gradient with the ideal one, and stage={config.stage.value} has none; set "
-            "stage=distil"
-        )
+    if not STAGES[config.stage].learns_from_scores:
+        fix = f"compares a teacher's gradient with the ideal one, and stage={config.stage} has none; set stage=distil"
         yield Refusal("alignment.enabled", True, fix)
 
 
 def _teachers(config: RunConfig) -> Iterator[Refusal]:
-    if config.stage is Stage.reinforce:
+    if not STAGES[config.stage].has_teacher:
         if config.further_teachers:
-            fix = "no teacher takes part in stage=reinforce; leave it empty"
+            fix = f"no teacher takes part in stage={config.stage}; leave it empty"
             yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
         return
     teachers, use = {TEACHER: config.teacher, **config.further_teachers}, _backend_use(config)
@@ -151,7 +109,7 @@ def _backend_use(config: RunConfig) -> BackendUse:
     return BackendUse(
         needs=requirements(config.objective),
         scoring=config.scoring,
-        overlap_k=config.learner.overlap_k if config.stage is Stage.distil else 0,
+        overlap_k=config.learner.overlap_k if STAGES[config.stage].learns_from_scores else 0,
         writes=sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher,
         new_responses=sequences.on_policy_fraction > 0,
     )

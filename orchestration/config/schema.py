@@ -13,14 +13,6 @@ from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.settings import ClusterConfig, Refusal, Settings, TimeoutConfig, setting
 
 
-class Stage(Enum):
-    """What a run does with the student."""
-
-    distil = "distil"  # on-policy distillation: learn from the teacher's scores
-    cold_start = "cold_start"  # supervised fine-tuning on sequences of the teacher or of the data
-    reinforce = "reinforce"  # learn from a verifier's rewards
-
-
 class Resume(Enum):
     auto = "auto"  # continue the newest unfinished run of this experiment, if there is one
     never = "never"
@@ -106,7 +98,7 @@ class RecipeConfig(Settings):
 
 @dataclass
 class RunConfig(Settings):
-    stage: Stage = setting(Stage.distil, resume=False)
+    stage: str = setting("distil", resume=False)  # what is done with the student: of `orchestration.config.stages`
     experiment: str = "quickstart"  # names the folder of the outputs
     seed: int = setting(0, resume=False)
     output_root: str = "outputs"

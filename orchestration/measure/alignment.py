@@ -14,24 +14,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.alignment import summary
 from diagnostics.alignment.gradients import Node, NodeAlignment, View, compare_gradients
 from diagnostics.alignment.nodes import choose, node_view
-from learner.records import Example, ExampleTokens
+from learner.records import ExampleTokens
 from orchestration.config.schema import RunConfig
-from orchestration.measure.evaluation import examined_k, pack_to_examine
-from orchestration.measure.targeted import Completed, Judge, Plan, Target, complete, fit
+from orchestration.measure.both_models import BothModels, examined_k, teacher_in_question
+from orchestration.measure.targeted import AnswerGrader, Completed, Target, TargetedPlan, complete, fit
 from orchestration.pipeline.fleet import Fleet
+from orchestration.pipeline.requests import roll_out_all, rollout_request
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.models import alignment_teachers
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.chat import generation_ends, stop_token_ids
-from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.signal import ScoringRequest
-from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
+from tutelage.records.trajectory import Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
 from tutelage.verifier import Verifier
 
@@ -40,7 +41,7 @@ _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own
 
 
 @dataclass(frozen=True)
-class Cost:
+class AlignmentCost:
     """In tokens generated and scored; the common prompt of a candidate's completions counts once."""
 
     questions: int
@@ -57,7 +58,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class ComparedTeacher:
     name: str
     path: str
     sees_context: bool  # that of the run's teacher
@@ -83,10 +84,10 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class GradientAlignment:
     rows: tuple[NodeAlignment, ...]  # of every node under every teacher; the run's own teacher first
     teachers: tuple[str, ...]
-    cost: Cost
+    cost: AlignmentCost
     accuracy: dict[str, float]  # of the student, by question
     texts: dict[int, str]  # of the candidates
 
@@ -136,8 +137,8 @@ class Alignment:
 
 
 async def measure_alignment(
-    config: RunConfig, prepared: Prepared, workers: Fleet, verifier: Verifier | None, say: Say
-) -> Alignment:
+    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None, say: Say
+) -> GradientAlignment:
     """Measure the alignment of the run's teacher, and of those in `alignment.teachers`, on the same nodes.
 
     Raises:
@@ -146,9 +147,8 @@ async def measure_alignment(
     if verifier is None:
         fix = "the gradient alignment needs one; choose exact, math or final_answer"
         raise ConfigError(Refusal("data.verifier", "none", fix))
-    if TEACHER not in workers.teachers:
-        raise ConfigError(Refusal("stage", config.stage, "the gradient alignment needs a teacher; set stage=distil"))
-    return await _Measurement(config, prepared, workers, workers.teachers.groups[TEACHER], verifier, say).carry_out()
+    scorers = teacher_in_question(config, fleet)
+    return await _Measurement(config, prepared, fleet, scorers, verifier, say).carry_out()
 
 
 class _Measurement:
@@ -156,32 +156,33 @@ class _Measurement:
         self,
         config: RunConfig,
         prepared: Prepared,
-        workers: Fleet,
+        fleet: Fleet,
         scorers: ScoringGroup,
         verifier: Verifier,
         say: Say,
     ) -> None:
         self._config, self._settings, self._prepared = config, config.alignment, prepared
-        self._workers, self._scorers, self._say = workers, scorers, say
-        self._teachers = _teachers(config, prepared)
+        self._fleet, self._scorers, self._say = fleet, scorers, say
+        self._both = BothModels(fleet, config.learner)
+        self._teachers = _compared_teachers(config, prepared)
         self._prompts = prepared.train[: self._questions()]
-        self._judge = Judge(verifier, self._prompts, prepared.tokenizer)
+        self._grader = AnswerGrader(verifier, self._prompts, prepared.tokenizer)
         self._stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
         self._tokens, self._started = 0, time.monotonic()
 
-    async def carry_out(self) -> Alignment:
+    async def carry_out(self) -> GradientAlignment:
         trajectories, pace = await self._survey()
-        correct = [self._judge.succeeds(int(item.prompt_id), item.response_ids) for item in trajectories]
+        correct = [self._grader.succeeds(self._question(item), item.response_ids) for item in trajectories]
         answers = self._choose_answers(trajectories, correct)
         sites = await self._sites(answers)
         targets = self._targets(sites)
         plan = fit(targets, self._settings, self._settings.max_tokens - self._tokens)
         self._announce(plan, targets, pace)
         before = self._tokens
-        done = await complete(plan, self._workers.rollouts, self._judge)
+        done = await complete(plan, self._fleet.rollouts, self._grader)
         cost = self._cost(plan, before, done, pace)
-        return Alignment(
-            rows=self._judged(sites, done),
+        return GradientAlignment(
+            rows=self._compared(sites, done),
             teachers=tuple(teacher.name for teacher in self._teachers),
             cost=cost,
             accuracy=self._accuracy(trajectories, correct),
@@ -189,6 +190,10 @@ class _Measurement:
         )
 
     # The student's answers
+
+    def _question(self, trajectory: Trajectory) -> int:
+        """The index of its prompt."""
+        return trajectory.slot // self._settings.rollouts_per_question
 
     def _questions(self) -> int:
         """As many as leave half of the tokens to the targeted rollouts, whatever the answers' length."""
@@ -216,39 +221,38 @@ class _Measurement:
         """The student's answers, and the seconds that each of their tokens took."""
         started, each = time.monotonic(), self._settings.rollouts_per_question
         requests = [
-            RolloutRequest(
-                slot=question * each + sample,
-                prompt_id=str(question),
+            rollout_request(
+                item,
+                question * each + sample,
+                derive_seed(self._config.seed, _ANSWERS, question, sample),
+                self._config.sampling.max_tokens,
                 sample_index=sample,
-                prompt_ids=item.student_ids,
-                seed=derive_seed(self._config.seed, _ANSWERS, question, sample),
-                max_tokens=self._config.sampling.max_tokens,
             )
             for question, item in enumerate(self._prompts)
             for sample in range(each)
         ]
-        found = [item async for item in self._workers.rollouts.roll_out(requests)]
-        generated = sum(len(item.response_ids) for item in found)
+        answers = await roll_out_all(self._fleet.rollouts, requests)
+        generated = sum(len(answer.response_ids) for answer in answers)
         self._tokens += generated + sum(len(item.student_ids) for item in self._prompts)
-        return sorted(found, key=lambda item: item.slot), (time.monotonic() - started) / generated
+        return answers, (time.monotonic() - started) / generated
 
     def _choose_answers(self, trajectories: Sequence[Trajectory], correct: Sequence[bool]) -> list[Answer]:
         """Some of the correct and some of the incorrect answers to each question, whatever the teacher."""
         groups: dict[tuple[int, bool], list[Trajectory]] = {}
         for trajectory, right in zip(trajectories, correct, strict=True):
-            groups.setdefault((int(trajectory.prompt_id), right), []).append(trajectory)
-        found = []
+            groups.setdefault((self._question(trajectory), right), []).append(trajectory)
+        chosen = []
         for (question, right), group in groups.items():
             generator = np.random.default_rng([self._config.seed, _CHOICE, question, right])
             kept = min(self._settings.rollouts_per_stratum, len(group))
             for index in sorted(generator.choice(len(group), kept, replace=False)):
-                found.append(Answer(question, group[index], right, kept / len(group)))
-        return found
+                chosen.append(Answer(question, group[index], right, kept / len(group)))
+        return chosen
 
     def _accuracy(self, trajectories: Sequence[Trajectory], correct: Sequence[bool]) -> dict[str, float]:
-        right = Counter(t.prompt_id for t, succeeded in zip(trajectories, correct, strict=True) if succeeded)
+        right = Counter(self._question(t) for t, succeeded in zip(trajectories, correct, strict=True) if succeeded)
         each = self._settings.rollouts_per_question
-        return {item.prompt.id: right[str(index)] / each for index, item in enumerate(self._prompts)}
+        return {item.prompt.id: right[index] / each for index, item in enumerate(self._prompts)}
 
     # Nodes
 
@@ -256,7 +260,7 @@ class _Measurement:
         everywhere = [await self._examine(answers, teacher) for teacher in self._teachers]
         if len(self._teachers) > 1:
             await self._load(self._teachers[0])
-        found = []
+        sites = []
         for index, answer in enumerate(answers):
             divergence = everywhere[0][index].values["reverse_kl"]
             slot = answer.trajectory.slot
@@ -273,35 +277,35 @@ class _Measurement:
                     self._view(tokens[index], node, answer, teacher)
                     for tokens, teacher in zip(everywhere, self._teachers, strict=True)
                 ]
-                found.append(Site(node, answer, tuple(views)))
-        return found
+                sites.append(Site(node, answer, tuple(views)))
+        return sites
 
-    def _view(self, tokens: ExampleTokens, node: Node, answer: Answer, teacher: Teacher) -> View:
+    def _view(self, tokens: ExampleTokens, node: Node, answer: Answer, teacher: ComparedTeacher) -> View:
         sampled = int(answer.trajectory.response_ids[node.position])
         has_context = teacher.sees_context and self._prompts[answer.question].has_context
         return node_view(tokens, sampled, node, self._settings.candidates, teacher.name, has_context)
 
-    async def _load(self, teacher: Teacher) -> None:
+    async def _load(self, teacher: ComparedTeacher) -> None:
         await self._scorers.load(teacher.path, self._config.teacher)
         head = await self._scorers.lm_head()
         assert head is not None  # a diagnosis refuses teachers that do not show theirs
-        await self._workers.learner.set_teacher_head(TEACHER, head)
+        await self._fleet.learner.set_teacher_head(TEACHER, head)
 
-    async def _examine(self, answers: Sequence[Answer], teacher: Teacher) -> list[ExampleTokens]:
+    async def _examine(self, answers: Sequence[Answer], teacher: ComparedTeacher) -> list[ExampleTokens]:
         if teacher is not self._teachers[0]:
             self._say(f"alignment: {teacher.name} looks at the same answers …")
             await self._load(teacher)
         requests = [
-            ScoringRequest(TEACHER, _prompt_ids(self._prompts[a.question], teacher), a.trajectory.response_ids,
-                           hidden_states=True)
+            ScoringRequest(TEACHER, self._seen_by(teacher, a), a.trajectory.response_ids, hidden_states=True)
             for a in answers
-        ]  # fmt: skip
+        ]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
-        signals = await self._scorers.score_all(requests)
-        examples = [Example(answer.trajectory, signal) for answer, signal in zip(answers, signals, strict=True)]
-        batch = pack_to_examine(examples, self._config.learner, 0)
-        k = max(examined_k(self._config.learner), self._settings.candidates)
-        return await self._workers.learner.examine(batch, k, TEACHER)
+        examples = await self._both.ask([answer.trajectory for answer in answers], requests)
+        return await self._both.tokens(examples, max(examined_k(self._config.learner), self._settings.candidates))
+
+    def _seen_by(self, teacher: ComparedTeacher, answer: Answer) -> NDArray[np.int32]:
+        item = self._prompts[answer.question]
+        return item.teacher_ids if teacher.sees_context else item.student_ids
 
     # Targeted rollouts
 
@@ -318,16 +322,16 @@ class _Measurement:
         ends = candidate in self._stops
         return Target(
             question=answer.question,
+            item=self._prompts[answer.question],
             node=index,
             candidate=candidate,
-            prompt_ids=answer.trajectory.prompt_ids,
             response_ids=np.append(response[:place], np.int32(candidate)),
             room=0 if ends else self._config.sampling.max_tokens - place - 1,
             expected=len(response) - place - 1,
             seed=derive_seed(self._config.seed, _COMPLETIONS, answer.trajectory.slot, place, candidate),
         )
 
-    def _announce(self, plan: Plan, targets: Sequence[Target], pace: float) -> None:
+    def _announce(self, plan: TargetedPlan, targets: Sequence[Target], pace: float) -> None:
         questions = len({target.question for target in plan.targets})
         wanted = len({target.question for target in targets})
         self._say(
@@ -338,8 +342,8 @@ class _Measurement:
             f"about {plan.predicted * pace:.0f} s …"
         )
 
-    def _cost(self, plan: Plan, before: int, done: Completed, pace: float) -> Cost:
-        return Cost(
+    def _cost(self, plan: TargetedPlan, before: int, done: Completed, pace: float) -> AlignmentCost:
+        return AlignmentCost(
             questions=len({target.question for target in plan.targets}),
             nodes=len({target.node for target in plan.targets}),
             candidates=len(plan.targets),
@@ -353,7 +357,7 @@ class _Measurement:
             seconds=time.monotonic() - self._started,
         )
 
-    def _judged(self, sites: Sequence[Site], done: Completed) -> tuple[NodeAlignment, ...]:
+    def _compared(self, sites: Sequence[Site], done: Completed) -> tuple[NodeAlignment, ...]:
         return tuple(
             compare_gradients(site.node, site.views[which], done.outcomes[index], self._settings)
             for which in range(len(self._teachers))
@@ -362,19 +366,15 @@ class _Measurement:
         )
 
 
-def _teachers(config: RunConfig, prepared: Prepared) -> list[Teacher]:
+def _compared_teachers(config: RunConfig, prepared: Prepared) -> list[ComparedTeacher]:
     """The run's own, and the further ones, under names that tell them apart."""
     assert prepared.teacher_path is not None  # there are scorers
-    own = Teacher(config.teacher.model, prepared.teacher_path, sees_context=True)
+    own = ComparedTeacher(config.teacher.model, prepared.teacher_path, sees_context=True)
     others = [
-        Teacher(f"{item.model}, {'with' if item.sees_context else 'without'} context", path, item.sees_context)
+        ComparedTeacher(f"{item.model}, {'with' if item.sees_context else 'without'} context", path, item.sees_context)
         for item, path in zip(config.alignment.teachers, alignment_teachers(config), strict=True)
     ]
     return [own, *others]
-
-
-def _prompt_ids(item: RenderedPrompt, teacher: Teacher) -> Any:
-    return item.teacher_ids if teacher.sees_context else item.student_ids
 
 
 def _texts(sites: Sequence[Site], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -382,5 +382,5 @@ def _texts(sites: Sequence[Site], tokenizer: PreTrainedTokenizerBase) -> dict[in
     return {token: tokenizer.decode([token]) for token in ids}
 
 
-def _instead_of(found: int, wanted: int) -> str:
-    return "" if found == wanted else f" instead of {wanted} to fit alignment.max_tokens"
+def _instead_of(count: int, wanted: int) -> str:
+    return "" if count == wanted else f" instead of {wanted} to fit alignment.max_tokens"

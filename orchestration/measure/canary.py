@@ -24,11 +24,13 @@ from diagnostics.preflight.agreement import (
     check_teacher_differs,
 )
 from diagnostics.preflight.budget import Measured
-from learner.records import Batch, Example
+from learner.records import Example
 from orchestration.config.facts import shows_whole, teachers_of
-from orchestration.config.schema import RunConfig, Stage
-from orchestration.measure.evaluation import pack_to_examine
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
+from orchestration.measure.both_models import BothModels
 from orchestration.pipeline.fleet import Fleet
+from orchestration.pipeline.requests import roll_out_all, rollout_request
 from orchestration.prepare.inputs import Prepared
 from scoring.context import ContextTemplate
 from scoring.group import ScoringGroup
@@ -71,8 +73,9 @@ class ScoredAnswers:
 class Canary:
     """Checks on real workers, which must be connected with each other and hold the initial student."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, workers: Fleet, version: int) -> None:
-        self._config, self._prepared, self._workers, self._version = config, prepared, workers, version
+    def __init__(self, config: RunConfig, prepared: Prepared, fleet: Fleet, version: int) -> None:
+        self._config, self._prepared, self._fleet, self._version = config, prepared, fleet, version
+        self._both = BothModels(fleet, config.learner, version)
         self._prompts = _choose(prepared, max(PROMPTS, 2 * config.rollout.workers, config.scoring.workers))
         self._by_id = with_ids(self._prompts)
         self._eos: int | None = prepared.tokenizer.eos_token_id
@@ -82,17 +85,10 @@ class Canary:
     async def sample(self) -> Sampled:
         """The engines' answers and the learner's log-probs of them."""
         started = time.perf_counter()
-        trajectories = await self._roll_out()
+        trajectories = await roll_out_all(self._fleet.rollouts, self._requests())
         sampled = time.perf_counter()
-        logprobs = await self.learner_logprobs(trajectories)
+        logprobs = await self._both.student_logprobs(trajectories)
         return Sampled(trajectories, logprobs, sampled - started, time.perf_counter() - sampled)
-
-    async def _roll_out(self) -> list[Trajectory]:
-        found = [item async for item in self._workers.rollouts.roll_out(self._requests())]
-        return sorted(found, key=lambda item: item.slot)
-
-    async def learner_logprobs(self, trajectories: Sequence[Trajectory]) -> _Logprobs:
-        return await self._workers.learner.logprobs(self._pack([Example(t, None) for t in trajectories]))
 
     def check_first(self, first: Sampled, stops: Set[int]) -> list[Check]:
         """Engine against learner with the initial weights, and how the engine ends responses."""
@@ -123,9 +119,9 @@ class Canary:
             sampling_logprobs=np.full(len(response), np.nan, dtype=np.float32),
             temperature=1.0,
         )
-        (learner,) = await self.learner_logprobs([ended])
+        (learner,) = await self._both.student_logprobs([ended])
         ids = np.concatenate([chosen.prompt_ids, response]).tolist()
-        engines = [values[-len(response) :] for values in await self._workers.rollouts.prompt_logprobs(ids)]
+        engines = [values[-len(response) :] for values in await self._fleet.rollouts.prompt_logprobs(ids)]
         sides = "engine, told the tokens", "learner"
         return check_agreement("canary: ended answer", sides, engines, [learner] * len(engines), self._tolerance)
 
@@ -181,11 +177,11 @@ class Canary:
         return shows_whole(self._config, key)
 
     async def check_teacher_differs(self, scores: ScoredAnswers, key: str) -> Check:
-        batch = self._pack([Example(t, s) for t, s in zip(scores.trajectories, scores.signals, strict=True)])
-        found = await self._workers.learner.examine(batch, 1, key)
-        divergence = float(np.concatenate([record.values["reverse_kl"] for record in found]).mean())
+        examples = [Example(t, s) for t, s in zip(scores.trajectories, scores.signals, strict=True)]
+        tokens = await self._both.tokens(examples, 1)
+        divergence = float(np.concatenate([record.values["reverse_kl"] for record in tokens]).mean())
         config = self._config
-        own_answers = config.stage is Stage.cold_start and config.data.is_graded
+        own_answers = STAGES[config.stage].collects and config.data.is_graded
         teacher = teachers_of(config)[key]
         waits = teacher.context is not None and bool(ContextTemplate(teacher.context).waits_for)
         has_context = waits or any(item.has_context for item in self._prompts)
@@ -194,7 +190,7 @@ class Canary:
 
     async def check_weights(self, first: Sampled) -> tuple[list[Check], Sampled, float]:
         """Perturbed weights and then the old ones; with the perturbed samples and the seconds of publishing."""
-        learner = self._workers.learner
+        learner = self._fleet.learner
         await learner.perturb(derive_seed(self._config.seed, 0), NOISE)
         try:
             await learner.publish(self._version, again=True)
@@ -202,14 +198,15 @@ class Canary:
         finally:
             await learner.restore_weights()
         report = await learner.publish(self._version, again=True)
-        restored, count = await self._roll_out(), len(first.trajectories)
+        restored = await roll_out_all(self._fleet.rollouts, self._requests())
         # Together, since what sequences have in common is computed once.
-        found = await self.learner_logprobs([*restored, *perturbed.trajectories, *first.trajectories])
-        theirs, before, again = found[:count], found[count : 2 * count], found[2 * count :]
-        ours = [trajectory.sampling_logprobs for trajectory in restored]
+        logprobs = await self._both.student_logprobs([*restored, *perturbed.trajectories, *first.trajectories])
+        count = len(first.trajectories)
+        learner_of_restored, before, again = logprobs[:count], logprobs[count : 2 * count], logprobs[2 * count :]
+        engine = [trajectory.sampling_logprobs for trajectory in restored]
         checks = [
             check_new_weights(perturbed.engine, perturbed.learner, before, perturbed.learner, self._tolerance),
-            check_restored(ours, theirs, first.learner, again, self._tolerance),
+            check_restored(engine, learner_of_restored, first.learner, again, self._tolerance),
         ]
         return checks, perturbed, report.seconds
 
@@ -230,20 +227,15 @@ class Canary:
         """Sampled as in training but from the whole distribution; the first one is cut after one token."""
         limit = min(MAX_TOKENS, self._config.sampling.max_tokens)
         return [
-            RolloutRequest(
-                slot=slot,
-                prompt_id=item.prompt.id,
-                sample_index=0,
-                prompt_ids=item.student_ids,
-                seed=derive_seed(self._config.seed, slot),
-                max_tokens=limit if slot else 1,
+            rollout_request(
+                item,
+                slot,
+                derive_seed(self._config.seed, slot),
+                limit if slot else 1,
                 temperature=self._config.sampling.temperature,
             )
             for slot, item in enumerate(self._prompts)
         ]
-
-    def _pack(self, examples: Sequence[Example]) -> Batch:
-        return pack_to_examine(examples, self._config.learner, self._version)
 
 
 def _choose(prepared: Prepared, count: int) -> list[RenderedPrompt]:

@@ -4,25 +4,23 @@ held-out prompts ─► rollout workers ─► the teacher's hidden states ─�
                                    └─► verifier: accuracy
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diagnostics.intervals import Interval, ratio_interval
-from learner.config import LearnerConfig
-from learner.packing import pack
-from learner.records import Batch, Example, ExampleDivergence
+from learner.records import ExampleDivergence
 from orchestration.config.facts import shows_whole, teachers_of
 from orchestration.config.schema import RunConfig
+from orchestration.measure.both_models import BothModels, full_request
 from orchestration.pipeline.fleet import Fleet
+from orchestration.pipeline.requests import roll_out_all, rollout_request
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers, Evaluation
 from rollout.group import RolloutGroup
 from scoring.backends.factory import kind_of
 from scoring.pool import BASE
-from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory, derive_seed
@@ -30,44 +28,23 @@ from tutelage.verifier import Verifier
 
 
 def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[RolloutRequest]:
-    """One answer for each prompt, always with the same seeds."""
+    """Ask for one answer to each prompt, always with the same seeds."""
     settings = config.evaluation
     return [
-        RolloutRequest(
-            slot=index,
-            prompt_id=item.prompt.id,
-            sample_index=0,
-            prompt_ids=item.student_ids,
-            seed=derive_seed(settings.seed, index),
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
+        rollout_request(
+            item, slot, derive_seed(settings.seed, slot), settings.max_tokens, temperature=settings.temperature
         )
-        for index, item in enumerate(prompts)
+        for slot, item in enumerate(prompts)
     ]
 
 
-def full_request(item: RenderedPrompt, trajectory: Trajectory) -> ScoringRequest:
-    """Ask the teacher for its whole distribution at each token of a response to this prompt."""
-    return ScoringRequest(item.prompt.teacher, item.teacher_ids, trajectory.response_ids, hidden_states=True)
-
-
-def pack_to_examine(examples: Sequence[Example], learner: LearnerConfig, version: int) -> Batch:
-    """A batch that the learner at `version` looks at and does not learn from."""
-    share_prefixes = shares_prefixes(learner.attention)
-    return pack(examples, learner.ranks, learner.micro_batch_tokens, version, share_prefixes)
-
-
-def examined_k(learner: LearnerConfig) -> int:
-    """The k of both models' most likely ids where tokens are examined, also in a run that measures no overlap."""
-    return learner.overlap_k or LearnerConfig().overlap_k
-
-
 class Evaluator:
+    """Lets policies answer the held-out prompts, and says how good the answers are."""
+
     def __init__(self, config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> None:
-        self._config = config
-        self._prepared = prepared
+        self.verifier = verifier
+        self._config, self._prepared = config, prepared
         self._prompts = with_ids(prepared.heldout)
-        self._verifier = verifier
 
     @property
     def answering_teachers(self) -> list[str]:
@@ -78,75 +55,48 @@ class Evaluator:
         can_answer = [not one.mixture and kind_of(one).loads_model(one) for one in settings]
         return sorted(asked) if all(can_answer) else []
 
-    async def student(self, workers: Fleet, version: int) -> Answers:
+    async def student(self, fleet: Fleet, version: int) -> Answers:
         """The current student on its own answers, with exact KLs to its teachers and its initial weights if it can."""
-        answers = await self._answers(workers.rollouts, self._prepared.heldout)
-        return self._judge(
-            answers,
-            await self._from_teachers(answers, workers, version),
-            await self._from_base(answers, workers, version),
-        )
+        answers = await roll_out_all(fleet.rollouts, requests(self._prepared.heldout, self._config))
+        both = BothModels(fleet, self._config.learner, version)
+        return self.summarise(answers, await self._from_teachers(answers, both), await self._from_base(answers, both))
 
     async def answers_of(self, key: str, rollouts: RolloutGroup) -> list[Trajectory]:
         """One teacher's answers to the held-out prompts that it scores."""
-        prompts = [teacher_view(item) for item in self._prepared.heldout]
-        return await self._answers(rollouts, prompts, lambda item: item.prompt.teacher == key)
+        asked = requests([teacher_view(item) for item in self._prepared.heldout], self._config)
+        its_own = [request for request in asked if self._prompts[request.prompt_id].prompt.teacher == key]
+        return await roll_out_all(rollouts, its_own)
 
-    def judge_teachers(self, answers: Sequence[Trajectory]) -> Answers:
-        """What the teachers' own answers, each to its prompts, are worth."""
-        return self._judge(sorted(answers, key=lambda item: item.slot), None, None)
-
-    async def _answers(
-        self,
-        rollouts: RolloutGroup,
-        prompts: Sequence[RenderedPrompt],
-        wanted: Callable[[RenderedPrompt], bool] = lambda _item: True,
-    ) -> list[Trajectory]:
-        asked = [
-            request for item, request in zip(prompts, requests(prompts, self._config), strict=True) if wanted(item)
-        ]
-        answers = [item async for item in rollouts.roll_out(asked)]
-        return sorted(answers, key=lambda item: item.slot)
-
-    async def _from_teachers(
-        self, answers: Sequence[Trajectory], workers: Fleet, version: int
-    ) -> list[ExampleDivergence] | None:
+    async def _from_teachers(self, answers: Sequence[Trajectory], both: BothModels) -> list[ExampleDivergence] | None:
         """One record an answer, in order; None if not all of their teachers show their whole distributions."""
-        keys = [self._prompts[answer.prompt_id].prompt.teacher for answer in answers]
-        if not workers.teachers.teachers or not all(shows_whole(self._config, key) for key in set(keys)):
+        items, teachers = [self._prompts[answer.prompt_id] for answer in answers], both.fleet.teachers
+        keys = {item.prompt.teacher for item in items}
+        if not teachers.teachers or not all(shows_whole(self._config, key) for key in keys):
             return None
-        if workers.teachers.moves:
-            await workers.send_heads()
-        items = [self._prompts[answer.prompt_id] for answer in answers]
-        scoring_tasks = [
-            workers.teachers.score(full_request(item, answer), item.views)
-            for item, answer in zip(items, answers, strict=True)
-        ]
-        examples = [Example(a, s) for a, s in zip(answers, await asyncio.gather(*scoring_tasks), strict=True)]
-        found: dict[int, ExampleDivergence] = {}
-        for key in sorted(set(keys)):
-            places = [place for place, its_key in enumerate(keys) if its_key == key]
-            batch = pack_to_examine([examples[place] for place in places], self._config.learner, version)
-            found |= zip(places, await workers.learner.evaluate(batch, key), strict=True)
-        return [found[place] for place in range(len(answers))]
+        if teachers.moves:
+            await both.fleet.send_heads()
+        asked = [full_request(item, answer) for item, answer in zip(items, answers, strict=True)]
+        return await both.divergences(await both.ask(answers, asked, [item.views for item in items]))
 
-    async def _from_base(
-        self, answers: Sequence[Trajectory], workers: Fleet, version: int
-    ) -> list[ExampleDivergence] | None:
+    async def _from_base(self, answers: Sequence[Trajectory], both: BothModels) -> list[ExampleDivergence] | None:
         """How far the student has gone from its initial weights on these answers; the prompts are its own."""
-        if BASE not in workers.teachers:
+        if BASE not in both.fleet.teachers:
             return None
         asked = [ScoringRequest(BASE, a.prompt_ids, a.response_ids, hidden_states=True) for a in answers]
-        signals = await asyncio.gather(*(workers.teachers.score(request) for request in asked))
-        examples = [Example(answer, signal) for answer, signal in zip(answers, signals, strict=True)]
-        return await workers.learner.evaluate(pack_to_examine(examples, self._config.learner, version), BASE)
+        return await both.divergences(await both.ask(answers, asked))
 
-    def _judge(
+    def summarise(
         self,
         answers: Sequence[Trajectory],
-        divergences: Sequence[ExampleDivergence] | None,
-        from_base: Sequence[ExampleDivergence] | None,
+        divergences: Sequence[ExampleDivergence] | None = None,
+        from_base: Sequence[ExampleDivergence] | None = None,
     ) -> Answers:
+        """Lengths, grades and divergences of a policy's answers to the held-out prompts, with their intervals.
+
+        Args:
+            divergences: from the teachers, one an answer.
+            from_base: from the student's initial weights, one an answer.
+        """
         texts = {
             a.prompt_id: self._prepared.tokenizer.decode(a.response_ids, skip_special_tokens=True) for a in answers
         }
@@ -159,8 +109,8 @@ class Evaluator:
                 ones,
             ),
         }
-        if self._verifier is not None:
-            rewards = [self._verifier(self._prompts[key].prompt, text) for key, text in texts.items()]
+        if self.verifier is not None:
+            rewards = [self.verifier(self._prompts[key].prompt, text) for key, text in texts.items()]
             columns["accuracy"] = (np.array(rewards), ones)
         if divergences is not None:
             tokens = np.array([d.tokens for d in divergences], dtype=float)
@@ -183,4 +133,4 @@ class Evaluator:
         if len(names) < 2:
             return {}
         chosen = {name: rewards[domains == name] for name in names}
-        return {f"accuracy/{name}": ratio_interval(found, np.ones_like(found)) for name, found in chosen.items()}
+        return {f"accuracy/{name}": ratio_interval(own, np.ones_like(own)) for name, own in chosen.items()}

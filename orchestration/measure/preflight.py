@@ -30,7 +30,8 @@ from diagnostics.preflight.prompts import check_grades, check_overlap, check_pro
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
 from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check_templates, check_tokenizers
 from orchestration.config.facts import capabilities_of, needs_teacher_rollouts, run_facts, teachers_of
-from orchestration.config.schema import RunConfig, Stage
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
 from orchestration.measure.sizes import host_memory_gib, model_size
 from orchestration.pipeline.fleet import Fleet
@@ -63,7 +64,7 @@ class Preflight:
 
 
 async def run_preflight(
-    config: RunConfig, prepared: Prepared, workers: Fleet, verifier: Verifier | None, say: Callable[[str], None]
+    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None, say: Callable[[str], None]
 ) -> Preflight:
     """Every check that applies to this run; the workers go on to be used, with the weights that they had.
 
@@ -81,7 +82,7 @@ async def run_preflight(
         say("preflight: what failed has to be repaired first; the workers are not checked")
     else:
         say("preflight: a canary through engine, learner and teacher, with other weights and back …")
-        checks += await _check_workers(config, prepared, workers, verifier)
+        checks += await _check_workers(config, prepared, fleet, verifier)
     return Preflight(checks, time.monotonic() - started)
 
 
@@ -146,15 +147,13 @@ def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | N
     ]
 
 
-async def _check_workers(
-    config: RunConfig, prepared: Prepared, workers: Fleet, verifier: Verifier | None
-) -> list[Check]:
+async def _check_workers(config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None) -> list[Check]:
     """The canary, and the time that follows from it."""
-    canary = Canary(config, prepared, workers, version=0)
+    canary = Canary(config, prepared, fleet, version=0)
     first = await canary.sample()
     stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
-    about_scores, scores = await _check_scores(config, canary, first, workers)
+    about_scores, scores = await _check_scores(config, canary, first, fleet)
     about_weights, perturbed, sync_seconds = await canary.check_weights(first)
     checks += [*about_scores, *about_weights]
     if verifier is not None:
@@ -164,12 +163,12 @@ async def _check_workers(
 
 
 async def _check_scores(
-    config: RunConfig, canary: Canary, first: Sampled, workers: Fleet
+    config: RunConfig, canary: Canary, first: Sampled, fleet: Fleet
 ) -> tuple[list[Check], ScoredAnswers | None]:
     """What the teacher's service says, and the reference's where it is another; with the teacher's scores."""
     checks: list[Check] = []
     scores: ScoredAnswers | None = None
-    groups = workers.teachers.teachers
+    groups = fleet.teachers.teachers
     if not groups:
         checks.append(_not_applicable("canary: teacher's scores", "no teacher takes part"))
     for key, group in groups.items():
@@ -185,7 +184,7 @@ async def _check_scores(
         checks += await canary.check_quantised(found, group)
         if canary.compares(key):
             checks.append(await canary.check_teacher_differs(found, key))
-    reference = workers.teachers.groups.get(REFERENCE)
+    reference = fleet.teachers.groups.get(REFERENCE)
     if reference is not None and reference not in groups.values():
         checks.append(await canary.check_scores(await canary.ask(first, reference), reference, "reference"))
     return checks, scores
@@ -250,5 +249,5 @@ def _plan(config: RunConfig, prepared: Prepared) -> StepPlan:
         scorers=config.scoring.workers * sum(not scorer.occasional for scorer in prepared.roles.groups),
         ranks=learner.ranks,
         micro_batch_tokens=learner.micro_batch_tokens,
-        is_on_policy=config.stage is not Stage.cold_start,
+        is_on_policy=not STAGES[config.stage].collects,
     )

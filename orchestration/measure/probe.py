@@ -16,17 +16,15 @@ import numpy as np
 
 from diagnostics.compatibility import Graded, ProbedAnswer, ProbeSamples
 from diagnostics.representation import Layer, Reading, compare_models
-from learner.records import Example
 from orchestration.config.schema import RunConfig
-from orchestration.measure.evaluation import examined_k, full_request, pack_to_examine
+from orchestration.measure.both_models import BothModels, examined_k, full_request, teacher_in_question
 from orchestration.pipeline.fleet import Fleet, start_engines
+from orchestration.pipeline.requests import rollout_request
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
 from rollout.group import RolloutGroup
 from rollout.verifiers import Grader
-from scoring.config import TEACHER
-from scoring.group import ScoringGroup
-from tutelage.records.prompt import RenderedPrompt, with_ids
+from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
 from tutelage.verifier import Verifier
@@ -36,7 +34,7 @@ _STUDENT, _TEACHER, _CONTINUATION = 0, 1, 2  # parts of seeds
 
 
 @dataclass(frozen=True)
-class Cost:
+class ProbeCost:
     """What a probe generates and scores at most, known before it begins."""
 
     prompts: int
@@ -47,15 +45,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Probed:
-    found: ProbeSamples
-    trajectories: Sequence[Trajectory]  # of the student, in the order of `found.answers`
-    cost: Cost
+    """What a probe saw, and what it took."""
+
+    samples: ProbeSamples
+    trajectories: Sequence[Trajectory]  # of the student, in the order of `samples.answers`
+    cost: ProbeCost
     layers: Sequence[Layer]  # how alike both models' internals are; none unless asked for
     tokens: int  # generated and scored, prompts included
     seconds: float
 
 
-def plan_probe(config: RunConfig, prepared: Prepared) -> Cost:
+def plan_probe(config: RunConfig, prepared: Prepared) -> ProbeCost:
     """The probe that `probe.max_tokens` has room for: fewer prompts where it has none for all."""
     probe = config.probe
     prompts = prepared.heldout[: probe.prompts]
@@ -63,7 +63,7 @@ def plan_probe(config: RunConfig, prepared: Prepared) -> Cost:
     return next((cost for cost in reversed(costs) if cost.tokens <= probe.max_tokens), costs[0])
 
 
-def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Cost:
+def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> ProbeCost:
     probe, graded = config.probe, config.data.is_graded
     samples, prefixes = probe.samples_per_prompt, _prefixes(config)
     lengths = [len(item.student_ids) + config.sampling.max_tokens for item in prompts]
@@ -72,7 +72,7 @@ def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Cost:
     if graded:
         each += sum(teacher_lengths) * samples + (sum(lengths) + sum(teacher_lengths)) * prefixes
     count = len(prompts)
-    return Cost(count, count * samples * (1 + graded), 2 * count * prefixes * graded, each)
+    return ProbeCost(count, count * samples * (1 + graded), 2 * count * prefixes * graded, each)
 
 
 def _prefixes(config: RunConfig) -> int:
@@ -81,16 +81,19 @@ def _prefixes(config: RunConfig) -> int:
 
 
 class Prober:
+    """Lets student and teacher answer the same prompts, and go on from the same beginnings."""
+
     def __init__(
         self,
         config: RunConfig,
         prepared: Prepared,
-        workers: Fleet,
+        fleet: Fleet,
         verifier: Verifier | None,
         advance: Callable[[str, int], None],
     ) -> None:
         """`advance` is told what is being done and how many responses of it have come."""
-        self._config, self._prepared, self._workers = config, prepared, workers
+        self._config, self._prepared, self._fleet = config, prepared, fleet
+        self._scorers = teacher_in_question(config, fleet)
         self._cost = plan_probe(config, prepared)
         self._prompts = prepared.heldout[: self._cost.prompts]
         self._by_id = with_ids(self._prompts)
@@ -99,61 +102,62 @@ class Prober:
         self._tokens = 0
 
     async def probe(self) -> Probed:
+        """Everything that the probe measures; engines, learner and scorers must hold what the run begins with."""
         started = time.monotonic()
-        trajectories = await self._answers(self._workers.rollouts, _STUDENT)
+        trajectories = await self._answers(self._fleet.rollouts, _STUDENT)
         answers = await self._examine(trajectories)
-        found = ProbeSamples(answers)
+        samples = ProbeSamples(answers)
         if self._verifier is not None:
-            found = await self._with_teacher(answers, trajectories)
+            samples = await self._with_teacher(answers, trajectories)
         layers = await self._compare_internals(trajectories)
-        return Probed(found, trajectories, self._cost, layers, self._tokens, time.monotonic() - started)
+        return Probed(samples, trajectories, self._cost, layers, self._tokens, time.monotonic() - started)
 
     async def _compare_internals(self, trajectories: Sequence[Trajectory]) -> list[Layer]:
         """In this process, on the CPU: there is room for one of both models at a time."""
-        some, teacher_path = trajectories[: self._config.probe.representation], self._prepared.teacher_path
-        if not some or teacher_path is None:
+        compared, teacher_path = trajectories[: self._config.probe.representation], self._prepared.teacher_path
+        if not compared or teacher_path is None:
             return []
         self._advance("both models' internals are compared", 0)
-        readings = [Reading(t.prompt_ids, self._by_id[t.prompt_id].teacher_ids, t.response_ids) for t in some]
+        readings = [Reading(t.prompt_ids, self._by_id[t.prompt_id].teacher_ids, t.response_ids) for t in compared]
         return await asyncio.to_thread(compare_models, self._prepared.student_path, teacher_path, readings)
 
     async def _with_teacher(self, answers: Sequence[ProbedAnswer], trajectories: Sequence[Trajectory]) -> ProbeSamples:
-        ours = await self._go_on(self._workers.rollouts, trajectories, by_teacher=False)
+        by_student = await self._go_on(self._fleet.rollouts, trajectories, by_teacher=False)
         engines = await self._teacher_engines()
         written = await self._answers(engines, _TEACHER)
-        theirs = await self._go_on(engines, trajectories, by_teacher=True)
-        return ProbeSamples(answers, [Graded(t.prompt_id, _reward(t)) for t in written], ours, theirs)
+        by_teacher = await self._go_on(engines, trajectories, by_teacher=True)
+        return ProbeSamples(answers, [Graded(t.prompt_id, _reward(t)) for t in written], by_student, by_teacher)
 
     async def _teacher_engines(self) -> RolloutGroup:
         """The same engines, with the teacher's weights."""
-        prepared, cluster = self._prepared, self._workers.cluster
+        prepared, cluster = self._prepared, self._fleet.cluster
         if prepared.teacher_is_initial_student:
-            return self._workers.rollouts
-        assert prepared.teacher_path is not None  # a probe without a teacher is refused
-        await self._workers.rollouts.set_idle(cluster)
+            return self._fleet.rollouts
+        assert prepared.teacher_path is not None  # it has workers of its own
+        await self._fleet.rollouts.set_idle(cluster)
         return await start_engines(self._config, prepared.teacher_path, cluster, "teacher-rollout")
 
     async def _answers(self, engines: RolloutGroup, who: int) -> list[Trajectory]:
-        samples = self._config.probe.samples_per_prompt
+        room, samples = self._config.sampling.max_tokens, self._config.probe.samples_per_prompt
         requests = [
-            self._request(index, sample, self._config.sampling.max_tokens, who, of_teacher=who == _TEACHER)
-            for index in range(len(self._prompts))
-            for sample in range(samples)
+            self._request(slot, *divmod(slot, samples), room, who, by_teacher=who == _TEACHER)
+            for slot in range(len(self._prompts) * samples)
         ]
-        requests = [replace(request, slot=slot) for slot, request in enumerate(requests)]
         what = "the teacher answers" if who == _TEACHER else "the student answers"
-        found = [trajectory async for trajectory in self._roll_out(engines, requests, what)]
-        return sorted(found, key=lambda trajectory: trajectory.slot)
+        answers = [await self._grader.grade(answer) async for answer in self._roll_out(engines, requests, what)]
+        return sorted(answers, key=lambda answer: answer.slot)
 
-    def _request(self, index: int, sample: int, max_tokens: int, *seed: int, of_teacher: bool) -> RolloutRequest:
+    def _request(
+        self, slot: int, index: int, sample: int, max_tokens: int, *seed: int, by_teacher: bool
+    ) -> RolloutRequest:
+        """Ask for one response to prompt number `index`, as whoever writes it sees the prompt."""
         sampling, item = self._config.sampling, self._prompts[index]
-        return RolloutRequest(
-            slot=0,
-            prompt_id=item.prompt.id,
+        return rollout_request(
+            teacher_view(item) if by_teacher else item,
+            slot,
+            derive_seed(self._config.seed, index, sample, *seed),
+            max_tokens,
             sample_index=sample,
-            prompt_ids=item.teacher_ids if of_teacher else item.student_ids,
-            seed=derive_seed(self._config.seed, index, sample, *seed),
-            max_tokens=max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -165,65 +169,57 @@ class Prober:
         async for trajectory in engines.roll_out(requests):
             self._tokens += len(trajectory.prompt_ids) + len(trajectory.response_ids)
             self._advance(what, 1)
-            yield await self._grader.grade(trajectory)
+            yield trajectory
 
     async def _go_on(self, engines: RolloutGroup, trajectories: Sequence[Trajectory], by_teacher: bool) -> list[Graded]:
         """Grade what a model makes of the student's beginnings; the prefix counts as part of the response."""
         requests: list[RolloutRequest] = []
         prefixes, depths = [], []
         for trajectory in trajectories:
-            if trajectory.sample_index >= PREFIXED_SAMPLES:
+            index, sample = divmod(trajectory.slot, self._config.probe.samples_per_prompt)
+            if sample >= PREFIXED_SAMPLES:
                 continue
-            index = trajectory.slot // self._config.probe.samples_per_prompt
             for number, depth in enumerate(self._config.probe.depths):
                 prefix = trajectory.response_ids[: int(depth * len(trajectory.response_ids))]
-                left = self._config.sampling.max_tokens - len(prefix)
-                request = self._request(
-                    index, trajectory.sample_index, left, _CONTINUATION, by_teacher, number, of_teacher=by_teacher
-                )
-                request = replace(request, prompt_ids=np.concatenate([request.prompt_ids, prefix]), slot=len(requests))
-                requests.append(request)
+                left, seed = self._config.sampling.max_tokens - len(prefix), (_CONTINUATION, by_teacher, number)
+                request = self._request(len(requests), index, sample, left, *seed, by_teacher=by_teacher)
+                requests.append(replace(request, prompt_ids=np.concatenate([request.prompt_ids, prefix])))
                 prefixes.append(prefix)
                 depths.append(depth)
         what = f"the {'teacher' if by_teacher else 'student'} goes on"
         scores = []
-        async for ended in engines.roll_out(requests):
-            self._tokens += len(ended.prompt_ids) + len(ended.response_ids)
-            self._advance(what, 1)
-            whole = replace(ended, response_ids=np.concatenate([prefixes[ended.slot], ended.response_ids]))
-            graded = await self._grader.grade(whole)
+        async for ended in self._roll_out(engines, requests, what):
+            answer = replace(ended, response_ids=np.concatenate([prefixes[ended.slot], ended.response_ids]))
+            graded = await self._grader.grade(answer)
             scores.append(Graded(graded.prompt_id, _reward(graded), depths[graded.slot]))
         return scores
 
     async def _examine(self, trajectories: Sequence[Trajectory]) -> list[ProbedAnswer]:
         """Every token of the answers under both models, exact over the whole vocabulary."""
         self._advance("the teacher scores", 0)
-        scorers, learner = self._workers.teachers.groups.get(TEACHER), self._config.learner
-        assert scorers is not None
-        requests = [full_request(self._by_id[item.prompt_id], item) for item in trajectories]
-        signals = await scorers.score_all(requests)
+        items = [self._by_id[trajectory.prompt_id] for trajectory in trajectories]
+        requests = [full_request(item, answer) for item, answer in zip(items, trajectories, strict=True)]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
-        examples = [Example(t, s) for t, s in zip(trajectories, signals, strict=True)]
-        batch = pack_to_examine(examples, learner, 0)
-        tokens = await self._workers.learner.examine(batch, examined_k(learner), TEACHER)
+        both = BothModels(self._fleet, self._config.learner)
+        tokens = await both.tokens(await both.ask(trajectories, requests), examined_k(self._config.learner))
         answers = [
-            ProbedAnswer(t.prompt_id, self._by_id[t.prompt_id].prompt.domain, TEACHER, t.reward, tokens[index])
-            for index, t in enumerate(trajectories)
+            ProbedAnswer(answer.prompt_id, item.prompt.domain, item.prompt.teacher, answer.reward, its_tokens)
+            for item, answer, its_tokens in zip(items, trajectories, tokens, strict=True)
         ]
-        return await self._with_earlier_teacher(scorers, requests, answers)
+        return await self._with_earlier_teacher(requests, answers)
 
     async def _with_earlier_teacher(
-        self, scorers: ScoringGroup, requests: Sequence[ScoringRequest], answers: Sequence[ProbedAnswer]
+        self, requests: Sequence[ScoringRequest], answers: Sequence[ProbedAnswer]
     ) -> list[ProbedAnswer]:
         """The same answers under the checkpoint that the teacher was before, if one is given."""
         earlier = self._config.probe.earlier_teacher
         if earlier is None:
             return list(answers)
         self._advance("the earlier teacher scores", 0)
-        await scorers.load(resolve_model(earlier, "probe.earlier_teacher"), self._config.teacher)
-        signals = await scorers.score_all([replace(request, hidden_states=False) for request in requests])
-        assert self._prepared.teacher_path is not None
-        await scorers.load(self._prepared.teacher_path, self._config.teacher)
+        await self._scorers.load(resolve_model(earlier, "probe.earlier_teacher"), self._config.teacher)
+        signals = await self._scorers.score_all([replace(request, hidden_states=False) for request in requests])
+        assert self._prepared.teacher_path is not None  # it has workers of its own
+        await self._scorers.load(self._prepared.teacher_path, self._config.teacher)
         return [a.with_earlier_teacher(signal.logprobs) for a, signal in zip(answers, signals, strict=True)]
 
 

@@ -9,7 +9,7 @@ came out alike.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.config import AlignmentConfig
+from orchestration.pipeline.requests import rollout_request
 from rollout.group import RolloutGroup
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.trajectory import RolloutRequest, derive_seed
@@ -33,9 +34,9 @@ class Target:
     """One candidate at one node."""
 
     question: int  # index of the prompt
+    item: RenderedPrompt
     node: int  # index of the node
     candidate: int  # id of the token
-    prompt_ids: NDArray[np.int32]
     response_ids: NDArray[np.int32]  # up to the candidate, which is the last one
     room: int  # tokens that may still come
     expected: int  # tokens that still came in the answer that the node is from
@@ -43,14 +44,14 @@ class Target:
 
     def tokens(self, completions: int, each: int) -> int:
         """The common prompt once, and `each` tokens a completion."""
-        return len(self.prompt_ids) + len(self.response_ids) + completions * each if self.room else 0
+        return len(self.item.student_ids) + len(self.response_ids) + completions * each if self.room else 0
 
     def at_most(self, completions: int) -> int:
         return self.tokens(completions, self.room)
 
 
 @dataclass(frozen=True)
-class Plan:
+class TargetedPlan:
     targets: tuple[Target, ...]
     completions: int
 
@@ -68,7 +69,7 @@ class Plan:
         return sum(t.tokens(self.completions, min(t.room, max(t.expected, 1))) for t in self.targets)
 
 
-def fit(targets: Sequence[Target], settings: AlignmentConfig, budget: int) -> Plan:
+def fit(targets: Sequence[Target], settings: AlignmentConfig, budget: int) -> TargetedPlan:
     """As many questions, in their order, as surely fit in `budget` tokens, each with all its candidates.
 
     Where these would be few, every candidate has `alignment.min_completions` only.
@@ -95,16 +96,16 @@ def fit(targets: Sequence[Target], settings: AlignmentConfig, budget: int) -> Pl
     return plan
 
 
-def _fitting(targets: Sequence[Target], questions: Sequence[int], completions: int, budget: int) -> Plan:
+def _fitting(targets: Sequence[Target], questions: Sequence[int], completions: int, budget: int) -> TargetedPlan:
     cost = dict.fromkeys(questions, 0)
     for target in targets:
         cost[target.question] += target.at_most(completions)
     within = np.cumsum(list(cost.values())) <= budget
     kept = {question for question, fits in zip(questions, within, strict=True) if fits}
-    return Plan(tuple(target for target in targets if target.question in kept), completions)
+    return TargetedPlan(tuple(target for target in targets if target.question in kept), completions)
 
 
-class Judge:
+class AnswerGrader:
     """Whether whole answers succeed; equal answers are graded once."""
 
     def __init__(
@@ -128,13 +129,13 @@ class Completed:
     seconds: float
 
 
-async def complete(plan: Plan, rollouts: RolloutGroup, judge: Judge) -> Completed:
+async def complete(plan: TargetedPlan, rollouts: RolloutGroup, grader: AnswerGrader) -> Completed:
     """Let the student go on from every candidate, at temperature 1."""
     started, outcomes, tokens = time.monotonic(), np.zeros((len(plan.targets), plan.completions)), 0
     for index, target in enumerate(plan.targets):
         tokens += target.tokens(0, 0)
         if not target.room:
-            outcomes[index] = judge.succeeds(target.question, target.response_ids)
+            outcomes[index] = grader.succeeds(target.question, target.response_ids)
     with _progress(plan.requests) as advance:
         requests = _requests(plan)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
@@ -142,30 +143,25 @@ async def complete(plan: Plan, rollouts: RolloutGroup, judge: Judge) -> Complete
                 index, sample = divmod(trajectory.slot, plan.completions)
                 target = plan.targets[index]
                 answer = np.concatenate([target.response_ids, trajectory.response_ids])
-                outcomes[index, sample] = judge.succeeds(target.question, answer)
+                outcomes[index, sample] = grader.succeeds(target.question, answer)
                 tokens += len(trajectory.response_ids)
                 advance()
-    found: dict[int, dict[int, NDArray[np.float64]]] = {}
+    by_node: dict[int, dict[int, NDArray[np.float64]]] = {}
     for target, row in zip(plan.targets, outcomes, strict=True):
-        found.setdefault(target.node, {})[target.candidate] = row
-    return Completed(found, tokens, time.monotonic() - started)
+        by_node.setdefault(target.node, {})[target.candidate] = row
+    return Completed(by_node, tokens, time.monotonic() - started)
 
 
-def _requests(plan: Plan) -> list[RolloutRequest]:
+def _requests(plan: TargetedPlan) -> list[RolloutRequest]:
     """Neighbours have their prompt in common; slot // completions is the target's index."""
-    return [
-        RolloutRequest(
-            slot=index * plan.completions + sample,
-            prompt_id=str(target.question),
-            sample_index=sample,
-            prompt_ids=np.concatenate([target.prompt_ids, target.response_ids]),
-            seed=derive_seed(target.seed, sample),
-            max_tokens=target.room,
-        )
-        for index, target in enumerate(plan.targets)
-        if target.room
-        for sample in range(plan.completions)
-    ]
+    requests = []
+    for index, target in enumerate(plan.targets):
+        prompt_ids = np.concatenate([target.item.student_ids, target.response_ids])
+        for sample in range(plan.completions if target.room else 0):
+            slot, seed = index * plan.completions + sample, derive_seed(target.seed, sample)
+            request = rollout_request(target.item, slot, seed, target.room, sample_index=sample)
+            requests.append(replace(request, prompt_ids=prompt_ids))
+    return requests
 
 
 @contextmanager

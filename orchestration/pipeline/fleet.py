@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from learner.config import LearnerSetup
 from learner.group import LearnerGroup
 from orchestration.config.facts import needs_teacher_rollouts
-from orchestration.config.schema import RunConfig, Stage
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from orchestration.prepare.inputs import Prepared
 from rollout.group import RolloutGroup
 from scoring.config import TEACHER
@@ -44,7 +45,7 @@ class TeacherEngines:
         path = self._prepared.teachers[key].path
         if self._group is None or self._path != path:
             await self.release()
-            count = self._config.rollout.workers if self._config.stage is Stage.cold_start else 1
+            count = self._config.rollout.workers if STAGES[self._config.stage].collects else 1
             self._group = await start_engines(self._config, path, self._cluster, "teacher-rollout", count)
             self._path = path
         return self._group

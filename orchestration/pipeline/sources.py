@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from learner.objectives.config import OtherSource
 from orchestration.config.schema import RunConfig
+from orchestration.pipeline.requests import rollout_request
 from orchestration.pipeline.schedule import PromptSchedule
 from rollout.group import RolloutGroup
 from tutelage.aio import merged
@@ -88,17 +89,15 @@ class TrajectorySource:
         return self._prompts[self._schedule.plan(slot).prompt_index]
 
     def _request(self, slot: int) -> RolloutRequest:
-        plan, item = self._schedule.plan(slot), self._prompt(slot)
-        return RolloutRequest(
-            slot=slot,
-            prompt_id=item.prompt.id,
+        plan, item, sampling = self._schedule.plan(slot), self._prompt(slot), self._sampling
+        request = rollout_request(
+            item,
+            slot,
+            plan.seed,
+            sampling.max_tokens,
             sample_index=plan.sample_index,
-            prompt_ids=item.student_ids,
-            seed=plan.seed,
-            max_tokens=self._sampling.max_tokens,
-            temperature=self._sampling.temperature,
-            top_p=self._sampling.top_p,
-            top_k=self._sampling.top_k,
-            candidates=self._candidates,
-            follow_ups=item.follow_ups,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
         )
+        return replace(request, candidates=self._candidates, follow_ups=item.follow_ups)

@@ -12,7 +12,7 @@ from tutelage.records.trajectory import CORRECT, FinishReason, Trajectory
 MIX = "objective.task_reward.mix"  # what asks for rewards
 
 
-def passes(gate: GateConfig, trajectory: Trajectory, has_context: bool) -> bool:
+def keeps(gate: GateConfig, trajectory: Trajectory, has_context: bool) -> bool:
     """Whether the trajectory is learned from.
 
     Args:

@@ -125,7 +125,7 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
     staleness = pipeline.max_staleness
     objective = describe(config.objective)
     rows = {
-        "stage": config.stage.value,
+        "stage": config.stage,
         "student": _student(config, prepared),
         "teacher": _teachers(config, prepared),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from orchestration.config.facts import learns_from_data, teachers_of
-from orchestration.config.schema import RunConfig, Stage
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from orchestration.prepare.models import PreparedTeacher
 from rollout.config import OverLength
 from scoring.backends.factory import kind_of
@@ -146,7 +147,7 @@ def _check_sees_more(config: RunConfig, key: str, teacher: TeacherConfig, prompt
     if not prompts or teacher.context or any(prompt.privileged_context for prompt in prompts):
         return
     selects = config.cold_start.only_correct and config.data.is_graded
-    if config.stage is Stage.cold_start and selects:
+    if STAGES[config.stage].collects and selects:
         return  # its own correct answers are something to learn from
     fix = (
         "the same weights as student.model and no teacher-only context, so there is nothing to learn; set "

@@ -7,16 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.config.stages import STAGES
 from orchestration.results.summary import ROLES, Answers, Evaluation, Summary
 from tutelage.files import write_text
 from tutelage.records.prompt import Prompt
 
 SHOWN_ANSWERS = 4
-_METHODS = {  # what was done to the student, and how
-    "distil": ("distilled", "on-policy distillation"),
-    "cold_start": ("fine-tuned", "supervised fine-tuning"),
-    "reinforce": ("reinforced", "reinforcement learning"),
-}
 
 
 def print_outcome(
@@ -100,22 +96,22 @@ def _side_by_side(answers: Mapping[str, Answers], heldout: Sequence[Prompt]) -> 
 
 def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
     """Write a README beside the exported weights: what they were made from, and how."""
-    student, (done, how) = settings["student"]["model"], _METHODS[settings["stage"]]
+    student, kind = settings["student"]["model"], STAGES[settings["stage"]]
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"tags: [{how.replace(' ', '-')}, tutelage]",
+        f"tags: [{kind.method.replace(' ', '-')}, tutelage]",
         "---",
         "",
-        f"# {student}, {done}",
+        f"# {student}, {kind.done}",
         "",
         f"- student: `{student}`",
         *_sources(settings),
         f"- objective: `{settings['objective']['name']}`",
         f"- steps: {settings['pipeline']['steps']} of {settings['pipeline']['batch_size']} trajectories",
         "",
-        f"Made with Tutelage by {how}; `config.yaml` of the run has every setting.",
+        f"Made with Tutelage by {kind.method}; `config.yaml` of the run has every setting.",
     ]
     write_text(final / "README.md", "\n".join(lines) + "\n")
 
@@ -124,7 +120,7 @@ def _sources(settings: Mapping[str, Any]) -> list[str]:
     """Say whom the student learned from, a line each."""
     teacher, reference = settings["teacher"], settings["objective"]["reference"]["model"]
     told = f", told {teacher['context']!r}" if teacher["context"] else ""
-    if settings["stage"] != "reinforce":
+    if STAGES[settings["stage"]].has_teacher:
         others = [
             f"- teacher {key}: " + (f"mixture {other['mixture']}" if other["mixture"] else f"`{other['model']}`")
             for key, other in settings.get("further_teachers", {}).items()

@@ -132,7 +132,7 @@ def _run(stage: PlannedStage, session: Session) -> str:
         if exit_code:
             return next(status for status, code in EXIT_CODES.items() if code == exit_code)
     if not is_sealed(stage.folder):
-        seal(stage.folder, stage.name, stage.config.stage.value, stage.base_model)
+        seal(stage.folder, stage.name, stage.config.stage, stage.base_model)
     return "completed"
 
 
@@ -152,7 +152,7 @@ def _outcome(stage: PlannedStage, status: str) -> dict[str, Any]:
     begun = status != NOT_STARTED and summary.is_file()
     return {
         "name": stage.name,
-        "stage": stage.config.stage.value,
+        "stage": stage.config.stage,
         "status": status,
         "folder": stage.folder.name,
         "artifact": f"{stage.folder.name}/{MANIFEST}" if is_sealed(stage.folder) else None,

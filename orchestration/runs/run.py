@@ -1,56 +1,37 @@
-"""One run from its folder to its exit code: start, train, finish, and what is left when it stops early."""
+"""The life of one run, from its folder to its exit code: start, train, finish, and what ends it early."""
 
 import shutil
-import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diagnostics.alarms import Alarm
 from diagnostics.check import Status
-from learner.records import Example, StepReport
 from orchestration.config.facts import needs_teacher_rollouts
-from orchestration.config.schema import RunConfig, Stage
+from orchestration.config.schema import RunConfig
+from orchestration.config.stages import STAGES
 from orchestration.measure.evaluation import Evaluator
 from orchestration.measure.preflight import print_checks, run_preflight
-from orchestration.pipeline.clock import StageClock
 from orchestration.pipeline.fleet import Fleet, TeacherEngines
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.plan import join_cluster
-from orchestration.results.directory import RunDirectory, RunState
-from orchestration.results.metrics import health_metrics, step_metrics
-from orchestration.results.outcome import print_outcome, write_model_card
-from orchestration.results.pages import write_run_report
-from orchestration.results.progress import ProgressView
+from orchestration.results.directory import RunDirectory
+from orchestration.results.outcome import write_model_card
 from orchestration.results.provenance import log, log_to, package_versions
-from orchestration.results.samples import sample
-from orchestration.results.summary import ROLES, STAGES, Answers, EvaluationStore, Summary, gap_recovery
-from orchestration.results.tracker import Tracker, read_metrics
-from orchestration.runs.alarms import AlarmResponder, checkpoint_to_end_with, remedies_so_far, set_aside_after
-from orchestration.stages.cold_start import ColdStart
-from orchestration.stages.distil import Distillation
-from orchestration.stages.reinforce import Reinforcement
+from orchestration.results.summary import Answers
+from orchestration.runs.alarms import checkpoint_to_end_with, set_aside_after
+from orchestration.runs.recorder import Recorder
 from orchestration.stages.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
-from orchestration.stages.training import StageContext, TrainingStage
+from orchestration.stages.training import TrainingStage
 from rollout.verifiers import VERIFIERS, Grader
-from scoring.backends.cached import in_words
 from scoring.config import TEACHER
-from scoring.pool import STARVING_STEPS
 from tutelage.aio import Interruption
 from tutelage.cluster import Cluster, Session
 from tutelage.errors import Interrupted, LearnerFailure, WorkerFailure
 from tutelage.files import write_json
 from tutelage.records.trajectory import Trajectory
 
-_STAGES: dict[Stage, type[TrainingStage]] = {
-    Stage.distil: Distillation,
-    Stage.cold_start: ColdStart,
-    Stage.reinforce: Reinforcement,
-}
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130}
 
 
@@ -68,11 +49,11 @@ async def execute(
     try:
         settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
         run = Run(config, settings, prepared, directory)
-        with run.view:
+        with run.recorder.view:
             status = await run.go(cluster)
-        run.conclude(status)
+        run.recorder.conclude(status)
         if status == "completed" and run.stage is not None:
-            await run.stage.workers.set_idle()
+            await run.stage.fleet.set_idle()
     finally:
         cluster.keep_logs(directory.logs)
         log.removeHandler(handler)
@@ -81,81 +62,82 @@ async def execute(
 
 
 class Run:
-    """One run: what happens around the training, and what it leaves behind. The `Observer` of its stage."""
+    """One run; its recorder keeps what happens, its stage says how the student learns."""
 
     def __init__(
         self, config: RunConfig, settings: dict[str, Any], prepared: Prepared, directory: RunDirectory
     ) -> None:
         self.config, self.settings, self.prepared, self.directory = config, settings, prepared, directory
-        self.checkpoint = directory.latest_checkpoint()
-        self.state = directory.load_state(self.checkpoint) if self.checkpoint else RunState()
-        self.clock = StageClock(self.state.stage_seconds)
-        self.tokens = Counter({"rollout": 0, "scored": 0, "trained": 0} | self.state.tokens)
-        self.counts = Counter(self.state.counts)
-        self.interruption = Interruption()
-        self.evaluations = EvaluationStore(directory.path)
-        self.verifier = VERIFIERS[config.data.verifier]
-        self.evaluator = Evaluator(config, prepared, self.verifier)
-        self.tracker = Tracker(directory.path, config.tracking, self.settings, self.state.wandb_id, self.state.step)
-        self.view = ProgressView(config.stage.value, config.pipeline.steps, self.state.step, self.clock)
-        earlier = read_metrics(directory.path)
-        self.alarms = AlarmResponder(config.alarms, self.view, self.tracker, earlier, remedies_so_far(directory.path))
-        self._last_metrics = next((row for row in reversed(earlier) if "train/loss" in row), {})
-        self.stage: TrainingStage | None = None
-        self._started = time.monotonic() - self.state.wall_seconds
-        self._stage_seconds = self.clock.all_seconds()
+        self.recorder = Recorder(config, settings, prepared, directory)
+        self.evaluator = Evaluator(config, prepared, VERIFIERS[config.data.verifier])
+        self.stage: TrainingStage | None = None  # once there is something to save
+        self._interruption = Interruption()
+        self._guard = self._interruption.guard
+        self._say = self.recorder.view.say
 
     async def go(self, cluster: Cluster) -> str:
         """Start, train, finish; whatever stops it early leaves a checkpoint if the learner still can."""
-        self.interruption.listen()
+        recorder = self.recorder
+        self._interruption.listen()
         for partial in self.directory.interrupted_checkpoints():
-            self.say(f"ignoring {partial}: writing it was interrupted")
-        if self.checkpoint is not None:
-            self.say(f"continuing from {self.checkpoint}")
-        guard = self.interruption.guard
+            self._say(f"ignoring {partial}: writing it was interrupted")
+        if recorder.checkpoint is not None:
+            self._say(f"continuing from {recorder.checkpoint}")
         try:
-            await guard(self._before_the_workers(cluster))
-            self.say("the workers that are there go on …" if cluster.has_idle else "starting the workers …")
-            workers = await guard(Fleet.start(self.config, self.prepared, cluster))
-            stage = self._make_stage(workers)
-            await guard(stage.restore(self.checkpoint))
-            if not await guard(self._passes_preflight(workers)):
+            await self._guard(self._before_the_workers(cluster))
+            stage = await self._guard(self._start(cluster))
+            if not await self._guard(self._passes_preflight(stage.fleet)):
                 return "failed"
-            await guard(stage.evaluate_before(self))
+            await self._guard(self._evaluate_before(stage))
             self.stage = stage
-            await self._keep_initial_student()
-            await stage.train(self)
-            alarm = self.alarms.ending
-            await guard(self._finish(stage, alarm))
-            return "completed" if alarm is None else "stopped"
+            if recorder.alarms.may_roll_back and recorder.checkpoint is None:
+                await recorder.save(stage)  # something to go back to where there may be no later one
+            await self._train(stage)
+            await self._guard(self._finish(stage))
+            return "completed" if recorder.alarms.ending is None else "stopped"
         except Interrupted:
-            self.say("stopping, as asked …")
+            self._say("stopping, as asked …")
             await self._last_checkpoint()
             return "interrupted"
         except NothingToLearn as error:
-            self.view.error(str(error))
+            recorder.view.error(str(error))
         except LearnerFailure as error:
             await self._explain(error)
-            self.view.error("the step was not published; the checkpoints before it stay as they are")
+            recorder.view.error("the step was not published; the checkpoints before it stay as they are")
         except WorkerFailure as error:
             await self._explain(error)
             await self._last_checkpoint()
         return "failed"
 
-    async def _explain(self, failure: WorkerFailure) -> None:
-        """Name the worker that died, even where another one noticed it first."""
-        dead = await self.stage.workers.death_reports() if self.stage is not None else {}
-        for name, death_report in dead.items():
-            if not str(failure).startswith(name):
-                self.view.error(death_report)
-        self.view.error(str(failure))
+    async def _train(self, stage: TrainingStage) -> None:
+        """Draw prompts, roll out and score (all of it streams into `next_batch`), learn, publish, log, checkpoint."""
+        steps, recorder, progress = self.config.pipeline.steps, self.recorder, self.recorder.progress
+        stage.batches.start()
+        while progress.version < steps and recorder.alarms.ending is None:
+            batch = stage.weigh(await self._guard(stage.batches.next_batch()))
+            report = await stage.learn(batch)
+            if stage.engines_follow:
+                await stage.publish()
+            stage.batches.advance(report.policy_version)
+            recorder.step(stage, batch, report)
+            if self._due(self.config.evaluation.every):
+                recorder.evaluated(progress.version, await self._guard(_evaluate(stage)))
+            if self._due(self.config.checkpoint.every):
+                await recorder.save(stage)
+
+    def _due(self, every: int) -> bool:
+        """Whether it is time for what happens every so many steps; the last step is followed by all of it anyway."""
+        version = self.recorder.progress.version
+        return every > 0 and version % every == 0 and version < self.config.pipeline.steps
+
+    # Before the training
 
     async def _before_the_workers(self, cluster: Cluster) -> None:
         """What the teacher writes on engines that the workers that start then may take over."""
         teacher = TeacherEngines(self.config, self.prepared, cluster)
         await self._teacher_answers(teacher)
-        if self.config.stage is Stage.cold_start:
-            await self._sequences(teacher)
+        if STAGES[self.config.stage].collects:
+            await self._collect_sequences(teacher)
         await teacher.release()
 
     async def _teacher_answers(self, teacher: TeacherEngines) -> None:
@@ -164,217 +146,130 @@ class Run:
         A teacher with the student's initial weights answers on the student's engine, before it is trained; one whose
         sequences are learned from all through the run has an engine throughout.
         """
-        keys = self.evaluator.answering_teachers
+        keys, evaluations = self.evaluator.answering_teachers, self.recorder.evaluations
         has_engine = self.prepared.teacher_is_initial_student or needs_teacher_rollouts(self.config)
         has_engine_later = keys == [TEACHER] and has_engine
-        if not keys or has_engine_later or self.evaluations.has("teacher"):
+        if not keys or has_engine_later or evaluations.has("teacher"):
             return
         answers: list[Trajectory] = []
         for key in keys:
-            self.say(f"{'the teacher' if key == TEACHER else key} answers the held-out prompts, on its own engine …")
+            who = "the teacher" if key == TEACHER else key
+            self._say(f"{who} answers the held-out prompts, on its own engine …")
             answers += await self.evaluator.answers_of(key, await teacher.get(key))
-        self.evaluations.keep("teacher", self.evaluator.judge_teachers(answers))
+        answers.sort(key=lambda answer: answer.slot)
+        evaluations.keep("teacher", self.evaluator.summarise(answers))
 
-    async def _sequences(self, teacher: TeacherEngines) -> None:
-        """Collect what a cold start learns from, unless an earlier start has, and count what is left out."""
-        grader = Grader(self.verifier, self.prepared.train, self.prepared.tokenizer)
-        with self.clock.span("rollout"):
-            found = await collect_once(self.config, self.prepared, teacher, grader, self.directory.path, self.say)
-        self.tokens["rollout"] = teacher_tokens(found)
-        self.counts.clear()
-        self.counts.update(verdict_counts(found))
+    async def _collect_sequences(self, teacher: TeacherEngines) -> None:
+        """Collect what the stage learns from, unless an earlier start has, and count what is left out."""
+        progress, path = self.recorder.progress, self.directory.path
+        grader = Grader(self.evaluator.verifier, self.prepared.train, self.prepared.tokenizer)
+        with progress.clock.span("rollout"):
+            sequences = await collect_once(self.config, self.prepared, teacher, grader, path, self._say)
+        progress.tokens["rollout"] = teacher_tokens(sequences)
+        progress.counts.clear()
+        progress.counts.update(verdict_counts(sequences))
 
-    async def _passes_preflight(self, workers: Fleet) -> bool:
-        """Whether the run means anything; one that is resumed has passed already."""
-        if self.checkpoint is not None or not self.config.preflight.enabled:
-            return True
-        found = await run_preflight(self.config, self.prepared, workers, self.verifier, self.say)
-        write_json(self.directory.path / "preflight.json", found.as_json())
-        self.say(f"preflight: {len(found.checks)} checks in {found.seconds:.1f} s")
-        if found.failed:
-            print_checks(self.view.console, found.checks)
-        for check in found.checks:
-            if check.status is Status.failed:
-                self.view.error(f"preflight, {check.name}: {check.seen}; {check.fix}")
-            elif check.status is Status.warned:
-                self.view.warn(f"warning: preflight, {check.name}: {check.seen}; {check.fix}")
-        if found.failed:
-            self.view.error("nothing was trained; preflight.enabled=false trains even so")
-        return not found.failed
-
-    def _make_stage(self, workers: Fleet) -> TrainingStage:
-        context = StageContext(
-            config=self.config,
-            prepared=self.prepared,
-            workers=workers,
-            clock=self.clock,
-            interruption=self.interruption,
-            evaluations=self.evaluations,
-            evaluator=self.evaluator,
-            verifier=self.verifier,
-            run_dir=self.directory.path,
-            cursor=self.state.cursor,
-            version=self.state.step,
-            tokens=self.tokens,
-            counts=self.counts,
+    async def _start(self, cluster: Cluster) -> TrainingStage:
+        """The workers, with the weights that the run begins or goes on with, and the stage that drives them."""
+        self._say("the workers that are there go on …" if cluster.has_idle else "starting the workers …")
+        fleet = await Fleet.start(self.config, self.prepared, cluster)
+        implementation: type[TrainingStage] = resolve_name(STAGES[self.config.stage].implementation)
+        stage = implementation(
+            self.config, self.prepared, fleet, self.evaluator, self.recorder.progress, self.directory.path
         )
-        return _STAGES[self.config.stage](context)
+        await stage.restore(self.recorder.checkpoint)
+        return stage
 
-    async def _finish(self, stage: TrainingStage, alarm: Alarm | None) -> None:
-        """How good the student became, and the model itself; `alarm` is the one that ends the run before its time."""
+    async def _passes_preflight(self, fleet: Fleet) -> bool:
+        """Whether the run means anything; one that is resumed has passed already."""
+        view = self.recorder.view
+        if self.recorder.checkpoint is not None or not self.config.preflight.enabled:
+            return True
+        preflight = await run_preflight(self.config, self.prepared, fleet, self.evaluator.verifier, view.say)
+        write_json(self.directory.path / "preflight.json", preflight.as_json())
+        view.say(f"preflight: {len(preflight.checks)} checks in {preflight.seconds:.1f} s")
+        if preflight.failed:
+            print_checks(view.console, preflight.checks)
+        for check in preflight.checks:
+            if check.status is Status.failed:
+                view.error(f"preflight, {check.name}: {check.seen}; {check.fix}")
+            elif check.status is Status.warned:
+                view.warn(f"warning: preflight, {check.name}: {check.seen}; {check.fix}")
+        if preflight.failed:
+            view.error("nothing was trained; preflight.enabled=false trains even so")
+        return not preflight.failed
+
+    async def _evaluate_before(self, stage: TrainingStage) -> None:
+        """The untrained student's answers, and the teacher's where it has the same weights, unless they are kept.
+
+        The engines hold the initial student until this ends; a resumed run publishes the learner's weights then.
+        """
+        evaluations = self.recorder.evaluations
+        if self.evaluator.answering_teachers and not evaluations.has("teacher"):
+            self._say("the teacher answers the held-out prompts …")
+            engine = stage.fleet.teacher_rollouts or stage.fleet.rollouts
+            answers = await self.evaluator.answers_of(TEACHER, engine)
+            evaluations.keep("teacher", self.evaluator.summarise(answers))
+        if not evaluations.has("student_before"):
+            self._say("the student answers them before training …")
+            before = await stage.evaluate()
+            evaluations.keep("student_before", before)
+            self.recorder.evaluated(0, before)
+        if stage.engines_follow:
+            await stage.publish()
+
+    # After it
+
+    async def _finish(self, stage: TrainingStage) -> None:
+        """How good the student became, and the model itself."""
+        recorder = self.recorder
+        alarm = recorder.alarms.ending
         good = checkpoint_to_end_with(alarm, self.directory)
         if good is not None:
             await self._roll_back(stage, good)
         else:
-            await self.save_checkpoint()
-            self.say("the student answers the held-out prompts after training …")
-            after = await stage.evaluate_student()
-            self.evaluations.keep("student_after", after)
-            self.evaluated(stage.version, after)
+            await recorder.save(stage)
+            self._say("the student answers the held-out prompts after training …")
+            after = await _evaluate(stage)
+            recorder.evaluations.keep("student_after", after)
+            recorder.evaluated(recorder.progress.version, after)
         if alarm is not None:
-            self.alarms.record_remedy(alarm, good, stage.version)
-        await self._tell_about_teachers(stage)
+            recorder.alarms.record_remedy(alarm, good, recorder.progress.version)
+        await recorder.tell_about_teachers(stage.fleet.teachers)
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
-        await stage.workers.learner.export(str(final))
+        await stage.fleet.learner.export(str(final))
         write_model_card(final, self.settings)
-
-    async def _tell_about_teachers(self, stage: TrainingStage) -> None:
-        """How many scores were kept, and what endpoints were asked."""
-        for group in stage.workers.teachers.distinct.values():
-            stats = await group.cache_stats()
-            if stats is not None:
-                self.say(f"{group.name}: {in_words(stats)}")
-            asked = await group.server_stats()
-            if asked is not None:
-                self.say(
-                    f"{group.name}: the endpoint was asked {asked.attempts} times, {asked.retries} of them again, and "
-                    f"{asked.garbled} answers were none"
-                )
-
-    async def _keep_initial_student(self) -> None:
-        """A checkpoint to go back to where there may be no later one."""
-        if self.alarms.may_roll_back and self.checkpoint is None:
-            await self.save_checkpoint()
 
     async def _roll_back(self, stage: TrainingStage, good: Path) -> None:
         """The weights of an earlier checkpoint; they are not evaluated again, since engines do not go back."""
         await stage.go_back(good, self.directory.load_state(good).step)
         set_aside_after(good, self.directory)
-        if stage.version == 0:
-            self.evaluations.keep("student_after", self.evaluations.load()["student_before"])
+        if self.recorder.progress.version == 0:
+            evaluations = self.recorder.evaluations
+            evaluations.keep("student_after", evaluations.load()["student_before"])
 
-    # Observer
-
-    @property
-    def ending(self) -> bool:
-        return self.alarms.ending is not None
-
-    def say(self, text: str) -> None:
-        self.view.say(text)
-
-    def record(self, batch: Sequence[Example], report: StepReport, ready: int) -> None:
-        metrics = step_metrics(batch, report, self._seconds_since_last_step())
-        metrics |= {f"rollout/{name}": float(count) for name, count in self.counts.items()}
-        metrics |= self.stage.step_metrics(batch) if self.stage is not None else {}
-        started = time.thread_time()
-        metrics |= health_metrics(batch, self.prepared.tokenizer, metrics, self._last_metrics)
-        raised = self.alarms.observe(report.policy_version, metrics)
-        metrics["time/monitors_cpu"] = time.thread_time() - started
-        self._last_metrics = metrics
-        self.tracker.log(report.policy_version, metrics)
-        tracking = self.config.tracking
-        if tracking.samples_every and report.policy_version % tracking.samples_every == 0:
-            samples = [sample(item, self.prepared.tokenizer) for item in batch[: tracking.samples]]
-            self.tracker.log_samples(report.policy_version, samples)
-        self.view.step(report, metrics, ready)
-        for key in self._starving_teachers():
-            self.view.warn(
-                f"warning: nobody has asked the teacher {key!r} for {STARVING_STEPS} steps: are its domains, or the "
-                "rows that name it, in the training prompts?"
-            )
-        self.alarms.name_blind_rules()
-        self.alarms.tell(raised)
-
-    def _starving_teachers(self) -> list[str]:
-        return self.stage.workers.teachers.starving if self.stage is not None else []
-
-    def evaluated(self, version: int, answers: Answers) -> None:
-        found = answers.evaluation
-        metrics = {f"eval/{name}": item.mean for name, item in found.intervals.items()}
-        ends = {
-            f"eval/{name}/{end}": getattr(item, end)
-            for name, item in found.intervals.items()
-            for end in ("low", "high")
-        }
-        raised = self.alarms.observe(version, metrics)
-        self.tracker.log(version, metrics | ends)
-        accuracy = f", accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
-        divergence = f"reverse KL {found.reverse_kl:.3f} nats a token, " if found.reverse_kl is not None else ""
-        self.say(
-            f"held-out, version {version}: {divergence}{found.mean_response_tokens:.1f} tokens an answer{accuracy}"
-        )
-        self.alarms.tell(raised)
-
-    async def save_checkpoint(self) -> None:
-        if self.stage is None:
-            return
-        partial = self.directory.begin_checkpoint(self.stage.version)
-        await self.stage.save(partial)
-        self.directory.commit_checkpoint(partial, self._current_state(self.stage), self.config.checkpoint.keep)
-
-    def _current_state(self, stage: TrainingStage) -> RunState:
-        return RunState(
-            step=stage.version,
-            cursor=stage.batches.cursor,
-            wandb_id=self.tracker.wandb_id,
-            wall_seconds=self._wall_seconds,
-            tokens=dict(self.tokens),
-            stage_seconds=self.clock.all_seconds(),
-            counts=dict(self.counts),
-        )
+    async def _explain(self, failure: WorkerFailure) -> None:
+        """Name the worker that died, even where another one noticed it first."""
+        dead = await self.stage.fleet.death_reports() if self.stage is not None else {}
+        for name, death_report in dead.items():
+            if not str(failure).startswith(name):
+                self.recorder.view.error(death_report)
+        self.recorder.view.error(str(failure))
 
     async def _last_checkpoint(self) -> None:
         if self.stage is None:
-            self.say("no checkpoint: nothing was trained in this start")
+            self._say("no checkpoint: nothing was trained in this start")
             return
+        version = self.recorder.progress.version
         try:
-            await self.save_checkpoint()
-            self.say(f"step {self.stage.version} is in {self.directory.checkpoints}; resume=auto continues it")
+            await self.recorder.save(self.stage)
+            self._say(f"step {version} is in {self.directory.checkpoints}; resume=auto continues it")
         except WorkerFailure as error:
-            self.view.error(f"no checkpoint of step {self.stage.version}: {error}")
+            self.recorder.view.error(f"no checkpoint of step {version}: {error}")
 
-    # Time, and the end
 
-    @property
-    def _wall_seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def _seconds_since_last_step(self) -> dict[str, float]:
-        now, before = self.clock.all_seconds(), self._stage_seconds
-        self._stage_seconds = now
-        return {stage: now.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
-
-    def conclude(self, status: str) -> None:
-        """Write summary.json and the page, and print what came out."""
-        answers = self.evaluations.load()
-        found = {role: answers[role].evaluation if role in answers else None for role in ROLES}
-        learning = self.clock.seconds("learning") + self.clock.seconds("waiting") + self.clock.seconds("weight_sync")
-        summary = Summary(
-            status=status,
-            steps=self.stage.version if self.stage else self.state.step,
-            wall_seconds=self._wall_seconds,
-            stage_seconds={name: self.clock.seconds(name) for name in STAGES},
-            tokens=dict(self.tokens),
-            tokens_per_second=self.tokens["trained"] / learning if learning else 0.0,
-            evaluation=found,
-            gap_recovery=gap_recovery(found),
-            counts=dict(self.counts),
-            alarms=self.alarms.raised,
-            remedies=self.alarms.remedies,
-        )
-        write_json(self.directory.path / "summary.json", asdict(summary))
-        self.tracker.log_report(write_run_report(self.directory.path))
-        self.tracker.close(succeeded=status in ("completed", "stopped"))
-        heldout = [item.prompt for item in self.prepared.heldout]
-        print_outcome(self.view.console, self.directory.path, summary, answers, heldout)
+async def _evaluate(stage: TrainingStage) -> Answers:
+    """The held-out prompts answered by the student as it is now."""
+    await stage.publish()
+    return await stage.evaluate()

@@ -4,17 +4,19 @@ The student's engines answer held-out prompts only, and get its weights for that
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from learner.records import Example
 from orchestration.pipeline.pipeline import Cursor
+from orchestration.pipeline.requests import rollout_request
 from orchestration.pipeline.schedule import PromptSchedule
-from orchestration.stages.sequences import JudgedSequence, Verdict, load_sequences
-from orchestration.stages.training import StageContext, TrainingStage
+from orchestration.stages.sequences import JudgedSequence, SequenceVerdict, load_sequences
+from orchestration.stages.training import TrainingStage
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.records.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory
+from tutelage.records.trajectory import FinishReason, Origin, Trajectory, foreign_trajectory
 
 
 class Epochs:
@@ -55,26 +57,24 @@ class Epochs:
         plan = self._schedule.plan(slot)
         sequence = self._sequences[plan.prompt_index]
         ids = np.array(sequence.response_ids, dtype=np.int32)
-        request = RolloutRequest(
-            slot=slot,
-            prompt_id=sequence.prompt_id,
-            sample_index=sequence.sample_index,
-            prompt_ids=self._prompts[sequence.prompt_id].student_ids,
-            seed=plan.seed,
-            max_tokens=len(ids),
-        )
+        item = self._prompts[sequence.prompt_id]
+        request = rollout_request(item, slot, plan.seed, len(ids), sample_index=sequence.sample_index)
         return foreign_trajectory(request, ids, FinishReason.STOP, Origin(sequence.origin))
 
 
+@dataclass
 class ColdStart(TrainingStage):
+    """Learn from the sequences that the run has collected."""
+
     engines_follow: ClassVar[bool] = False
 
-    def __init__(self, context: StageContext) -> None:
-        super().__init__(context)
-        config = context.config
-        kept = [item for item in load_sequences(context.run_dir) if item.verdict == Verdict.kept.value]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config = self.config
+        kept = [item for item in load_sequences(self.run_dir) if item.verdict == SequenceVerdict.kept.value]
         schedule = PromptSchedule(len(kept), 1, config.seed, config.data.shuffle)
-        self._epochs = Epochs(kept, self._prompts, schedule, config.pipeline.batch_size, context.cursor)
+        cursor = self.progress.resumed_from
+        self._epochs = Epochs(kept, self._prompts, schedule, config.pipeline.batch_size, cursor)
 
     @property
     def batches(self) -> Epochs:

@@ -4,7 +4,7 @@ their teachers as each one finishes, and learned from.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,23 @@ from numpy.typing import NDArray
 from learner.records import Example
 from orchestration.prepare.inputs import make_dynamic_context, make_request_builder
 from orchestration.stages.on_policy import OnPolicyStage
-from orchestration.stages.training import StageContext
 from scoring.pool import REFERENCE
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.records.trajectory import Trajectory
 
 
+@dataclass
 class Distillation(OnPolicyStage):
-    def __init__(self, context: StageContext) -> None:
-        self._context = make_dynamic_context(context.config, context.prepared)
-        super().__init__(context, waits_for_samples=self._context.wait_for_samples)
-        self._builder = make_request_builder(context.config, context.prepared)
+    """Learn from the teachers' scores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._context = make_dynamic_context(self.config, self.prepared)
+        self._builder = make_request_builder(self.config, self.prepared)
+
+    @property
+    def waits_for_samples(self) -> bool:
+        return self._context.wait_for_samples
 
     def graded(self, trajectory: Trajectory) -> None:
         self._context.arrived(trajectory)
@@ -33,21 +39,21 @@ class Distillation(OnPolicyStage):
         view = await self._context.of(trajectory, item)
         asked = self._builder.build(item.prompt.teacher, view.prompt_ids, trajectory, item.teacher_follow_ups)
         signal, reference = await asyncio.gather(
-            self.workers.teachers.score(asked.request, view.members), self._reference_logprobs(trajectory)
+            self.fleet.teachers.score(asked.request, view.members), self._reference_logprobs(trajectory)
         )
-        self.tokens["scored"] += asked.request.num_scored
+        self.progress.tokens["scored"] += asked.request.num_scored
         return replace(asked.to_student_tokens(signal), reference_logprobs=reference, privileged=view.privileged)
 
     def has_context(self, example: Example) -> bool:
         return example.signal is not None and example.signal.privileged
 
     def step_metrics(self, batch: Sequence[Example]) -> dict[str, float]:
-        privileged = [example.signal is not None and example.signal.privileged for example in batch]
-        return {**self.workers.teachers.step_metrics(), "teacher/privileged_share": float(np.mean(privileged))}
+        privileged = float(np.mean([self.has_context(example) for example in batch]))
+        return {**self.fleet.teachers.step_metrics(), "teacher/privileged_share": privileged}
 
     async def _reference_logprobs(self, trajectory: Trajectory) -> NDArray[np.float32] | None:
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
-        if REFERENCE not in self.workers.teachers:
+        if REFERENCE not in self.fleet.teachers:
             return None
         request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
-        return (await self.workers.teachers.score(request)).logprobs
+        return (await self.fleet.teachers.score(request)).logprobs

@@ -5,52 +5,60 @@ slots ─► rollouts ─► verifier? ─► scores? ─► groups ─► batch
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from learner.objectives import requirements
 from learner.objectives.config import TaskRewardMix
 from learner.records import Example
 from orchestration.config.facts import sampled_candidates
-from orchestration.pipeline.pipeline import Keep, Pipeline
+from orchestration.pipeline.pipeline import Pipeline
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.pipeline.weighting import with_advantages
-from orchestration.stages.training import StageContext, TrainingStage
+from orchestration.stages.training import TrainingStage
 from rollout.verifiers import Grader
 from tutelage.records.signal import TeacherSignal
 from tutelage.records.trajectory import Origin, Trajectory
 
 
+@dataclass
 class OnPolicyStage(TrainingStage):
-    """
-    Args:
-        keep: whether a group of samples is worth training on; None: all are.
-        waits_for_samples: a response is scored only once all samples of its prompt are there.
-    """
+    """A stage whose slots roll out all through the training."""
 
-    def __init__(self, context: StageContext, keep: Keep | None = None, waits_for_samples: bool = False) -> None:
-        super().__init__(context)
-        config, prepared, workers = context.config, context.prepared, context.workers
-        self.requirements = requirements(config.objective)
-        candidates = sampled_candidates(config)
-        self._states = TrajectorySource(config, prepared.train, candidates, workers.rollouts, workers.teacher_rollouts)
-        self._grader = Grader(context.verifier, prepared.train, prepared.tokenizer)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, prepared = self.config, self.prepared
+        self.needs = requirements(config.objective)
+        engines = self.fleet.rollouts, self.fleet.teacher_rollouts
+        self._source = TrajectorySource(config, prepared.train, sampled_candidates(config), *engines)
+        self._grader = Grader(self.evaluator.verifier, prepared.train, prepared.tokenizer)
         self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
-        self._pipeline = Pipeline(
+
+    @cached_property
+    def batches(self) -> Pipeline:
+        pipeline, waits = self.config.pipeline, self._compares_rewards or self.waits_for_samples
+        return Pipeline(
             self._roll_out,
             self.score,
-            batch_size=config.pipeline.batch_size,
-            max_staleness=config.pipeline.max_staleness,
-            total_slots=config.pipeline.steps * config.pipeline.batch_size,
-            clock=context.clock,
-            group_size=config.sampling.samples_per_prompt if self._compares_rewards or waits_for_samples else 1,
-            keep=keep,
-            max_replaced=config.pipeline.max_replaced_groups,
-            cursor=context.cursor,
-            version=context.version,
+            batch_size=pipeline.batch_size,
+            max_staleness=pipeline.max_staleness,
+            total_slots=pipeline.steps * pipeline.batch_size,
+            clock=self.progress.clock,
+            group_size=self.config.sampling.samples_per_prompt if waits else 1,
+            keep=self.keep,
+            max_replaced=pipeline.max_replaced_groups,
+            cursor=self.progress.resumed_from,
+            version=self.progress.version,
         )
 
     @property
-    def batches(self) -> Pipeline:
-        return self._pipeline
+    def waits_for_samples(self) -> bool:
+        """Whether a response is scored only once all samples of its prompt are there."""
+        return False
+
+    def keep(self, group: Sequence[Example]) -> bool:
+        """Whether a group of samples is worth training on."""
+        return True
 
     @abstractmethod
     async def score(self, trajectory: Trajectory) -> TeacherSignal | None:
@@ -68,9 +76,9 @@ class OnPolicyStage(TrainingStage):
         return with_advantages(weighed, samples, task.divide_by_deviation)
 
     async def _roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
-        async for trajectory in self._states.roll_out(slots):
+        async for trajectory in self._source.roll_out(slots):
             if trajectory.origin is not Origin.DATASET:
-                self.tokens["rollout"] += len(trajectory.response_ids)
+                self.progress.tokens["rollout"] += len(trajectory.response_ids)
             graded = await self._grader.grade(trajectory)
             self.graded(graded)
             yield graded

@@ -29,7 +29,7 @@ _FILE = "sequences.jsonl"
 _REPORTS = 10  # lines about how far the collection is
 
 
-class Verdict(Enum):
+class SequenceVerdict(Enum):
     """What becomes of a sequence; where several reasons hold, the first."""
 
     kept = "kept"
@@ -63,8 +63,8 @@ def load_sequences(run_dir: Path) -> list[JudgedSequence]:
 
 
 def verdict_counts(sequences: Sequence[JudgedSequence]) -> dict[str, int]:
-    found = Counter(sequence.verdict for sequence in sequences)
-    return {f"sequences_{verdict.value}": found[verdict.value] for verdict in Verdict}
+    counts = Counter(sequence.verdict for sequence in sequences)
+    return {f"sequences_{verdict.value}": counts[verdict.value] for verdict in SequenceVerdict}
 
 
 def teacher_tokens(sequences: Sequence[JudgedSequence]) -> int:
@@ -80,8 +80,9 @@ async def collect_once(
     run_dir: Path,
     say: Callable[[str], None],
 ) -> list[JudgedSequence]:
-    """What an earlier start of the run collected, or all there is now: the data's completions, or the teacher's
-    `sampling.samples_per_prompt` responses to each prompt.
+    """Read what an earlier start of the run collected, or collect all there is now.
+
+    That is the data's completions, or the teacher's `sampling.samples_per_prompt` responses to each prompt.
 
     Raises:
         NothingToLearn: none of them is kept.
@@ -93,10 +94,10 @@ async def collect_once(
         say("collecting the sequences to learn from …")
         trajectories = await _collect(source, _slots(config, prepared), say)
         graded = await asyncio.gather(*(grader.grade(trajectory) for trajectory in trajectories))
-        _write(graded, judge(graded, config.cold_start), prepared, run_dir)
-    found = load_sequences(run_dir)
-    say(_report(verdict_counts(found), config.pipeline.steps * config.pipeline.batch_size))
-    return found
+        _write(graded, sequence_verdicts(graded, config.cold_start), prepared, run_dir)
+    sequences = load_sequences(run_dir)
+    say(_report(verdict_counts(sequences), config.pipeline.steps * config.pipeline.batch_size))
+    return sequences
 
 
 def _slots(config: RunConfig, prepared: Prepared) -> range:
@@ -107,15 +108,17 @@ def _slots(config: RunConfig, prepared: Prepared) -> range:
 
 async def _collect(source: TrajectorySource, slots: range, say: Callable[[str], None]) -> list[Trajectory]:
     """In order of slot, whatever order they come in."""
-    found: list[Trajectory] = []
+    collected: list[Trajectory] = []
     async for trajectory in source.roll_out(slots):
-        found.append(trajectory)
-        if len(found) * _REPORTS // len(slots) > (len(found) - 1) * _REPORTS // len(slots):
-            say(f"{len(found)} of {len(slots)} sequences")
-    return sorted(found, key=lambda trajectory: trajectory.slot)
+        collected.append(trajectory)
+        if len(collected) * _REPORTS // len(slots) > (len(collected) - 1) * _REPORTS // len(slots):
+            say(f"{len(collected)} of {len(slots)} sequences")
+    return sorted(collected, key=lambda trajectory: trajectory.slot)
 
 
-def _write(trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict], prepared: Prepared, run_dir: Path) -> None:
+def _write(
+    trajectories: Sequence[Trajectory], verdicts: Sequence[SequenceVerdict], prepared: Prepared, run_dir: Path
+) -> None:
     rows = [
         JudgedSequence(
             prompt_id=trajectory.prompt_id,
@@ -142,27 +145,27 @@ def _report(counts: Mapping[str, int], trained: int) -> str:
     return f"sequences: {words}; the steps make {trained / kept:.3g} epochs"
 
 
-def judge(trajectories: Sequence[Trajectory], config: ColdStartConfig) -> list[Verdict]:
-    """A verdict on each; of equal responses to equal prompts the first one stays."""
+def sequence_verdicts(trajectories: Sequence[Trajectory], config: ColdStartConfig) -> list[SequenceVerdict]:
+    """Decide what becomes of each; of equal responses to equal prompts the first one stays."""
     kept: set[tuple[bytes, bytes]] = set()
     verdicts = []
     for trajectory in trajectories:
         key = (trajectory.prompt_ids.tobytes(), trajectory.response_ids.tobytes())
         verdict = _fault(trajectory, config) or (
-            Verdict.duplicate if key in kept and not config.keep_duplicates else Verdict.kept
+            SequenceVerdict.duplicate if key in kept and not config.keep_duplicates else SequenceVerdict.kept
         )
-        if verdict is Verdict.kept:
+        if verdict is SequenceVerdict.kept:
             kept.add(key)
         verdicts.append(verdict)
     return verdicts
 
 
-def _fault(trajectory: Trajectory, config: ColdStartConfig) -> Verdict | None:
+def _fault(trajectory: Trajectory, config: ColdStartConfig) -> SequenceVerdict | None:
     """What is wrong with a sequence by itself."""
     if trajectory.finish_reason is FinishReason.LENGTH:
-        return Verdict.truncated
+        return SequenceVerdict.truncated
     if config.only_correct and trajectory.reward is not None and trajectory.reward < CORRECT:
-        return Verdict.incorrect
+        return SequenceVerdict.incorrect
     if repetition(trajectory.response_ids.tolist(), config.repetition_tokens) > config.max_repetition:
-        return Verdict.repetitive
+        return SequenceVerdict.repetitive
     return None

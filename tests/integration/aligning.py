@@ -9,17 +9,17 @@ from hydra import compose, initialize_config_module
 
 from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig
-from orchestration.measure.alignment import Alignment, measure_alignment
+from orchestration.measure.alignment import GradientAlignment, measure_alignment
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared, prepare
 from rollout.verifiers import VERIFIERS
 from tutelage.cluster import Session
 
 
-async def measure(config: RunConfig, prepared: Prepared, session: Session) -> Alignment:
-    workers = await Fleet.start(config, prepared, session.cluster(config.cluster))
-    await workers.connect()
-    return await measure_alignment(config, prepared, workers, VERIFIERS[config.data.verifier], print)
+async def measure(config: RunConfig, prepared: Prepared, session: Session) -> GradientAlignment:
+    fleet = await Fleet.start(config, prepared, session.cluster(config.cluster))
+    await fleet.connect()
+    return await measure_alignment(config, prepared, fleet, VERIFIERS[config.data.verifier], print)
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from hydra import compose, initialize_config_module
 
 from orchestration.config.compose import register_schema
 from orchestration.pipeline.sources import TrajectorySource
-from orchestration.precompute import _trajectories, precompute
+from orchestration.precompute import precompute
 from orchestration.prepare.inputs import Prepared, make_request_builder, prepare
-from scoring.backends.base import CacheStats
-from scoring.backends.cached import in_words
+from orchestration.runs.precomputing import completions_to_score
+from scoring.backends.cached import CacheStats, in_words
 from tests.factories import configured
 from tutelage.cluster import Session
 from tutelage.records.prompt import with_ids
@@ -41,7 +41,7 @@ def test_each_completion_that_the_run_comes_by_once(
 ) -> None:
     config = configured(*overrides, f"pipeline.steps={steps}", f"objective.sequences.on_policy_fraction={share}")
     prepared = prepare(config) if share != "1" else prepare(configured(*overrides))
-    found = asyncio.run(_trajectories(config, prepared))
+    found = asyncio.run(completions_to_score(config, prepared))
     keys = [trajectory.prompt_id for trajectory in found]
     assert len(set(keys)) == len(keys)
     assert len(keys) == expected if expected is not None else 0 < len(keys) <= 6
@@ -60,7 +60,7 @@ async def rolled_out(config: object, prepared: Prepared) -> dict[str, np.ndarray
 def test_the_requests_ask_what_the_objective_and_the_monitors_need(overrides: list[str]) -> None:
     config = configured(*overrides, "learner.overlap_k=9")
     prepared = prepare(config)
-    trajectory, *_ = asyncio.run(_trajectories(config, prepared))
+    trajectory, *_ = asyncio.run(completions_to_score(config, prepared))
     item = with_ids(prepared.train)[trajectory.prompt_id]
     builder = make_request_builder(config, prepared)
     request = builder.build("teacher", item.teacher_ids, trajectory).request

@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from orchestration.config.facts import capabilities_of, shows_whole
-from orchestration.diagnose import diagnosis_refusals
 from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import required_cpus
+from orchestration.runs.diagnosis import diagnosis_refusals
 from scoring.context import ContextTemplate
 from scoring.group import Scorer, ScoringGroup
 from scoring.pool import REFERENCE, STARVING_STEPS, TeacherPool

@@ -76,7 +76,7 @@ def test_a_run_that_is_resumed_or_told_not_to_is_not_checked(
 ) -> None:
     assert outcome(make_run([*overrides, "preflight.enabled=false"]), [BAD], monkeypatch)
     resumed = make_run([*overrides, f"run_dir={overrides[-1].removeprefix('run_dir=')}-2"])
-    resumed.checkpoint = Path("step-000001")
+    resumed.recorder.checkpoint = Path("step-000001")
     assert outcome(resumed, [BAD], monkeypatch)
 
 

@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diagnostics.config import AlignmentConfig
-from orchestration.measure.targeted import Judge, Target, complete, fit
+from orchestration.measure.targeted import AnswerGrader, Target, complete, fit
 from tests.factories import configured, message
+from tutelage.records.prompt import Prompt, RenderedPrompt
 from tutelage.records.trajectory import RolloutRequest
 from tutelage.settings import ConfigError
 
 
 def target(question: int, node: int = 0, candidate: int = 5, room: int = 10, expected: int = 4) -> Target:
     prompt, response = np.arange(3, dtype=np.int32), np.array([7, candidate], dtype=np.int32)
-    return Target(question, node, candidate, prompt, response, room, expected, seed=question)
+    item = RenderedPrompt(Prompt(f"p{question}", ()), prompt, prompt)
+    return Target(question, item, node, candidate, response, room, expected, seed=question)
 
 
 SETTINGS = AlignmentConfig(completions=16, min_completions=4)
@@ -79,10 +81,10 @@ def test_outcomes_belong_to_their_node_and_candidate() -> None:
 
     prompts: Any = [SimpleNamespace(prompt="p0"), SimpleNamespace(prompt="p1")]
     tokenizer: Any = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
-    judge = Judge(verify, prompts, tokenizer)  # type: ignore[arg-type]
+    grader = AnswerGrader(verify, prompts, tokenizer)  # type: ignore[arg-type]
     targets = [target(0, 0, 5), target(0, 0, 6), target(1, 1, 9, room=0)]
     rollouts: Any = Rollouts()
-    found = asyncio.run(complete(fit(targets, SETTINGS, 10_000), rollouts, judge))
+    found = asyncio.run(complete(fit(targets, SETTINGS, 10_000), rollouts, grader))
     assert found.outcomes[0][5].tolist() == [1.0, 0.0] * 8
     assert found.outcomes[0][6].tolist() == [0.0] * 16
     assert found.outcomes[1][9].tolist() == [1.0] * 16  # graded at once

@@ -7,7 +7,7 @@ import pytest
 
 from learner.objectives.config import GateConfig, LossReduction
 from learner.records import Example
-from orchestration.pipeline.weighting import have_spread, passes, with_advantages, with_loss_reduction
+from orchestration.pipeline.weighting import have_spread, keeps, with_advantages, with_loss_reduction
 from tests.learner.examples import make_example
 from tutelage.records.trajectory import FinishReason
 
@@ -16,30 +16,30 @@ CUT = replace(FINISHED, finish_reason=FinishReason.LENGTH)
 
 
 def test_without_gates_everything_passes() -> None:
-    assert passes(GateConfig(), CUT, has_context=False)
-    assert passes(GateConfig(), replace(FINISHED, reward=None), has_context=False)
+    assert keeps(GateConfig(), CUT, has_context=False)
+    assert keeps(GateConfig(), replace(FINISHED, reward=None), has_context=False)
 
 
 def test_each_gate_holds_back_what_it_names() -> None:
     finished = GateConfig(only_finished=True)
-    assert passes(finished, FINISHED, False) and not passes(finished, CUT, False)
-    assert passes(GateConfig(max_response_tokens=6), FINISHED, False)
-    assert not passes(GateConfig(max_response_tokens=5), FINISHED, False)
+    assert keeps(finished, FINISHED, False) and not keeps(finished, CUT, False)
+    assert keeps(GateConfig(max_response_tokens=6), FINISHED, False)
+    assert not keeps(GateConfig(max_response_tokens=5), FINISHED, False)
     context = GateConfig(only_with_context=True)
-    assert passes(context, FINISHED, True) and not passes(context, FINISHED, False)
+    assert keeps(context, FINISHED, True) and not keeps(context, FINISHED, False)
     incorrect = GateConfig(only_incorrect=True)
-    assert passes(incorrect, FINISHED, False) and not passes(incorrect, replace(FINISHED, reward=1.0), False)
+    assert keeps(incorrect, FINISHED, False) and not keeps(incorrect, replace(FINISHED, reward=1.0), False)
 
 
 def test_gates_hold_together() -> None:
     both = GateConfig(only_incorrect=True, only_finished=True)
-    assert passes(both, FINISHED, False)
-    assert not passes(both, CUT, False) and not passes(both, replace(FINISHED, reward=1.0), False)
+    assert keeps(both, FINISHED, False)
+    assert not keeps(both, CUT, False) and not keeps(both, replace(FINISHED, reward=1.0), False)
 
 
 def test_an_answer_that_nobody_graded_cannot_be_called_incorrect() -> None:
     with pytest.raises(ValueError, match=r"objective\.gate\.only_incorrect.*data\.verifier"):
-        passes(GateConfig(only_incorrect=True), replace(FINISHED, reward=None), False)
+        keeps(GateConfig(only_incorrect=True), replace(FINISHED, reward=None), False)
 
 
 def rewarded(slot: int, reward: float | None) -> Example:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from orchestration.config.compose import build, register_schema
 from orchestration.prepare.inputs import prepare
 from orchestration.results.directory import open_run_directory
-from orchestration.runs.run import Run
+from orchestration.runs.recorder import Recorder
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
@@ -26,7 +26,7 @@ def test_the_page_of_a_start_that_trained_nothing(
     config = build(composed, "full_reverse_kl")
     directory = open_run_directory(config, composed)
     settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
-    Run(config, settings, prepare(config), directory).conclude(status)
+    Recorder(config, settings, prepare(config), directory).conclude(status)
     directory.close()
     page = directory.path / "report.html"
     assert f"{status.capitalize()} after step 0 of 60" in page.read_text("utf-8")

@@ -20,10 +20,10 @@ from orchestration.prepare.roles import Roles
 from orchestration.stages.cold_start import Epochs
 from orchestration.stages.sequences import (
     NothingToLearn,
-    Verdict,
+    SequenceVerdict,
     collect_once,
-    judge,
     load_sequences,
+    sequence_verdicts,
     teacher_tokens,
     verdict_counts,
 )
@@ -43,7 +43,7 @@ def written(slot: int, *response: int, reason: FinishReason = FinishReason.STOP,
 
 
 def verdicts(*trajectories: Trajectory, **settings: Any) -> list[str]:
-    return [verdict.value for verdict in judge(trajectories, ColdStartConfig(**settings))]
+    return [verdict.value for verdict in sequence_verdicts(trajectories, ColdStartConfig(**settings))]
 
 
 def test_repetition_is_the_share_of_ngrams_that_were_there_before() -> None:
@@ -179,4 +179,4 @@ def test_stages_refuse_objectives_of_another_kind() -> None:
 
 
 def test_verdicts_are_all_counted() -> None:
-    assert set(verdict_counts([])) == {f"sequences_{verdict.value}" for verdict in Verdict}
+    assert set(verdict_counts([])) == {f"sequences_{verdict.value}" for verdict in SequenceVerdict}

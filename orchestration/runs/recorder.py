@@ -1,0 +1,160 @@
+"""What a run leaves: metrics, samples, evaluations, checkpoints, and the summary; and what people see meanwhile."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from learner.records import Example, StepReport
+from orchestration.config.schema import RunConfig
+from orchestration.pipeline.clock import StageClock
+from orchestration.pipeline.progress import RunProgress
+from orchestration.prepare.inputs import Prepared
+from orchestration.results.directory import RunDirectory, RunState
+from orchestration.results.metrics import health_metrics, step_metrics
+from orchestration.results.outcome import print_outcome
+from orchestration.results.pages import write_run_report
+from orchestration.results.progress import ProgressView
+from orchestration.results.samples import sample
+from orchestration.results.summary import ROLES, STAGES, Answers, EvaluationStore, Summary, gap_recovery
+from orchestration.results.tracker import Tracker, read_metrics
+from orchestration.runs.alarms import AlarmResponder, remedies_so_far
+from orchestration.stages.training import TrainingStage
+from scoring.backends.cached import in_words
+from scoring.pool import STARVING_STEPS, TeacherPool
+from tutelage.files import write_json
+
+
+class Recorder:
+    """Keeps what happens in one run, and goes on from what an earlier start of it has kept."""
+
+    def __init__(
+        self, config: RunConfig, settings: dict[str, Any], prepared: Prepared, directory: RunDirectory
+    ) -> None:
+        """
+        Args:
+            settings: the configuration as plain values.
+        """
+        self.directory = directory
+        self.checkpoint = directory.latest_checkpoint()
+        state = directory.load_state(self.checkpoint) if self.checkpoint else RunState()
+        self.progress = RunProgress(
+            version=state.step,
+            resumed_from=state.cursor,
+            clock=StageClock(state.stage_seconds),
+            tokens=Counter({"rollout": 0, "scored": 0, "trained": 0} | state.tokens),
+            counts=Counter(state.counts),
+        )
+        self.evaluations = EvaluationStore(directory.path)
+        self.view = ProgressView(config.stage, config.pipeline.steps, state.step, self.progress.clock)
+        self._config, self._prepared = config, prepared
+        self._tracker = Tracker(directory.path, config.tracking, settings, state.wandb_id, state.step)
+        earlier = read_metrics(directory.path)
+        remedies = remedies_so_far(directory.path)
+        self.alarms = AlarmResponder(config.alarms, self.view, self._tracker, earlier, remedies)
+        self._last_metrics = next((row for row in reversed(earlier) if "train/loss" in row), {})
+        self._started = time.monotonic() - state.wall_seconds
+        self._stage_seconds = self.progress.clock.all_seconds()
+
+    def step(self, stage: TrainingStage, batch: Sequence[Example], report: StepReport) -> None:
+        """Keep and show a step; where it raises an alarm, the alarm's remedy is to be taken next."""
+        metrics = step_metrics(batch, report, self._seconds_since_last_step())
+        metrics |= {f"rollout/{name}": float(count) for name, count in self.progress.counts.items()}
+        metrics |= stage.step_metrics(batch)
+        started = time.thread_time()
+        metrics |= health_metrics(batch, self._prepared.tokenizer, metrics, self._last_metrics)
+        raised = self.alarms.observe(report.policy_version, metrics)
+        metrics["time/monitors_cpu"] = time.thread_time() - started
+        self._last_metrics = metrics
+        self._tracker.log(report.policy_version, metrics)
+        tracking = self._config.tracking
+        if tracking.samples_every and report.policy_version % tracking.samples_every == 0:
+            samples = [sample(item, self._prepared.tokenizer) for item in batch[: tracking.samples]]
+            self._tracker.log_samples(report.policy_version, samples)
+        self.view.step(report, metrics, stage.batches.ready)
+        for key in stage.fleet.teachers.starving:
+            self.view.warn(
+                f"warning: nobody has asked the teacher {key!r} for {STARVING_STEPS} steps: are its domains, or the "
+                "rows that name it, in the training prompts?"
+            )
+        self.alarms.name_blind_rules()
+        self.alarms.tell(raised)
+
+    def evaluated(self, version: int, answers: Answers) -> None:
+        """Keep and show how good a version of the student is on the held-out prompts."""
+        evaluation = answers.evaluation
+        metrics = {f"eval/{name}": interval.mean for name, interval in evaluation.intervals.items()}
+        ends = {
+            f"eval/{name}/{end}": getattr(interval, end)
+            for name, interval in evaluation.intervals.items()
+            for end in ("low", "high")
+        }
+        raised = self.alarms.observe(version, metrics)
+        self._tracker.log(version, metrics | ends)
+        accuracy = f", accuracy {evaluation.accuracy:.3f}" if evaluation.accuracy is not None else ""
+        reverse_kl = evaluation.reverse_kl
+        divergence = f"reverse KL {reverse_kl:.3f} nats a token, " if reverse_kl is not None else ""
+        self.view.say(
+            f"held-out, version {version}: {divergence}{evaluation.mean_response_tokens:.1f} tokens an answer{accuracy}"
+        )
+        self.alarms.tell(raised)
+
+    async def save(self, stage: TrainingStage) -> None:
+        """Write a checkpoint: what the workers know, and how far the run is."""
+        partial = self.directory.begin_checkpoint(self.progress.version)
+        await stage.save(partial)
+        state = RunState(
+            step=self.progress.version,
+            cursor=stage.batches.cursor,
+            wandb_id=self._tracker.wandb_id,
+            wall_seconds=time.monotonic() - self._started,
+            tokens=dict(self.progress.tokens),
+            stage_seconds=self.progress.clock.all_seconds(),
+            counts=dict(self.progress.counts),
+        )
+        self.directory.commit_checkpoint(partial, state, self._config.checkpoint.keep)
+
+    async def tell_about_teachers(self, teachers: TeacherPool) -> None:
+        """Say how many scores were kept, and what endpoints were asked."""
+        for group in teachers.distinct.values():
+            stats = await group.cache_stats()
+            if stats is not None:
+                self.view.say(f"{group.name}: {in_words(stats)}")
+            asked = await group.server_stats()
+            if asked is not None:
+                self.view.say(
+                    f"{group.name}: the endpoint was asked {asked.attempts} times, {asked.retries} of them again, and "
+                    f"{asked.garbled} answers were none"
+                )
+
+    def _seconds_since_last_step(self) -> dict[str, float]:
+        now, before = self.progress.clock.all_seconds(), self._stage_seconds
+        self._stage_seconds = now
+        return {stage: now.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
+
+    def conclude(self, status: str) -> None:
+        """Write summary.json and the page, and print what came out."""
+        answers, progress = self.evaluations.load(), self.progress
+        evaluation = {role: answers[role].evaluation if role in answers else None for role in ROLES}
+        seconds = progress.clock.seconds
+        learning = seconds("learning") + seconds("waiting") + seconds("weight_sync")
+        summary = Summary(
+            status=status,
+            steps=progress.version,
+            wall_seconds=time.monotonic() - self._started,
+            stage_seconds={name: seconds(name) for name in STAGES},
+            tokens=dict(progress.tokens),
+            tokens_per_second=progress.tokens["trained"] / learning if learning else 0.0,
+            evaluation=evaluation,
+            gap_recovery=gap_recovery(evaluation),
+            counts=dict(progress.counts),
+            alarms=self.alarms.raised,
+            remedies=self.alarms.remedies,
+        )
+        path = self.directory.path
+        write_json(path / "summary.json", asdict(summary))
+        self._tracker.log_report(write_run_report(path))
+        self._tracker.close(succeeded=status in ("completed", "stopped"))
+        heldout = [item.prompt for item in self._prepared.heldout]
+        print_outcome(self.view.console, path, summary, answers, heldout)
