@@ -47,7 +47,8 @@ def learns_from_data(config: RunConfig) -> bool:
 
 def needs_teacher_rollouts(config: RunConfig) -> bool:
     """Whether engines have to sample from the teacher all through the run."""
-    return not STAGES[config.stage].collects and _learns_from_teacher(config)
+    kind = STAGES[config.stage]
+    return kind.has_teacher and not kind.collects and _learns_from_teacher(config)
 
 
 def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:
