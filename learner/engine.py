@@ -284,16 +284,15 @@ class LearnerEngine:
     def _optimise(self) -> float:
         """Take the optimiser's step; returns the gradient norm before clipping."""
         plain = self.deepspeed.optimizer is self.deepspeed.basic_optimizer  # float32 under ZeRO-0: no wrapper
-        norm = self._plain_grad_norm() if plain else None
+        norm = None
+        if plain:
+            grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
         self.deepspeed.step()
         norm = float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
         if not math.isfinite(norm):  # finite gradients whose squares overflow
             raise NonFiniteError(f"step {self._version + 1}: the gradient norm is {norm}; discard these weights")
         return norm
-
-    def _plain_grad_norm(self) -> Tensor:
-        grads = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
 
     def _sum_over_ranks(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)

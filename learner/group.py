@@ -32,6 +32,7 @@ class LearnerGroup:
         return (learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
 
     def set_idle(self, cluster: Cluster) -> None:
+        """Keep the processes for a next run; the student in them is dropped then."""
         cluster.set_idle(self.KIND, self.reuse_key, self.workers)
 
     @classmethod
@@ -57,6 +58,11 @@ class LearnerGroup:
         await self._all("connect", handles, self._timeouts.weight_sync, deadline=self._timeouts.start)
 
     async def step(self, batch: Batch) -> StepReport:
+        """Take an optimiser step.
+
+        Raises:
+            LearnerFailure: a rank refused the batch, met a value that is not finite, or was lost.
+        """
         try:
             reports = await self._all("step", ray.put(batch), deadline=self._timeouts.learning)
         except WorkerFailure as error:
@@ -64,28 +70,30 @@ class LearnerGroup:
         return reports[0]
 
     async def publish(self, version: int, again: bool = False) -> PublishReport:
+        """Send the weights to all that are connected; a version that they have only if `again` says so."""
         reports = await self._all("publish", version, again, deadline=self._timeouts.weight_sync)
         return reports[0]
 
     async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:
-        """The student's log-probs of each example's loss tokens [T], in the order of the batch."""
+        """Score each example's loss tokens with the student: log-probs [T] each, in the order of the batch."""
         everywhere = await self._all("logprobs", ray.put(batch), deadline=self._timeouts.learning)
         values = {index: logprobs for of_rank in everywhere for index, logprobs in of_rank.items()}
         return [values[index] for index in sorted(values)]
 
     async def perturb(self, seed: int, size: float) -> None:
+        """Put noise on the weights until `restore_weights`; see `learner.perturbation`."""
         await self._all("perturb", seed, size, deadline=self._timeouts.learning)
 
     async def restore_weights(self) -> None:
         await self._all("restore_weights", deadline=self._timeouts.learning)
 
     async def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
-        """One record an example, in the order of the batch."""
+        """Compare the student with a teacher: one record an example, in the order of the batch."""
         everywhere = await self._all("evaluate", ray.put(batch), teacher, deadline=self._timeouts.learning)
         return everywhere[0]
 
     async def examine(self, batch: Batch, k: int, teacher: str) -> list[ExampleTokens]:
-        """One record an example, in the order of the batch, with the top `k` ids of student and teacher."""
+        """Compare token by token, with the top `k` ids of both: one record an example, in the order of the batch."""
         everywhere = await self._all("examine", ray.put(batch), k, teacher, deadline=self._timeouts.learning)
         return sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
 

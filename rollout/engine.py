@@ -19,7 +19,6 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
-from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -95,7 +94,8 @@ class RolloutEngine:
             if asked:
                 (latest[index],) = await self._admit([turn])
             asked = True
-            return await _trajectory_of(turn, latest[index])
+            output = await latest[index].get()
+            return trajectory(turn, output.outputs[0])
 
         return await converse(request, ask)
 
@@ -114,7 +114,7 @@ class RolloutEngine:
         )
         async with self._admission:
             collector = await self._add(token_ids, params)
-        output = await _finished(collector)
+        output = await collector.get()
         return np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ class RolloutEngine:
         if not self._complete:
             raise ValueError(f"the weight update to policy version {version} ends before its last bucket")
         await self._llm.finish_weight_update(str(version))
-        seconds = await self._reload_seconds()
+        seconds = max(await self._llm.collective_rpc("weight_reload_seconds")) if self._has_extension else None
         self.policy_version, self._updating_to = version, None
         await self._llm.resume_generation()
         self._frozen = False
@@ -204,11 +204,6 @@ class RolloutEngine:
     def shutdown(self) -> None:
         """End vLLM's processes."""
         self._llm.shutdown()
-
-    async def _reload_seconds(self) -> float | None:
-        if not self._has_extension:
-            return None
-        return max(await self._llm.collective_rpc("weight_reload_seconds"))
 
     def _check_length(self, request: RolloutRequest) -> None:
         needed = most_tokens(request)
@@ -245,16 +240,6 @@ class RolloutEngine:
             task.cancel()
         if unfinished:
             await self._llm.abort([request_id for _task, request_id in unfinished], internal=True)
-
-
-async def _trajectory_of(request: RolloutRequest, collector: RequestOutputCollector) -> Trajectory:
-    output = await _finished(collector)
-    return trajectory(request, output.outputs[0])
-
-
-async def _finished(collector: RequestOutputCollector) -> RequestOutput:
-    """The only output of a FINAL_ONLY request."""
-    return await collector.get()
 
 
 def _engine_args(model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> AsyncEngineArgs:

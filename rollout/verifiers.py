@@ -33,6 +33,7 @@ class Grader:
         self._verifier, self._prompts, self._tokenizer = verifier, with_ids(prompts), tokenizer
 
     async def grade(self, trajectory: Trajectory) -> Trajectory:
+        """Give the trajectory its reward; the verifier works in a thread of its own."""
         if self._verifier is None:
             return trajectory
         last = trajectory.response_ids[trajectory.answers[-1]]

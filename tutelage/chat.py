@@ -171,7 +171,10 @@ def teacher_messages(prompt: Prompt, context: str | None, system_prompt: str | N
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Sequence[Message]) -> NDArray[np.int32]:
-    text = _chat_text(tokenizer, prompt, messages) if tokenizer.chat_template else _plain_text(messages)
+    if tokenizer.chat_template:
+        text = _chat_text(tokenizer, prompt, messages)
+    else:
+        text = _SEPARATOR.join(message.content for message in messages)
     ids = _with_single_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ValueError(f"prompt {prompt.id!r} renders to no token at all; give it some text")
@@ -188,10 +191,6 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, messages: Seq
             f"{[message.role for message in messages]} ({error}); use a model whose template has them "
             "(teacher.context and data.system_prompt need a system role)"
         ) from error
-
-
-def _plain_text(messages: Sequence[Message]) -> str:
-    return _SEPARATOR.join(message.content for message in messages)
 
 
 def _with_single_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

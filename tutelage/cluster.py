@@ -111,6 +111,7 @@ class Worker:
         return "\n".join(tails)
 
     def stop(self) -> None:
+        """Kill its process."""
         ray.kill(self.handle)
 
 

@@ -52,7 +52,7 @@ class RayWeightSyncClient:
 
     def begin_update_weights(self, update_info: WeightTransferUpdatePayload) -> Call:
         """As `update_weights`, without waiting; the engines take what they are sent in order."""
-        return self._begin("update_weights", [(update_info,) for _ in self._handles])
+        return self._send("update_weights", [(update_info,) for _ in self._handles])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Put the new weights to use, as the version given to `begin`: vLLM's trainer engines pass none."""
@@ -73,9 +73,9 @@ class RayWeightSyncClient:
         return self._call(method, [args for _ in self._handles])
 
     def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self.wait(self._begin(method, arguments))
+        return self.wait(self._send(method, arguments))
 
-    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
+    def _send(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
         pairs = zip(self._handles, arguments, strict=True)
         return Call(method, [getattr(handle, method).remote(*args) for handle, args in pairs])
 

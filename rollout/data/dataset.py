@@ -49,16 +49,13 @@ def _open_dataset(source: PromptSourceConfig, key: str) -> tuple[Sequence[str], 
     """Find the dataset; returns its column names and its rows."""
     from datasets import DatasetDict
 
-    dataset = _read_local(source, key) if _is_local(source.path) else _read_hub(source, key)
+    local = source.path.startswith(PACKAGE_PREFIX) or means_local_path(source.path, tuple(_FILE_FORMATS))
+    dataset = _read_local(source, key) if local else _read_hub(source, key)
     if isinstance(dataset, DatasetDict):
         if source.split not in dataset:
             raise ValueError(f"{key}.split={source.split}: {source.path} has only {sorted(dataset)}")
         dataset = dataset[source.split]
     return dataset.column_names, dataset
-
-
-def _is_local(path: str) -> bool:
-    return path.startswith(PACKAGE_PREFIX) or means_local_path(path, tuple(_FILE_FORMATS))
 
 
 def _read_local(source: PromptSourceConfig, key: str) -> Any:

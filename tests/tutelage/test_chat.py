@@ -1,12 +1,16 @@
 """Renderings of both sides, on a chat tokenizer, on one that adds BOS, and on one without a template."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from tests.models import make_tokenizer
 from tutelage.chat import (
+    end_of_answer,
+    generation_ends,
     render_completion,
     render_follow_ups,
     render_prompt,
@@ -160,3 +164,20 @@ def test_a_base_model_reads_turns_as_plain_text(plain_tokenizer: PreTrainedToken
     prompt = Prompt("p", (Message("user", "one"),))
     (ids,) = render_follow_ups(plain_tokenizer, prompt, prompt.messages, [Message("user", "two")])
     assert decode(plain_tokenizer, ids) == "\n\ntwo"
+
+
+def test_the_end_of_an_answer_is_what_the_template_writes(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = make_tokenizer()
+    assert end_of_answer(tokenizer) == tokenizer.eos_token_id == end_of_answer(plain_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} .<|endoftext|>{% endfor %}"
+    assert end_of_answer(tokenizer) == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for template in ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "{{ raise_exception('no') }}"):
+        tokenizer.chat_template = template
+        assert end_of_answer(tokenizer) is None
+
+
+def test_ends_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
+    LlamaConfig(eos_token_id=7).save_pretrained(tmp_path)
+    assert generation_ends(str(tmp_path)) == {7}
+    GenerationConfig(eos_token_id=[3, 5]).save_pretrained(tmp_path)
+    assert generation_ends(str(tmp_path)) == {3, 5}
