@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestration.lab.build import MADE, RECIPES, build, missing
+from orchestration.lab.build import MADE, RECIPES, Recipe, build, missing
 from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX, resolve_model
 from tests.factories import CONF, configured
 
@@ -16,7 +16,7 @@ NAMES = {recipe.name for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_a_shipped_model_was_made_by_its_recipe(recipe) -> None:
+def test_a_shipped_model_was_made_by_its_recipe(recipe: Recipe) -> None:
     folder = Path(resolve_model(LAB_PREFIX + recipe.name))
     made = json.loads((folder / MADE).read_text())
     assert (made["name"], made["base"], tuple(made["overrides"])) == (recipe.name, recipe.base, recipe.overrides)
