@@ -1,6 +1,8 @@
 """What the tests make of everyday things: composed configs, records, prompts files and prepared runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from orchestration.cli import explain
 from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.inputs import Prepared, prepare
+from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 CONF = Path(__file__).parents[1] / "conf"
 NEEDED_BY_PRESETS = {  # objectives that are refused without further settings, and which
@@ -52,3 +55,20 @@ def refusal(overrides: list[str], *changes: str) -> str:
 
 def ids(*values: int) -> NDArray[np.int32]:
     return np.array(values, dtype=np.int32)
+
+
+def make_trajectory(prompt_ids: Sequence[int], response_ids: Sequence[int], **fields: Any) -> Trajectory:
+    """Make a whole response of the student's first version, all of it its own, unless fields say otherwise."""
+    length = len(response_ids)
+    told = {
+        "slot": 0,
+        "prompt_id": "p",
+        "sample_index": 0,
+        "loss_mask": np.ones(length, np.bool_),
+        "sampling_logprobs": np.zeros(length, np.float32),
+        "temperature": 1.0,
+        "candidate_ids": None,
+        "spans": (PolicySpan(0, 0, length),),
+        "finish_reason": FinishReason.STOP,
+    }
+    return Trajectory(prompt_ids=ids(*prompt_ids), response_ids=ids(*response_ids), **told | fields)

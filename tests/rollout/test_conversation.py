@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rollout.conversation import converse, most_tokens
+from tests.factories import make_trajectory
 from tutelage.records.trajectory import FinishReason, FollowUp, PolicySpan, RolloutRequest, Trajectory
 
 EOS = 2
@@ -26,21 +27,19 @@ class Student:
         self.asked: list[RolloutRequest] = []
 
     async def __call__(self, request: RolloutRequest) -> Trajectory:
-        ids = np.array(self.answers[len(self.asked)], np.int32)
+        answer = self.answers[len(self.asked)]
         self.asked.append(request)
         version = len(self.asked)
-        return Trajectory(
+        return make_trajectory(
+            request.prompt_ids,
+            answer,
             slot=request.slot,
             prompt_id=request.prompt_id,
             sample_index=request.sample_index,
-            prompt_ids=request.prompt_ids,
-            response_ids=ids,
-            loss_mask=np.ones(len(ids), np.bool_),
-            sampling_logprobs=-ids.astype(np.float32),
-            temperature=1.0,
-            candidate_ids=np.stack([ids, ids + 1], axis=1),
-            spans=(PolicySpan(version, 0, len(ids)),),
-            finish_reason=FinishReason.STOP if ids[-1] == EOS else FinishReason.LENGTH,
+            sampling_logprobs=-np.array(answer, np.float32),
+            candidate_ids=np.stack([answer, np.add(answer, 1)], axis=1).astype(np.int32),
+            spans=(PolicySpan(version, 0, len(answer)),),
+            finish_reason=FinishReason.STOP if answer[-1] == EOS else FinishReason.LENGTH,
         )
 
 

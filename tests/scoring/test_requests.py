@@ -4,21 +4,11 @@ import numpy as np
 import pytest
 
 from scoring.requests import build_request, with_monitored
+from tests.factories import make_trajectory
 from tutelage.records.signal import SignalNeeds
-from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
-TRAJECTORY = Trajectory(
-    slot=3,
-    prompt_id="q",
-    sample_index=0,
-    prompt_ids=np.array([1, 2], np.int32),
-    response_ids=np.array([3, 4, 5], np.int32),
-    loss_mask=np.ones(3, np.bool_),
-    sampling_logprobs=np.zeros(3, np.float32),
-    temperature=1.0,
-    candidate_ids=np.arange(12, dtype=np.int32).reshape(3, 4),
-    spans=(PolicySpan(0, 0, 3),),
-    finish_reason=FinishReason.STOP,
+TRAJECTORY = make_trajectory(
+    [1, 2], [3, 4, 5], slot=3, prompt_id="q", candidate_ids=np.arange(12, dtype=np.int32).reshape(3, 4)
 )
 TEACHER_IDS = np.array([9, 1, 2], np.int32)
 

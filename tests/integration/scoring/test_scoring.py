@@ -13,12 +13,13 @@ from learner.objectives import ObjectiveConfig, build_objective
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.requests import build_request
 from scoring.worker import ScoringWorker
+from tests.factories import make_trajectory
 from tests.scoring.reference import Reference, assert_matches, load_teacher, random_request
 from tutelage.chat import render_prompt, render_teacher_prompt
 from tutelage.lm.head import LogitTransform
 from tutelage.records.prompt import Message, Prompt
 from tutelage.records.signal import ScoringRequest
-from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
+from tutelage.records.trajectory import FinishReason, Trajectory
 from tutelage.settings import DType
 
 pytestmark = pytest.mark.integration
@@ -37,24 +38,13 @@ def worker(local_ray: None, tiny_untied: Path) -> Iterator[ray.actor.ActorHandle
     ray.kill(handle)
 
 
-def make_trajectory(path: Path, text: str, finish: FinishReason, candidates: int) -> Trajectory:
+def answered(path: Path, text: str, finish: FinishReason, candidates: int) -> Trajectory:
     """A response as the rollout engine would return it: with its EOS if it stopped, without if it was cut."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     ids = tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if finish is FinishReason.STOP else [])
-    length = len(ids)
-    return Trajectory(
-        slot=0,
-        prompt_id=PROMPT.id,
-        sample_index=0,
-        prompt_ids=render_prompt(tokenizer, PROMPT),
-        response_ids=np.array(ids, np.int32),
-        loss_mask=np.ones(length, np.bool_),
-        sampling_logprobs=np.zeros(length, np.float32),
-        temperature=1.0,
-        candidate_ids=np.random.default_rng(0).integers(0, 576, (length, candidates), dtype=np.int32),
-        spans=(PolicySpan(0, 0, length),),
-        finish_reason=finish,
-    )
+    named = np.random.default_rng(0).integers(0, 576, (len(ids), candidates), dtype=np.int32)
+    prompt_ids = render_prompt(tokenizer, PROMPT)
+    return make_trajectory(prompt_ids, ids, prompt_id=PROMPT.id, candidate_ids=named, finish_reason=finish)
 
 
 @pytest.mark.parametrize("finish", FinishReason)
@@ -65,7 +55,7 @@ def test_teacher_marks_the_students_tokens(
     """The same response under either rendering, stopped or cut: packed or alone, what a plain forward says."""
     needs = build_objective(ObjectiveConfig(k=8)).requirements
     tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
-    trajectory = make_trajectory(tiny_untied, "Paris, the city of light.", finish, candidates=12)
+    trajectory = answered(tiny_untied, "Paris, the city of light.", finish, candidates=12)
     assert (trajectory.response_ids[-1] == tokenizer.eos_token_id) == (finish is FinishReason.STOP)
     teacher_ids = render_teacher_prompt(tokenizer, PROMPT, context)
     assert (len(teacher_ids) > len(trajectory.prompt_ids)) == (context is not None)

@@ -12,25 +12,13 @@ from hypothesis import strategies as st
 from learner.records import Example
 from orchestration.pipeline.clock import StageClock
 from orchestration.pipeline.pipeline import Cursor, Pipeline
+from tests.factories import make_trajectory
 from tutelage.records.signal import TeacherSignal
-from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
+from tutelage.records.trajectory import PolicySpan, Trajectory
 
 
 def trajectory(slot: int, version: int) -> Trajectory:
-    ids = np.array([1], dtype=np.int32)
-    return Trajectory(
-        slot,
-        f"p{slot}",
-        0,
-        ids,
-        ids,
-        np.array([True]),
-        np.zeros(1, np.float32),
-        1.0,
-        None,
-        (PolicySpan(version, 0, 1),),
-        FinishReason.STOP,
-    )
+    return make_trajectory([1], [1], slot=slot, prompt_id=f"p{slot}", spans=(PolicySpan(version, 0, 1),))
 
 
 class Stages:

@@ -17,9 +17,8 @@ from learner.objectives.config import ObjectiveConfig
 from learner.packing import pack
 from learner.records import Example
 from orchestration.pipeline.weighting import with_advantages, with_loss_reduction
-from tests.factories import NEEDED_BY_PRESETS, configured, message
+from tests.factories import NEEDED_BY_PRESETS, configured, make_trajectory, message
 from tests.learner.positions import close
-from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 RATIOS = ([1, 2], [2 / 3], [1, 2, 2 / 3])
 REWARDS = (1.0, 0.0, 0.0)
@@ -28,20 +27,9 @@ TOKENS = 6
 
 
 def example(slot: int, ratios: Sequence[float], reward: float) -> Example:
-    count = len(ratios)
-    trajectory = Trajectory(
-        slot=slot,
-        prompt_id="p",
-        sample_index=slot,
-        prompt_ids=np.array([0], dtype=np.int32),
-        response_ids=np.zeros(count, dtype=np.int32),
-        loss_mask=np.ones(count, dtype=np.bool_),
-        sampling_logprobs=np.log(0.5 / np.array(ratios)),
-        temperature=1.0,
-        candidate_ids=None,
-        spans=(PolicySpan(0, 0, count),),
-        finish_reason=FinishReason.STOP,
-        reward=reward,
+    logprobs = np.log(0.5 / np.array(ratios))
+    trajectory = make_trajectory(
+        [0], [0] * len(ratios), slot=slot, sample_index=slot, sampling_logprobs=logprobs, reward=reward
     )
     return Example(trajectory, None)
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rollout.conversation import join
 from scoring.request_builder import RequestBuilder, make_aligner
+from tests.factories import make_trajectory
 from tests.models import make_tiny_model, make_tokenizer
 from tests.scoring.reference import Reference, load_teacher
 from tests.tokenizers import pruned, sentencepiece
@@ -57,15 +58,10 @@ def answer_of(
     rng = np.random.default_rng(len(prompt_ids))
     named = np.argsort(rng.random((len(ids), len(tokenizer))), axis=1)[:, :12].astype(np.int32)
     named[:, 0] = ids
-    return Trajectory(
-        slot=0,
-        prompt_id="p",
-        sample_index=0,
-        prompt_ids=prompt_ids,
-        response_ids=np.array(ids, dtype=np.int32),
-        loss_mask=np.ones(len(ids), dtype=np.bool_),
+    return make_trajectory(
+        prompt_ids,
+        ids,
         sampling_logprobs=-rng.random(len(ids)).astype(np.float32),
-        temperature=1.0,
         candidate_ids=named,
         spans=(PolicySpan(version, 0, len(ids)),),
         finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
