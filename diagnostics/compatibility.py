@@ -183,17 +183,13 @@ def figures(samples: ProbeSamples) -> ProbeStatistics:
         by_position=by_position(answers),
         by_domain=_by(answers, lambda answer: answer.domain),
         by_teacher=_by(answers, lambda answer: answer.teacher),
-        by_correctness=_by(answers, _correctness) if graded else {},
+        by_correctness=_by(answers, lambda a: "correct" if a.reward == CORRECT else "incorrect") if graded else {},
         student_accuracy=mean_over_prompts(samples.student_answers) if graded else None,
         teacher_accuracy=mean_over_prompts(samples.teacher_answers) if graded else None,
         auroc=auroc(answers) if graded else None,
         prefix_depth=prefix_depth_curve(samples) if graded else (),
         new_knowledge=new_knowledge(samples) if graded else None,
     )
-
-
-def _correctness(answer: ProbedAnswer) -> str:
-    return "correct" if answer.reward == CORRECT else "incorrect"
 
 
 def token_values(answer: ProbedAnswer) -> dict[str, NDArray[np.float32]]:

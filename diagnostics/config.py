@@ -11,6 +11,8 @@ from tutelage.settings import Refusal, Settings, setting
 
 @dataclass
 class PreflightConfig(Settings):
+    """Checks before the first step."""
+
     enabled: bool = True  # launch checks the set-up on the real workers before it trains
 
 
@@ -152,4 +154,6 @@ class AlarmRule(Settings):
 
 @dataclass
 class AlarmsConfig(Settings):
+    """What is watched while a run trains."""
+
     rules: dict[str, AlarmRule] = field(default_factory=dict)  # by name

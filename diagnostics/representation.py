@@ -83,12 +83,9 @@ def _internals(path: str, texts: Sequence[tuple[NDArray[np.int32], NDArray[np.in
             out = model(ids[None], output_hidden_states=True, output_attentions=True, use_cache=False)
         start = len(prompt_ids)
         activations.append([states[0, start:] for states in out.hidden_states[1:]])
-        attention.append([_inside(weights[0].mean(0)[start:, start:]) for weights in out.attentions])
+        inside = [weights[0].mean(0)[start:, start:] for weights in out.attentions]
+        attention.append([weights_TT / weights_TT.sum(-1, keepdim=True).clamp(min=1e-9) for weights_TT in inside])
     return _Internals(
         [torch.cat(of_layer) for of_layer in zip(*activations, strict=True)],
         [list(of_layer) for of_layer in zip(*attention, strict=True)],
     )
-
-
-def _inside(weights_TT: Tensor) -> Tensor:
-    return weights_TT / weights_TT.sum(-1, keepdim=True).clamp(min=1e-9)

@@ -83,7 +83,8 @@ def predict(samples: ProbeSamples) -> Prediction:
             right[answer.prompt_id][0] += answer.log_ratio
             right[answer.prompt_id][1] += len(answer.tokens.positions)
     prompts = [prompt for prompt in scores if prompt in advantages]
-    gains = np.array([_usable(advantages[x], solved=max(scores[x]) == CORRECT) for x in prompts])
+    # Only where the student solves a prompt itself can it learn an advantage; a disadvantage it learns anywhere.
+    gains = np.array([np.minimum(advantages[x], np.inf if max(scores[x]) == CORRECT else 0.0).mean() for x in prompts])
     score = np.array([np.mean(scores[x]) for x in prompts])
     ratios = np.array([right[x] for x in prompts])
 
@@ -99,10 +100,6 @@ def predict(samples: ProbeSamples) -> Prediction:
         return kept * gain(rows) - (1 - kept) * float(score[rows].mean())
 
     return Prediction(*(bootstrap_interval(of, len(prompts)) for of in (change, gain, acceptance)))
-
-
-def _usable(advantages: NDArray[np.float64], solved: bool) -> float:
-    return float(np.where(advantages < 0, advantages, advantages * solved).mean())
 
 
 def _advantages(student: Sequence[Graded], teacher: Sequence[Graded]) -> dict[str, NDArray[np.float64]]:

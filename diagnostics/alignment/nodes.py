@@ -3,7 +3,7 @@
 Window i has the tokens from the 2^i-th to the one before the 2^(i+1)-th, so that early and late places are looked at
 alike; every place has a known probability of being chosen, and counts by its inverse in a mean over all places.
 
-Shape suffixes: T tokens of an answer, W places in a window.
+Shape suffixes: T tokens of an answer, W places in a window, K top ids.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ _UNIFORM_SHARE = 0.5  # of the choice by divergence: no place weighs more than t
 
 @dataclass(frozen=True)
 class Choice:
+    """A place of an answer that is looked at."""
+
     position: int  # from 0
     probability: float  # of being chosen, in (0, 1]
 
@@ -81,14 +83,14 @@ def node_view(
         tokens: of the node's answer, all of whose tokens are loss tokens, with at least `candidates` top ids.
         sampled: id of the token that came.
     """
-    place, top = node.position, slice(candidates)
-    values = {name: float(value[place]) for name, value in tokens.values.items()}
+    row, top = node.position, slice(candidates)
+    values = {name: float(value[row]) for name, value in tokens.values.items()}
     pairs = {sampled: (values["student_logprob"], values["teacher_logprob"])}
-    for ids, ours, theirs in (
+    for ids, student_TK, teacher_TK in (
         (tokens.student_top_ids, tokens.student_top_logprobs, tokens.teacher_logprobs_at_student_top),
         (tokens.teacher_top_ids, tokens.student_logprobs_at_teacher_top, tokens.teacher_top_logprobs),
     ):
-        listed = zip(ids[place, top].tolist(), ours[place, top].tolist(), theirs[place, top].tolist(), strict=True)
+        listed = zip(ids[row, top].tolist(), student_TK[row, top].tolist(), teacher_TK[row, top].tolist(), strict=True)
         for token, p, q in listed:
             pairs.setdefault(token, (p, q))
     logprobs = np.array(list(pairs.values()), dtype=np.float64)

@@ -39,10 +39,12 @@ def number(value: float) -> float | None:
 
 
 def counting(rows: Sequence[NodeAlignment]) -> list[NodeAlignment]:
+    """Keep the nodes of which something is said."""
     return [row for row in rows if not row.skipped]
 
 
 def strata(rows: Sequence[NodeAlignment]) -> dict[str, list[NodeAlignment]]:
+    """Group nodes by whether their answer is correct."""
     return {
         ALL: list(rows),
         CORRECT: [row for row in rows if row.node.correct],
@@ -237,4 +239,5 @@ def candidate_rows(row: NodeAlignment, texts: Mapping[int, str]) -> list[Json]:
 
 
 def skipped_counts(rows: Sequence[NodeAlignment]) -> dict[str, int]:
+    """Count the nodes of which nothing is said, by the reason."""
     return dict(Counter(row.skipped for row in rows if row.skipped))

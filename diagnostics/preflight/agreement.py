@@ -55,13 +55,9 @@ def gap(ours: Logprobs, theirs: Logprobs) -> Gap:
     if lengths[0] != lengths[1]:
         raise ValueError(f"log-probs of {lengths[0]} tokens are compared with those of {lengths[1]}")
     plain = _differences(ours, theirs, 0)
-    shift = next((s for s in (-1, 1) if _moved_mean(ours, theirs, s) < 0.1 * plain.mean()), 0)
+    moved = {shift: _differences(ours, theirs, shift) for shift in (-1, 1)}
+    shift = next((s for s, gaps in moved.items() if len(gaps) and gaps.mean() < 0.1 * plain.mean()), 0)
     return Gap(float(plain.mean()), float(plain.max()), len(plain), shift)
-
-
-def _moved_mean(ours: Logprobs, theirs: Logprobs, shift: int) -> float:
-    moved = _differences(ours, theirs, shift)
-    return float(moved.mean()) if len(moved) else np.inf
 
 
 def _differences(ours: Logprobs, theirs: Logprobs, shift: int) -> NDArray[np.float64]:

@@ -43,6 +43,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
+    """Curves over one axis."""
+
     title: str
     series: Sequence[Series]
     x_label: str
@@ -112,12 +114,12 @@ def _grid(frame: _Frame, chart: Chart) -> str:
         parts.append(f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(LEFT - 6, y + 4, _tick(value), "end"))
     names = chart.x_names
-    places = range(len(names)) if names is not None else ticks(frame.left, frame.right, 5)
+    positions = range(len(names)) if names is not None else ticks(frame.left, frame.right, 5)
     every = math.ceil(len(names) / 8) if names else 1
-    for index, place in enumerate(places):
-        if index % every == 0 and (names is not None or float(place).is_integer() or frame.right - frame.left < 5):
-            text = names[index] if names is not None else _tick(place)
-            parts.append(_text(frame.x(place), HEIGHT - BOTTOM + 16, text, "middle"))
+    for index, position in enumerate(positions):
+        if index % every == 0 and (names is not None or float(position).is_integer() or frame.right - frame.left < 5):
+            text = names[index] if names is not None else _tick(position)
+            parts.append(_text(frame.x(position), HEIGHT - BOTTOM + 16, text, "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, chart.x_label, "middle", "note"))
     return "".join(parts)
 
@@ -141,7 +143,10 @@ def _curve(frame: _Frame, series: Series) -> str:
         outline = [(x, high) for x, _low, high in band] + [(x, low) for x, low, _high in reversed(band)]
         corners = _path((frame.x(x), frame.y(y)) for x, y in outline)
         parts.append(f'<polygon points="{corners}" fill="{series.colour}" fill-opacity=".15"/>')
-        parts += [_whisker(frame, series, *ends) for ends in band if len(band) == 1]
+        if len(band) == 1:
+            ((x, low, high),) = band
+            ends = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"'
+            parts.append(f'<line {ends} stroke="{series.colour}" stroke-width="2" stroke-opacity=".5"/>')
     points = series.points
     dashes = ' stroke-dasharray="6 4"' if series.dashed else ""
     strength = ' stroke-opacity=".3" stroke-width="1"' if series.faint else ' stroke-width="2"'
@@ -154,11 +159,6 @@ def _curve(frame: _Frame, series: Series) -> str:
             for x, y in points
         ]
     return "".join(parts)
-
-
-def _whisker(frame: _Frame, series: Series, x: float, low: float, high: float) -> str:
-    ends = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"'
-    return f'<line {ends} stroke="{series.colour}" stroke-width="2" stroke-opacity=".5"/>'
 
 
 def _legend(drawn: Sequence[Series]) -> str:

@@ -49,35 +49,26 @@ def held_out_section(metrics: Sequence[Mapping[str, float]], evaluation: Mapping
     rows = [row for row in metrics if any(f"eval/{name}" in row for name in HELD_OUT)]
     charts = []
     for name in HELD_OUT:
-        found = [row for row in rows if f"eval/{name}" in row]
-        if not found or (name == "truncated_share" and not any(row[f"eval/{name}"] for row in found)):
+        measured = [row for row in rows if f"eval/{name}" in row]
+        if not measured or (name == "truncated_share" and not any(row[f"eval/{name}"] for row in measured)):
             continue
-        versions = [row[X] for row in found]
-        student = Series("student", versions, *_ends_of(found, f"eval/{name}"), colour=STUDENT)
+        versions = [row[X] for row in measured]
+        mean, low, high = ([row.get(f"eval/{name}{end}") for row in measured] for end in ("", "/low", "/high"))
+        student = Series("student", versions, mean, low, high, colour=STUDENT)
         teacher = _teacher(evaluation, name, versions)
-        known = describe(name)
-        charts.append(Chart(known.label, [student, *teacher], "policy version", known.unit).svg())
+        wording = describe(name)
+        charts.append(Chart(wording.label, [student, *teacher], X_LABEL, wording.unit).svg())
+    known = [name for name in HELD_OUT if any(interval_of(evaluation, role, name) for role in ROLES)]
     groups = {
-        label: {name: interval_of(evaluation, role, name) for name in HELD_OUT if _is_known(evaluation, name)}
+        label: {name: interval_of(evaluation, role, name) for name in known}
         for role, label in ROLES.items()
         if evaluation.get(role)
     }
-    prompts = {found["n_prompts"] for found in evaluation.values() if found and "n_prompts" in found}
+    prompts = {role["n_prompts"] for role in evaluation.values() if role and "n_prompts" in role}
     text = (
         f"On {max(prompts)} prompts that are not trained on; bands and brackets are 95 % intervals." if prompts else ""
     )
     return Section("held-out", "Held-out prompts", text, charts, [of_statistics("", groups)] if groups else [])
-
-
-def _is_known(evaluation: Mapping[str, Any], name: str) -> bool:
-    return any(interval_of(evaluation, role, name) for role in ROLES)
-
-
-def _ends_of(
-    rows: Sequence[Mapping[str, float]], name: str
-) -> tuple[list[float | None], list[float | None], list[float | None]]:
-    mean, low, high = ([row.get(key) for row in rows] for key in (name, f"{name}/low", f"{name}/high"))
-    return mean, low, high
 
 
 def _teacher(evaluation: Mapping[str, Any], name: str, versions: Sequence[float]) -> list[Series]:
@@ -94,7 +85,8 @@ def training_section(steps: Sequence[Mapping[str, float]]) -> Section:
     """Show what every step measured: the main curves, and all others on demand."""
     names = list(dict.fromkeys(name for row in steps for name in row if name != X))
     first = [name for name in TRAINING if name in names]
-    rest = [name for name in names if name not in TRAINING and not _BUCKET.match(name) and _moves(steps, name)]
+    others = [name for name in names if name not in TRAINING and not _BUCKET.match(name)]
+    rest = [name for name in others if len({row[name] for row in steps if name in row}) > 1]  # what stays tells nothing
     text = ""
     if len(steps) >= _SMOOTHED_FROM:
         text = f"Thick: the mean over {_window(steps)} steps around each, with the range of the same as a band."
@@ -106,10 +98,6 @@ def training_section(steps: Sequence[Mapping[str, float]]) -> Section:
         charts=[_curve(steps, name, describe(name.partition("/")[2]).label) for name in first],
         folded=more,
     )
-
-
-def _moves(steps: Sequence[Mapping[str, float]], name: str) -> bool:
-    return len({row[name] for row in steps if name in row}) > 1
 
 
 def _window(steps: Sequence[Mapping[str, float]]) -> int:

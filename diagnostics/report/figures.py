@@ -75,15 +75,15 @@ def _decimals(scale: float) -> int:
     return max(0, 2 - math.floor(math.log10(scale)))
 
 
-def interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
+def interval(record: Mapping[str, Any] | None, signed: bool = False) -> str:
     """Write mean [low, high]."""
-    if found is None or found["mean"] is None:
+    if record is None or record["mean"] is None:
         return NOTHING
-    low, high = found.get("low"), found.get("high")
+    low, high = record.get("low"), record.get("high")
     if low is None or high is None:
-        return figure(found["mean"], signed)
-    scale = max(abs(found["mean"]), (high - low) / 2)
-    ends = (figure(value, signed, scale) for value in (found["mean"], low, high))
+        return figure(record["mean"], signed)
+    scale = max(abs(record["mean"]), (high - low) / 2)
+    ends = (figure(value, signed, scale) for value in (record["mean"], low, high))
     return "{} [{}, {}]".format(*ends)
 
 
@@ -94,6 +94,7 @@ def ends(value: Mapping[str, Any], signed: bool = False) -> str:
 
 
 def is_interval(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value of a record is a mean with its interval."""
     return isinstance(value, Mapping) and "mean" in value
 
 
@@ -101,21 +102,3 @@ def interval_of(evaluation: Mapping[str, Any], role: str, name: str) -> Mapping[
     """Return the interval of a statistic of an evaluation's role, None where it has none."""
     value = ((evaluation.get(role) or {}).get("intervals") or {}).get(name)
     return value if is_interval(value) else None
-
-
-def cell(value: Any) -> str:
-    """Write any value that a table may hold."""
-    if value is None:
-        return NOTHING
-    if is_interval(value):
-        return interval(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value).replace("-", "−")
-    return figure(value) if isinstance(value, float) else str(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a table writes it to the right, as it does what is missing."""
-    return value is None or is_interval(value) or (isinstance(value, int | float) and not isinstance(value, bool))

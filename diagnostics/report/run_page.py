@@ -96,12 +96,9 @@ def _outcome(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple
             text = (
                 f"Held-out {called.lower()}, 95 % intervals: {interval(before)} before, {interval(after)} after{unit}."
             )
-            return _tone(moved * wanted), _change(called, moved, before, after), text + _recovered(summary, evaluation)
+            tone = ("neutral", "good", "bad")[moved * wanted]
+            return tone, _change(called, moved, before, after), text + _recovered(summary, evaluation)
     return "neutral", f"Completed after {summary['steps']} steps", ""
-
-
-def _tone(progress: int) -> str:
-    return {1: "good", 0: "neutral", -1: "bad"}[progress]
 
 
 def _change(called: str, moved: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diagnostics.report.figures import cell, describe, is_number
+from diagnostics.report.figures import describe, figure, interval, is_interval
 
 SHOWN_ROWS = 200
 
@@ -44,7 +44,13 @@ class Table:
 
 def of_value(value: Any) -> Cell:
     """Write a value into a cell, numbers to the right."""
-    return Cell(cell(value), number=is_number(value))
+    if value is None or is_interval(value):
+        return Cell(interval(value), number=True)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if isinstance(value, int):
+        return Cell(str(value).replace("-", "−"), number=True)
+    return Cell(figure(value), number=True) if isinstance(value, float) else Cell(str(value))
 
 
 def of_statistics(title: str, groups: Mapping[str, Mapping[str, Any]], explained: bool = False) -> Table:

@@ -42,6 +42,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Column:
+    """Trajectories of one kind, below each other."""
+
     title: str
     kind: str
     trajectories: Sequence[Shown]
@@ -49,6 +51,8 @@ class Column:
 
 @dataclass(frozen=True)
 class TokenView:
+    """Trajectories as the page shows them, and what its script says of each token."""
+
     columns: Sequence[Column]
     signals: Sequence[Sequence[Sequence[Any]]]  # [trajectory][token]: text, log p, log q, reverse KL, both tops
     worst: Sequence[Table]

@@ -32,7 +32,9 @@ class Outcome:
             before=summaries[0]["evaluation"]["student_before"],
             steps=[row for row in rows if "train/loss" in row],
             evaluations=[row for row in rows if "eval/mean_response_tokens" in row],
-            teacher_tokens=sum(_teacher_tokens(summary) for summary in summaries),
+            teacher_tokens=sum(
+                int(tokens["scored"] or tokens["rollout"]) for tokens in (s["tokens"] for s in summaries)
+            ),
         )
 
     @property
@@ -80,8 +82,3 @@ class Outcome:
 
     def change(self, name: str) -> float:
         return self.last(name) - self.first(name)
-
-
-def _teacher_tokens(summary: dict[str, Any]) -> int:
-    tokens = summary["tokens"]
-    return int(tokens["scored"] or tokens["rollout"])

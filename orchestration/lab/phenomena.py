@@ -113,10 +113,6 @@ def _forgotten(outcome: Outcome) -> float:
     return outcome.domain_accuracy(REVERSED, "student_before") - outcome.domain_accuracy(REVERSED)
 
 
-def _overlap_rise(outcome: Outcome) -> float:
-    return outcome.change("train/overlap_ratio")
-
-
 def _higher(one: str, other: str) -> Callable[[Outcomes], float]:
     """How much more accurate the student of one run ends than that of another."""
     return lambda o: o[one].accuracy_after - o[other].accuracy_after
@@ -142,7 +138,7 @@ PHENOMENA = (
         "arXiv 2604.13016, 4.1",
         (COMPATIBLE, OTHER_PATTERN),
         (
-            Claim("compatible: the overlap ratio rises", lambda o: _overlap_rise(o["compatible"])),
+            Claim("compatible: the overlap ratio rises", lambda o: o["compatible"].change("train/overlap_ratio")),
             Claim(
                 "compatible: the student's mass on the overlap rises",
                 lambda o: o["compatible"].change("train/overlap_mass_student"),

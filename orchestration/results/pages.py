@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
 
 
 def write_run_report(folder: Path) -> Path:
-    """The page of one run, as far as it has come."""
+    """Write the page of one run, as far as it has come."""
     record = RunRecord(
         name=folder.name,
         settings=_settings(folder),
@@ -56,6 +56,7 @@ def write_run_report(folder: Path) -> Path:
 
 
 def write_recipe_report(folder: Path) -> Path:
+    """Write the page of a recipe that has its summary."""
     return _write(folder, render_recipe(folder.name, _settings(folder), _json(folder / "summary.json")))
 
 

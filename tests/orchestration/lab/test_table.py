@@ -110,6 +110,7 @@ def test_the_page_and_the_figures_are_written(root: Path, monkeypatch: pytest.Mo
     assert "gap recovery" not in content["runs"]["bad"]
     page = (root / "lab.html").read_text()
     assert "good gains" in page and "does not hold" in page and page.count("<svg") == 6
+    assert page.count('<i style="background: #') == 2  # one legend for all charts
     assert "1 does not hold" in page and "2 of 4 claims hold" in page
     assert not re.search(r"https?://|@import|url\(", page)
     assert all(address.startswith(("#", "data:")) for address in re.findall(r'(?:src|href)="([^"]*)"', page))
