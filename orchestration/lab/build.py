@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from orchestration.lab.series import Job, perform
 from orchestration.lab.untrained import write_untrained
 from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX
+from orchestration.results.provenance import package_versions
 from tutelage.cluster import Session
 from tutelage.files import write_json
 
@@ -153,7 +153,7 @@ def _make(recipe: Recipe, work: Path, models: Path, session: Session) -> None:
         **asdict(recipe),
         "accuracy": summary["evaluation"]["student_after"]["accuracy"],
         "tokens": summary["tokens"]["trained"],
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": package_versions(_PACKAGES),
     }
     write_json(models / recipe.name / MADE, made)
 

@@ -7,7 +7,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,7 +21,7 @@ from orchestration.lab.page import render_lab
 from orchestration.lab.phenomena import PAIRS, PHENOMENA, Outcomes, Phenomenon, Variant
 from orchestration.lab.series import Job, perform
 from orchestration.results.directory import is_finished
-from orchestration.results.provenance import machine
+from orchestration.results.provenance import machine, package_versions
 from tutelage.cluster import Session
 from tutelage.files import write_json, write_text
 
@@ -105,7 +104,7 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     content = {
         "command": _command(phenomena, seeds),
         "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
+        "versions": package_versions(("torch", "transformers", "deepspeed", "ray")),
         "seeds": list(seeds),
         "runs": {name: {key: asdict(value) for key, value in figures.items()} for name, figures in runs.items()},
         "findings": [{**asdict(finding), "verdict": finding.verdict} for finding in findings],
