@@ -31,7 +31,7 @@ from learner.records import Batch, ExampleDivergence, ExampleTokens, MicroBatch,
 from learner.student import HeadJob, load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.totals import StepTotals
-from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHead, received
+from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHead
 
 # Values [R, …] by name, of the student's head and its states [R, d].
 _Look = Callable[[Head, Tensor], dict[str, Tensor]]
@@ -120,7 +120,7 @@ class LearnerEngine:
 
     def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
         """Keep a teacher's LM head for `evaluate` and for objectives over the whole vocabulary."""
-        self._teacher_heads[teacher] = received(head, self.device)
+        self._teacher_heads[teacher] = head.on(self.device)
 
     def evaluate(self, batch: Batch, teacher: str | None = None) -> list[ExampleDivergence]:
         """Compute exact divergences from one teacher (None: the only one) for every example of `batch`, in order.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.objectives.base import LOG_ZERO
 from learner.rowwise import row_blocks, row_dots
-from tutelage.lm.top_k import top_ids
+from tutelage.lm.top_k import top_k
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Top:
 
     @classmethod
     def of(cls, logprobs_CV: Tensor, k: int) -> "Top":
-        ids_CK = top_ids(logprobs_CV, k)
-        return cls(ids_CK, logprobs_CV.gather(1, ids_CK))
+        logprobs_CK, ids_CK = top_k(logprobs_CV, k, in_order=False)
+        return cls(ids_CK, logprobs_CK)
 
 
 def top_and_entropy(logits_CV: Tensor, k: int) -> tuple[Top, Tensor]:

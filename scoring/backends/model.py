@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoring.backends.loading import load_teacher
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.lm.head import LMHead, LogitTransform
+from tutelage.lm.head import Head, LMHead, LogitTransform
 from tutelage.lm.packed import final_hidden_states, shares_prefixes
 from tutelage.lm.prefix_tree import lay_out
 from tutelage.lm.top_k import top_k
@@ -30,7 +30,7 @@ def forward_tokens(request: ScoringRequest) -> int:
 
 
 def _last_scored(request: ScoringRequest) -> int:
-    """Where in the response its last scored token is."""
+    """Find where in the response its last scored token is."""
     return (
         len(request.response_ids) - 1 if request.scored_mask is None else int(np.flatnonzero(request.scored_mask)[-1])
     )
@@ -71,22 +71,20 @@ class TeacherModel:
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(f"teacher.model={path}: its LM head is {type(head).__name__}, not a linear layer")
-        self._model, self._head = model, head
-        self._backbone = model.base_model
+        self._model, self._backbone, self._head_layer = model, model.base_model, head
         # The head runs in float32 whatever the model's dtype: logits rounded to bfloat16 are off by up to 0.06.
-        self._weight_Vd = head.weight.detach().float()
-        self.device = self._weight_Vd.device  # of all that follows the backbone
-        self._bias_V = None if head.bias is None else head.bias.detach().float()
-        self._transform = LogitTransform.of(model.config)
+        bias = None if head.bias is None else head.bias.detach()
+        self._head = Head.of(head.weight.detach(), bias, LogitTransform.of(model.config))
+        self.device = self._head.weight.device  # of all that follows the backbone
         self._max_tokens = scoring.max_tokens_per_forward
         self._share_prefixes = shares_prefixes(scoring.attention)
         # Reused by every chunk, since first-touched memory is slow.
-        self._chunks_CV = self._weight_Vd.new_empty(2, scoring.head_chunk_tokens, len(self._weight_Vd))
+        self._chunks_CV = self._head.weight.new_empty(2, scoring.head_chunk_tokens, len(self._head))
 
     @property
     def vocabulary_size(self) -> int:
         """V: rows of the LM head, which may be more than the tokenizer has ids."""
-        return len(self._weight_Vd)
+        return len(self._head)
 
     def named_parameters(self) -> dict[str, Tensor]:
         """By their names in the checkpoint; a tied LM head under both of its names."""
@@ -94,14 +92,14 @@ class TeacherModel:
 
     def refresh_head(self) -> None:
         """Take over an LM head whose weights have changed in place."""
-        self._weight_Vd.copy_(self._head.weight.detach())
-        if self._bias_V is not None:
-            self._bias_V.copy_(self._head.bias.detach())
+        self._head.weight.copy_(self._head_layer.weight.detach())
+        if self._head.bias is not None:
+            self._head.bias.copy_(self._head_layer.bias.detach())
 
     def lm_head(self) -> LMHead:
-        """With a signal's hidden states, the teacher's full distribution."""
-        bias = None if self._bias_V is None else self._bias_V.cpu().numpy()
-        return LMHead(self._weight_Vd.cpu().numpy(), bias, self._transform)
+        """Copy the head, which makes whole distributions of a signal's hidden states."""
+        bias = None if self._head.bias is None else self._head.bias.cpu().numpy()
+        return LMHead(self._head.weight.cpu().numpy(), bias, self._head.transform)
 
     def check(self, request: ScoringRequest) -> None:
         """Refuse what cannot be scored.
@@ -139,8 +137,7 @@ class TeacherModel:
             count = first_group([forward_tokens(request) for request in rest], self._max_tokens)
             signals += self._score_together(rest[:count])
         answers = iter(signals)
-        width = self._weight_Vd.shape[1]
-        return [next(answers) if r.num_scored else TeacherSignal.empty(r, width) for r in requests]
+        return [next(answers) if r.num_scored else TeacherSignal.empty(r, self._head.width) for r in requests]
 
     @torch.inference_mode()
     def reference_logprobs_for_check(self, request: ScoringRequest) -> NDArray[np.float32]:
@@ -158,20 +155,20 @@ class TeacherModel:
         finally:
             self._backbone.set_attn_implementation(packed_attention)
         states_Nd = output.last_hidden_state[0].to(self.device).float()
-        logits_NV = torch.nn.functional.linear(states_Nd, self._weight_Vd, self._bias_V)
-        logprobs_NV = self._transform.apply_(logits_NV).log_softmax(-1)
+        logits_NV = torch.nn.functional.linear(states_Nd, self._head.weight, self._head.bias)
+        logprobs_NV = self._head.transform.apply_(logits_NV).log_softmax(-1)
         places_T = self._tensor(len(request.prompt_ids) + request.scored_positions)
         return logprobs_NV[places_T - 1].gather(1, ids_N[places_T, None])[:, 0].cpu().numpy()
 
     def _score_together(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         states_Td = self._response_states(requests)
         states_Rd = torch.cat(states_Td).float()
-        scores: list[list[_Marks]] = [[] for _ in requests]
+        scores: list[list[_Scores]] = [[] for _ in requests]
         entropy = any(request.entropy for request in requests)
         for first_row, logprobs_CV, entropy_C in self._distributions(states_Rd, entropy):
             for index, rows, positions in _overlaps(requests, first_row, len(logprobs_CV)):
-                some = None if entropy_C is None else entropy_C[rows]
-                scores[index].append(_mark(requests[index], positions, logprobs_CV[rows], some))
+                entropies = None if entropy_C is None else entropy_C[rows]
+                scores[index].append(_scores_of(requests[index], positions, logprobs_CV[rows], entropies))
         return [
             _signal(request, pieces, states)
             for request, pieces, states in zip(requests, scores, states_Td, strict=True)
@@ -197,21 +194,18 @@ class TeacherModel:
         for start in range(0, len(states_Rd), len(logits_CV)):
             chunk_Cd = states_Rd[start : start + len(logits_CV)]
             logits, logprobs = logits_CV[: len(chunk_Cd)], logprobs_CV[: len(chunk_Cd)]
-            torch.mm(chunk_Cd, self._weight_Vd.T, out=logits)
-            if self._bias_V is not None:
-                logits += self._bias_V
-            self._transform.apply_(logits)
+            self._head.logits(chunk_Cd, out=logits)
             rows = _CPU_ROWS if self.device.type == "cpu" else len(logits)
             parts = zip(logits.split(rows), logprobs.split(rows), strict=True)
-            found = [_normalise(*part, entropy) for part in parts]
-            yield start, logprobs, torch.cat(found) if entropy else None
+            entropies = [_normalise(*part, entropy) for part in parts]
+            yield start, logprobs, torch.cat(entropies) if entropy else None
 
     def _tensor(self, ids: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.device)
 
 
 # Log-probs [T], entropy [T], support log-probs [T, K], top ids and top log-probs [T, top_k] of a few positions.
-_Marks = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+_Scores = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _normalise(logits_CV: Tensor, logprobs_CV: Tensor, entropy: bool) -> Tensor:
@@ -235,7 +229,7 @@ def _overlaps(requests: Sequence[ScoringRequest], first_row: int, rows: int) -> 
         begin = end
 
 
-def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entropy_C: Tensor | None) -> _Marks:
+def _scores_of(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entropy_C: Tensor | None) -> _Scores:
     """Pick what was asked about `positions` of the scored tokens from their full distributions."""
     device = logprobs_CV.device
     targets_C = torch.from_numpy(request.scored_ids[positions].astype(np.int64)).to(device)
@@ -248,7 +242,7 @@ def _mark(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, entrop
     return logprobs_CV.gather(1, targets_C[:, None])[:, 0], entropy_C, support, top_ids, top_logprobs
 
 
-def _signal(request: ScoringRequest, pieces: Sequence[_Marks], states_Td: Tensor) -> TeacherSignal:
+def _signal(request: ScoringRequest, pieces: Sequence[_Scores], states_Td: Tensor) -> TeacherSignal:
     """Join the pieces of one response and move them to the host."""
     logprobs, entropy, support, top_ids, top_logprobs = (
         None if column[0] is None else torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True)

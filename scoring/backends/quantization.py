@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.lm.head import LMHead
+from tutelage.lm.head import Head, LMHead
 from tutelage.records.signal import TeacherSignal
 
 _CHUNK_TOKENS = 64  # whose two distributions are held at a time
@@ -66,15 +66,15 @@ def measure_bias(
 def _distributions(
     full: Sequence[TeacherSignal], quantised: Sequence[TeacherSignal], head: LMHead
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Log-probs [C, V] of both, chunk by chunk."""
+    """Yield the log-probs [C, V] of both, chunk by chunk."""
+    projection = head.on(torch.device("cpu"))
     sides = [torch.from_numpy(np.concatenate([s.hidden_states for s in side])) for side in (full, quantised)]
     chunks = (side.split(_CHUNK_TOKENS) for side in sides)
     for first_Cd, second_Cd in zip(*chunks, strict=True):
-        yield _logprobs(first_Cd, head), _logprobs(second_Cd, head)
+        yield _logprobs(first_Cd, projection), _logprobs(second_Cd, projection)
 
 
-def _logprobs(states_Cd: Tensor, head: LMHead) -> Tensor:
-    bias = None if head.bias is None else torch.from_numpy(head.bias)
-    logits_CV = torch.nn.functional.linear(states_Cd, torch.from_numpy(head.weight), bias)
-    logprobs_CV = head.transform.apply_(logits_CV).log_softmax(-1)
+def _logprobs(states_Cd: Tensor, head: Head) -> Tensor:
+    logits_CV = head.logits(states_Cd, out=torch.empty(len(states_Cd), len(head)))
+    logprobs_CV = logits_CV.log_softmax(-1)
     return logprobs_CV.clamp_(min=torch.finfo(logprobs_CV.dtype).min)  # -inf - -inf is no number

@@ -11,7 +11,7 @@ from learner.objectives.config import Support
 from learner.packing import pack
 from tests.learner.examples import make_example
 from tests.learner.head.cases import Case, make_case
-from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, Mixture, received
+from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, Mixture
 
 WEIGHTS = (0.3, 0.7)
 WIDTHS = (12, 7)
@@ -64,7 +64,7 @@ def test_a_head_that_travelled_is_the_same() -> None:
     sent = MixedHead(tuple(LMHead(p.weight.numpy(), None, p.transform) for p in head.parts), WEIGHTS)
     out, again = torch.empty(2, len(case.rows), 97)
     head.logits(case.teacher.hidden, out)
-    received(sent, torch.device("cpu")).logits(case.teacher.hidden, again)
+    sent.on(torch.device("cpu")).logits(case.teacher.hidden, again)
     torch.testing.assert_close(out, again)
     torch.testing.assert_close(out.logsumexp(-1), torch.zeros(len(out)), atol=1e-5, rtol=0)
 

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from learner import rowwise
 from learner.rowwise import log_softmax_, row_blocks, row_dots, write_rows
-from tutelage.lm.top_k import top_ids
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +28,6 @@ def test_log_softmax_and_dots(rows: int) -> None:
     result = log_softmax_(logits, -20.0)
     assert result is logits
     torch.testing.assert_close(result, expected)
-
-
-@settings(deadline=None, max_examples=60)
-@given(rows=st.integers(1, 5), width=st.integers(1, 700), k=st.integers(1, 16), levels=st.integers(1, 10**6))
-def test_top_ids_have_the_largest_values(rows: int, width: int, k: int, levels: int) -> None:
-    """Few levels make ties."""
-    k = min(k, width)
-    values = torch.randint(0, levels, (rows, width), generator=torch.Generator().manual_seed(width)).float()
-    ids = top_ids(values, k)
-    assert all(len(set(row)) == k for row in ids.tolist())
-    chosen = values.gather(1, ids).sort(-1, descending=True).values
-    assert torch.equal(chosen, values.topk(k).values)
 
 
 def test_rows_are_written_where_they_belong() -> None:

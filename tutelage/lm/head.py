@@ -1,4 +1,7 @@
-"""LM heads as they travel, and what models make of the logits that come out of them.
+"""LM heads: as they travel between processes, and at work on one device.
+
+    LMHead     numpy   ─ on(device) ─►  Head      one model's
+    MixedHead  numpy   ─ on(device) ─►  Mixture   several models' side by side, as one distribution
 
 Shape suffixes: C positions of a chunk, V vocabulary, d hidden size.
 """
@@ -30,6 +33,7 @@ class LogitTransform:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "LogitTransform":
+        """Read it from a model's config.json."""
         text_config = config.get_text_config()
         factor = 1.0
         for name in (*_FACTORS, *_DIVISORS):
@@ -55,16 +59,24 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class LMHead:
-    """With a state that enters it, a model's full distribution."""
+    """An output projection: logits = transform(weight @ hidden + bias). With hidden states the whole distribution."""
 
     weight: NDArray[np.float32]  # [V, d]
     bias: NDArray[np.float32] | None  # [V]
     transform: LogitTransform = LogitTransform()
 
+    def on(self, device: torch.device) -> "Head":
+        """Copy it to a device."""
+
+        def move(array: NDArray[np.float32]) -> Tensor:
+            return torch.tensor(array, dtype=torch.float32, device=device)
+
+        return Head(move(self.weight), None if self.bias is None else move(self.bias), self.transform)
+
 
 @dataclass(frozen=True)
 class MixedHead:
-    """Of a mixture of teachers: its states are those of its parts, end to end, in their order.
+    """The heads of a mixture of teachers, whose states are those of its parts, end to end, in their order.
 
     q(v) = sum_i weights[i] softmax(parts[i](states_i))(v)
     """
@@ -72,9 +84,13 @@ class MixedHead:
     parts: tuple[LMHead, ...]
     weights: tuple[float, ...]  # summing to 1
 
+    def on(self, device: torch.device) -> "Mixture":
+        """Copy it to a device."""
+        return Mixture(tuple(part.on(device) for part in self.parts), self.weights)
+
 
 class TeacherHead(Protocol):
-    """What makes a whole distribution of a teacher's states."""
+    """What makes a whole distribution of a teacher's states: a `Head` or a `Mixture`."""
 
     def __len__(self) -> int:
         """V."""
@@ -89,32 +105,18 @@ class TeacherHead(Protocol):
         """[C, V], written to `out`."""
 
 
-def received(head: LMHead | MixedHead, device: torch.device) -> TeacherHead:
-    """A copy on `device` of a head that came from another process."""
-    if isinstance(head, MixedHead):
-        return Mixture(tuple(Head.received(part, device) for part in head.parts), head.weights)
-    return Head.received(head, device)
-
-
 @dataclass(frozen=True)
 class Head:
+    """A model's LM head at work on one device, in float32."""
+
     weight: Tensor  # [V, d] float32
     bias: Tensor | None  # [V] float32
     transform: LogitTransform
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> "Head":
-        """From parameters of any float type, which are not copied if they are float32 already."""
+        """Make it from parameters of any float type, which are not copied if they are float32 already."""
         return cls(weight.float(), None if bias is None else bias.float(), transform)
-
-    @classmethod
-    def received(cls, head: LMHead, device: torch.device) -> "Head":
-        """A copy on `device` of a head that came from another process."""
-
-        def move(array: object) -> Tensor:
-            return torch.tensor(array, dtype=torch.float32, device=device)
-
-        return cls(move(head.weight), None if head.bias is None else move(head.bias), head.transform)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -124,12 +126,12 @@ class Head:
         return self.weight.shape[1]
 
     def shortened(self, vocabulary: int) -> "Head":
-        """The head of the first `vocabulary` ids."""
+        """Keep the first `vocabulary` ids."""
         bias = None if self.bias is None else self.bias[:vocabulary]
         return replace(self, weight=self.weight[:vocabulary], bias=bias)
 
     def logits(self, hidden_Cd: Tensor, out: Tensor) -> Tensor:
-        """The model's logits [C, V] of float32 states, written to `out`."""
+        """Write the model's logits [C, V] of float32 states to `out`."""
         if self.bias is None:
             torch.mm(hidden_Cd, self.weight.T, out=out)
         else:
@@ -139,7 +141,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several heads side by side; see `scoring.lm_head.MixedHead`."""
+    """Several heads side by side on one device; see `MixedHead`."""
 
     parts: tuple[Head, ...]
     weights: tuple[float, ...]
@@ -155,12 +157,12 @@ class Mixture:
         return replace(self, parts=tuple(part.shortened(vocabulary) for part in self.parts))
 
     def logits(self, hidden_Cd: Tensor, out: Tensor) -> Tensor:
-        """The mixture's log-probs [C, V], which are logits too."""
+        """Write the mixture's log-probs [C, V], which are logits too, to `out`."""
         vocabulary = out.shape[1]
         spare = torch.empty_like(out)
         states = hidden_Cd.split([part.width for part in self.parts], dim=1)
-        for index, (part, weight, some) in enumerate(zip(self.parts, self.weights, states, strict=True)):
-            logits = part.shortened(vocabulary).logits(some.contiguous(), out=spare if index else out)
+        for index, (part, weight, part_Cd) in enumerate(zip(self.parts, self.weights, states, strict=True)):
+            logits = part.shortened(vocabulary).logits(part_Cd.contiguous(), out=spare if index else out)
             logits.sub_(logits.logsumexp(-1, keepdim=True)).add_(math.log(weight))
             if index:
                 torch.logaddexp(out, logits, out=out)

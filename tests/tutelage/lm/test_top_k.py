@@ -14,14 +14,18 @@ from tutelage.lm.top_k import top_k
     share=st.floats(0, 1),
     levels=st.sampled_from([2, 30, 10**6]),  # few levels make many ties
     seed=st.integers(0, 999),
+    in_order=st.booleans(),
 )
-def test_as_a_selection_over_the_whole_row(rows: int, numbers: int, share: float, levels: int, seed: int) -> None:
+def test_as_a_selection_over_the_whole_row(
+    rows: int, numbers: int, share: float, levels: int, seed: int, in_order: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, levels, (rows, numbers), generator=generator).float()
     k = max(1, round(share * share * numbers))
-    found, places = top_k(values, k)
-    torch.testing.assert_close(found, values.topk(k).values, atol=0, rtol=0)
-    torch.testing.assert_close(values.gather(1, places), found, atol=0, rtol=0)
+    largest, places = top_k(values, k, in_order)
+    torch.testing.assert_close(values.gather(1, places), largest, atol=0, rtol=0)
+    ordered = largest if in_order else largest.sort(-1, descending=True).values
+    torch.testing.assert_close(ordered, values.topk(k).values, atol=0, rtol=0)
     assert all(len(set(row)) == k for row in places.tolist())
 
 
