@@ -64,7 +64,7 @@ def test_head_bias_counts(tmp_path: Path) -> None:
     teacher = load_teacher(tmp_path)
     request = random_request(3, 5, vocabulary=64)
     plain = teacher.score([request])[0]
-    teacher._bias_V = torch.linspace(-3, 3, 64)
+    teacher._head = replace(teacher._head, bias=torch.linspace(-3, 3, 64))
     (biased,) = teacher.score([replace(request, hidden_states=True)])
     head = teacher.lm_head()
     assert head.bias is not None
