@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from learner.config import LoraConfig
+from tutelage.settings import ConfigError, Refusal
 
 _ADAPTER = "default"  # peft's name for the only one
 _BASE = ".base_layer."  # what peft puts into the name of an adapted weight
@@ -88,16 +89,15 @@ def adapted_layers(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.L
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     names = sorted({_last(name) for name in layers})
     if not names:
-        raise ValueError(
-            f"student.lora.rank={config.rank}: {type(model).__name__} has no linear layer beside its LM head; "
-            "set 0 to train all weights"
-        )
+        fix = f"{type(model).__name__} has no linear layer beside its LM head; set 0 to train all weights"
+        raise ConfigError(Refusal("student.lora.rank", config.rank, fix))
     unknown = sorted(set(config.targets) - set(names))
     if unknown:
-        raise ValueError(
-            f"student.lora.targets: no linear layer is called {', '.join(unknown)}; choose from {', '.join(names)}, or "
-            "leave it empty for all of them (LM head and embeddings are never adapted)"
+        fix = (
+            f"no linear layer is called {', '.join(unknown)}; choose from {', '.join(names)}, or leave it empty for "
+            "all of them (LM head and embeddings are never adapted)"
         )
+        raise ConfigError(Refusal("student.lora.targets", config.targets, fix))
     return {name: layer for name, layer in layers.items() if not config.targets or _last(name) in config.targets}
 
 

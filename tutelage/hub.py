@@ -7,29 +7,41 @@ from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from tutelage.settings import ConfigError, Refusal
+
 
 @contextmanager
-def explained(setting: str, kind: str) -> Iterator[None]:
-    """Turn the hub's errors into a ValueError that names the setting and the fix.
+def explained(key: str, value: str, kind: str) -> Iterator[None]:
+    """Turn the hub's errors into a ConfigError that names the setting and the fix.
 
     Args:
-        setting: full name and value, as "student.model=owner/name".
+        key, value: of the setting, as student.model and owner/name.
         kind: what was looked for: "model" or "dataset".
     """
     try:
         yield
     except HFValidationError as error:
-        raise ValueError(f"{setting}: neither a local path nor a valid hub name ({error})") from error
+        raise ConfigError(Refusal(key, value, f"neither a local path nor a valid hub name ({error})")) from error
     except GatedRepoError as error:
-        raise ValueError(f"{setting}: this {kind} is gated; accept its terms on the hub and set HF_TOKEN") from error
+        raise ConfigError(
+            Refusal(key, value, f"this {kind} is gated; accept its terms on the hub and set HF_TOKEN")
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{setting}: no such {kind} on the hub, and no such path here; check the name (private ones need HF_TOKEN)"
+        raise ConfigError(
+            Refusal(
+                key,
+                value,
+                f"no such {kind} on the hub, and no such path here; check the name (private ones need HF_TOKEN)",
+            )
         ) from error
     except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{setting}: no such path here, not in the local hub cache, and the hub cannot be reached; give a "
-            f"local {kind}, or go online"
+        raise ConfigError(
+            Refusal(
+                key,
+                value,
+                f"no such path here, not in the local hub cache, and the hub cannot be reached; give a "
+                f"local {kind}, or go online",
+            )
         ) from error
 
 

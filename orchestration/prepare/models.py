@@ -1,13 +1,13 @@
-"""Models and tokenizers of a run, found and checked before anything is started."""
+"""The first pass over a run's files: every model and tokenizer that takes part is found and checked."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from learner.config import StudentConfig
 from learner.lora import trainable_parameters
+from learner.objectives.config import ObjectiveConfig
 from learner.objectives.rules.case import TOPK_SUPPORTS
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
@@ -15,9 +15,11 @@ from orchestration.prepare.checkpoints import resolve_model, resolve_tokenizer
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.request_builder import make_aligner
-from tutelage.lm.packed import refuse_unpackable_layers
-from tutelage.settings import ConfigError, Refusal
+from tutelage.lm.packed import unpackable_layers
+from tutelage.settings import ConfigError, Refusal, Refusals
 
+STUDENT_MODEL = "student.model"
+REFERENCE_MODEL = "objective.reference.model"
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
 
@@ -30,58 +32,75 @@ class PreparedTeacher:
     tokenizer: PreTrainedTokenizerBase
 
 
-def adapter_parameters(student: StudentConfig, path: str) -> int:
-    """How many numbers its adapters have, once it is known that they fit."""
-    return trainable_parameters(path, student.lora, student.trust_remote_code) if student.lora.rank else 0
+@dataclass(frozen=True)
+class Models:
+    """The models of a run, as they lie on this machine."""
+
+    student_path: str
+    tokenizer: PreTrainedTokenizerBase  # the student's
+    reference_path: str | None  # of the model that rewards are extrapolated from
+    adapter_parameters: int  # numbers in the student's adapters; 0: all of its weights are trained
+    teachers: dict[str, PreparedTeacher] = field(default_factory=dict)  # by key
 
 
-def prepare_teachers(
-    config: RunConfig, student_path: str, student: PreTrainedTokenizerBase
-) -> dict[str, PreparedTeacher]:
-    """Checkpoint and tokenizer of every teacher that is no mixture."""
-    found: dict[str, PreparedTeacher] = {}
+def find_models(config: RunConfig) -> Models:
+    """Find every model that the settings name, and check that they fit each other and the run.
+
+    Raises:
+        ConfigError: with everything that cannot work.
+    """
+    refusals = Refusals()
+    paths: dict[str, str] = {}  # by the setting that names them
+    for key, (name, resolve) in _named_models(config).items():
+        with refusals.collecting():
+            paths[key] = resolve(name, key)
+    if STUDENT_MODEL not in paths:
+        refusals.raise_all()
+    student_path = paths[STUDENT_MODEL]
+    tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
+    reference = config.objective.reference.model
+    models = Models(
+        student_path,
+        tokenizer,
+        student_path if reference == INITIAL_STUDENT else paths.get(REFERENCE_MODEL),
+        adapter_parameters=_count_adapters(config, student_path, refusals),
+    )
+    comparable = {student_path}  # models with the student's tokenizer
     for key, teacher in teachers_of(config).items():
-        if teacher.mixture:
-            continue
-        path, key_of_path = _teacher_path(teacher, teacher_setting(key), student_path)
-        tokenizer_path = path
-        if teacher.tokenizer is not None:
-            tokenizer_path = resolve_tokenizer(teacher.tokenizer, f"{teacher_setting(key)}.tokenizer")
-        if tokenizer_path == student_path:
-            found[key] = PreparedTeacher(path, student)
-            continue
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=teacher.trust_remote_code)
-        if teacher.cross_tokenizer:
-            make_aligner(student, tokenizer, key_of_path)  # refuses what it cannot align
-        else:
-            _compare_tokenizers(tokenizer, tokenizer_path, key_of_path, student)
-        found[key] = PreparedTeacher(path, tokenizer)
-    return found
+        if not teacher.mixture:
+            with refusals.collecting():
+                _add_teacher(models, key, teacher, paths, comparable)
+    for key in (REFERENCE_MODEL, *_further_models(config)):
+        if key in paths and paths[key] not in comparable:
+            with refusals.collecting():
+                other = AutoTokenizer.from_pretrained(paths[key], trust_remote_code=config.teacher.trust_remote_code)
+                _compare_tokenizers(other, paths[key], key, tokenizer)
+    for path, key in {path: key for key, path in reversed(paths.items()) if not key.endswith(".tokenizer")}.items():
+        refusals.extend(_model_refusals(config, path, key))
+    refusals.raise_all()
+    return models
 
 
-def _teacher_path(teacher: TeacherConfig, key: str, student_path: str) -> tuple[str, str]:
-    """The directory of a teacher's checkpoint, or of a server's tokenizer, and the setting that names it."""
-    if not kind_of(teacher).is_remote(teacher):
-        return resolve_model(teacher.model, f"{key}.model"), f"{key}.model"
-    if teacher.tokenizer is None:
-        return student_path, "student.model"
-    return resolve_tokenizer(teacher.tokenizer, f"{key}.tokenizer"), f"{key}.tokenizer"
+def _named_models(config: RunConfig) -> dict[str, tuple[str, Callable[[str, str], str]]]:
+    """Names of models and tokenizers, by their settings, and what finds them."""
+    named: dict[str, tuple[str, Callable[[str, str], str]]] = {STUDENT_MODEL: (config.student.model, resolve_model)}
+    for key, teacher in teachers_of(config).items():
+        if not teacher.mixture and not kind_of(teacher).is_remote(teacher):
+            named[f"{teacher_setting(key)}.model"] = teacher.model, resolve_model
+        if not teacher.mixture and teacher.tokenizer is not None:
+            named[f"{teacher_setting(key)}.tokenizer"] = teacher.tokenizer, resolve_tokenizer
+    if config.objective.reference.model not in (None, INITIAL_STUDENT):
+        named[REFERENCE_MODEL] = config.objective.reference.model, resolve_model
+    return named | {key: (name, resolve_model) for key, name in _further_models(config).items()}
 
 
-def model_paths(
-    config: RunConfig, student_path: str, teachers: Mapping[str, PreparedTeacher], reference_path: str | None
-) -> set[str]:
-    """Of all models that are run here."""
-    settings = teachers_of(config)
-    local = [teacher.path for key, teacher in teachers.items() if not kind_of(settings[key]).is_remote(settings[key])]
-    return {student_path, *local, *filter(None, [reference_path])}
-
-
-def resolve_reference(config: RunConfig, student_path: str) -> str | None:
-    model = config.objective.reference.model
-    if model is None or model == INITIAL_STUDENT:
-        return student_path if model else None
-    return resolve_model(model, "objective.reference.model")
+def _further_models(config: RunConfig) -> dict[str, str]:
+    """Names of the models that only a diagnosis looks at, by their settings."""
+    names = {}
+    if config.alignment.enabled:
+        names = {f"alignment.teachers[{i}].model": teacher.model for i, teacher in enumerate(config.alignment.teachers)}
+    earlier = config.probe.earlier_teacher
+    return names if earlier is None else names | {"probe.earlier_teacher": earlier}
 
 
 def alignment_teachers(config: RunConfig) -> list[str]:
@@ -89,52 +108,80 @@ def alignment_teachers(config: RunConfig) -> list[str]:
     return [resolve_model(teacher.model, "alignment.teachers") for teacher in config.alignment.teachers]
 
 
-def length_limit(config: RunConfig, *model_paths: str) -> int:
-    """`rollout.max_model_len`, once the models are known to be of a kind that can be run, and long enough."""
-    limit = config.rollout.max_model_len
-    for path in model_paths:
-        model = AutoConfig.from_pretrained(path)
-        _check_head(model, path)
-        _check_supports(config, model, path)
-        refuse_unpackable_layers(model)
-        positions = getattr(model, "max_position_embeddings", limit)
-        if positions < limit:
-            fix = f"{path} has only {positions} positions; set it to {positions} or less"
-            raise ConfigError(Refusal("rollout.max_model_len", limit, fix))
-    return limit
+def _count_adapters(config: RunConfig, student_path: str, refusals: Refusals) -> int:
+    with refusals.collecting():
+        if config.student.lora.rank:
+            return trainable_parameters(student_path, config.student.lora, config.student.trust_remote_code)
+    return 0
 
 
-def _check_head(model: PreTrainedConfig, path: str) -> None:
-    """Without its own LM head a checkpoint has no distribution; transformers would make up a random one."""
+def _add_teacher(models: Models, key: str, teacher: TeacherConfig, paths: dict[str, str], comparable: set[str]) -> None:
+    """Add a teacher that can score the student's tokens, as they are or aligned.
+
+    Args:
+        comparable: paths of models with the student's tokenizer, to which the teacher's is added.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    model_key, tokenizer_key = f"{teacher_setting(key)}.model", f"{teacher_setting(key)}.tokenizer"
+    if kind_of(teacher).is_remote(teacher):
+        model_key = STUDENT_MODEL if teacher.tokenizer is None else tokenizer_key
+    if model_key not in paths or (teacher.tokenizer is not None and tokenizer_key not in paths):
+        return  # refused already
+    path, tokenizer = paths[model_key], models.tokenizer
+    tokenizer_path = paths.get(tokenizer_key, path)
+    if tokenizer_path != models.student_path:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=teacher.trust_remote_code)
+        if teacher.cross_tokenizer:
+            make_aligner(models.tokenizer, tokenizer, model_key)  # refuses what it cannot align
+        else:
+            _compare_tokenizers(tokenizer, tokenizer_path, model_key, models.tokenizer)
+            comparable.add(tokenizer_path)
+    models.teachers[key] = PreparedTeacher(path, tokenizer)
+
+
+def _model_refusals(config: RunConfig, path: str, key: str) -> Iterator[Refusal]:
+    """What a model's config says that does not go with the run's."""
+    model, limit = AutoConfig.from_pretrained(path), config.rollout.max_model_len
     kinds = model.architectures or []
     if kinds and not set(kinds) & _CAUSAL_LMS and not any(kind.endswith(_LM_SUFFIXES) for kind in kinds):
+        # Without its own LM head a checkpoint has no distribution; transformers would make up a random one.
         fix = (
             f"the checkpoint is a {kinds[0]}, which has no LM head, so it cannot give log-probs of any support, the "
             "full vocabulary included; choose a causal language model"
         )
-        raise ConfigError(Refusal("model", path, fix))
+        yield Refusal(key, path, fix)
+    yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
+    unpackable = unpackable_layers(model)
+    if unpackable:
+        fix = (
+            f"has layers that cannot be packed ({', '.join(unpackable)}); choose a model whose layers are full or "
+            "sliding-window attention"
+        )
+        yield Refusal(key, path, fix)
+    positions = getattr(model, "max_position_embeddings", limit)
+    if positions < limit:
+        fix = f"{path} has only {positions} positions; set it to {positions} or less"
+        yield Refusal("rollout.max_model_len", limit, fix)
 
 
-def _check_supports(config: RunConfig, model: PreTrainedConfig, path: str) -> None:
-    objective, vocabulary = config.objective, model.get_text_config().vocab_size
+def _support_refusals(
+    objective: ObjectiveConfig, overlap_k: int, model: PreTrainedConfig, path: str
+) -> Iterator[Refusal]:
+    """Refuse to compare more tokens than a model has."""
+    vocabulary = model.get_text_config().vocab_size
     further = {f"objective.further_terms.{name}.k": term for name, term in objective.further_terms.items()}
     for key, term in {"objective.k": objective, **further}.items():
         if term.support in TOPK_SUPPORTS and term.k > vocabulary:
-            fix = f"{path} has only {vocabulary} tokens; lower it, or set support=full"
-            raise ConfigError(Refusal(key, term.k, fix))
-    overlap_k = config.learner.overlap_k
+            yield Refusal(key, term.k, f"{path} has only {vocabulary} tokens; lower it, or set support=full")
     if overlap_k > vocabulary:
         fix = f"{path} has only {vocabulary} tokens; lower it, or set 0 to leave the overlap out"
-        raise ConfigError(Refusal("learner.overlap_k", overlap_k, fix))
-
-
-def check_tokenizer(path: str, key: str, config: RunConfig, student: PreTrainedTokenizerBase) -> None:
-    """Refuse a model that scores the student's tokens with another tokenizer."""
-    other = AutoTokenizer.from_pretrained(path, trust_remote_code=config.teacher.trust_remote_code)
-    _compare_tokenizers(other, path, key, student)
+        yield Refusal("learner.overlap_k", overlap_k, fix)
 
 
 def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, student: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that scores the student's tokens with another tokenizer."""
     ours, theirs = student.get_vocab(), other.get_vocab()
     if ours != theirs:
         different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]

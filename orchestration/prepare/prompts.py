@@ -1,7 +1,7 @@
-"""Prompts of a run, rendered for student and teachers and checked."""
+"""The second pass over a run's files: its prompts are read, routed, rendered for student and teachers, and checked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from orchestration.config.facts import learns_from_data, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
-from orchestration.prepare.models import PreparedTeacher
-from rollout.config import OverLength
+from orchestration.prepare.models import Models, PreparedTeacher
+from rollout.config import DataConfig, OverLength
+from rollout.data.sources import load_prompts
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.context import ContextTemplate, static_values
+from scoring.routing import route
 from tutelage.chat import (
     render_completion,
     render_follow_ups,
@@ -25,65 +27,100 @@ from tutelage.chat import (
 )
 from tutelage.records.prompt import Message, Prompt, RenderedPrompt
 from tutelage.records.trajectory import FollowUp
-from tutelage.settings import ConfigError, Refusal
+from tutelage.settings import ConfigError, Refusal, Refusals
 
 
-def render_for_models(
-    prompt: Prompt,
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    teachers: Mapping[str, PreparedTeacher],
-) -> RenderedPrompt:
-    system_prompt = config.data.system_prompt
-    student_ids, messages = render_prompt(tokenizer, prompt, system_prompt), student_messages(prompt, system_prompt)
-    between = render_follow_ups(tokenizer, prompt, messages, prompt.follow_ups)
-    follow_ups = tuple(FollowUp(m.role, m.content, ids) for m, ids in zip(prompt.follow_ups, between, strict=True))
-    if not teachers:
-        return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
-    members = teachers_of(config)[prompt.teacher].mixture or {prompt.teacher: 1.0}
-    views = {key: _teacher_view(prompt, key, config, teachers[key].tokenizer) for key in members}
-    longest = max(views.values(), key=len)
-    item = RenderedPrompt(prompt, student_ids, longest, follow_ups=follow_ups, teacher_follow_ups=between)
-    if len(views) > 1:
-        return replace(item, views=views)
-    return _with_reading(item, config, messages, teachers[next(iter(members))].tokenizer)
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run that fit the models."""
+
+    train: tuple[RenderedPrompt, ...]
+    heldout: tuple[RenderedPrompt, ...]
+    over_length: int  # how many were left out since they do not fit
 
 
-def _with_reading(
-    item: RenderedPrompt, config: RunConfig, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
-) -> RenderedPrompt:
-    """The further turns by the teacher's own template, and whether it is told more where ids cannot tell."""
-    prompt, teacher = item.prompt, teachers_of(config)[item.prompt.teacher]
-    context = _context(prompt, prompt.teacher, teacher)
-    theirs = teacher_messages(prompt, context, config.data.system_prompt)
-    between = render_follow_ups(tokenizer, prompt, theirs, prompt.follow_ups)
-    return replace(item, teacher_follow_ups=between, told=theirs != messages if teacher.cross_tokenizer else None)
+def read_prompts(config: RunConfig, models: Models) -> Prompts:
+    """Read, route and render the prompts of a run, and check what only they can tell.
+
+    Raises:
+        ConfigError: with everything that cannot work.
+    """
+    refusals, teachers = Refusals(), teachers_of(config)
+    prompts: dict[str, list[Prompt]] = {}
+    for name, source in (("train", config.data.train), ("heldout", config.data.heldout)):
+        with refusals.collecting():
+            loaded = load_prompts(source, f"data.{name}")[: config.evaluation.prompts if name == "heldout" else None]
+            prompts[name] = route(loaded, teachers, f"data.{name}", source.teacher_column)
+    refusals.raise_all()
+    refusals.extend(_same_model_refusals(config, models, [*prompts["train"], *prompts["heldout"]]))
+    renderer, rendered = Renderer(teachers, models.teachers, models.tokenizer, config.data.system_prompt), {}
+    for name in prompts:
+        with refusals.collecting():
+            rendered[name] = [renderer.render(prompt) for prompt in prompts[name]]
+    refusals.raise_all()
+    with refusals.collecting():
+        if learns_from_data(config):
+            rendered["train"] = [_with_completion(item, config.data, models.tokenizer) for item in rendered["train"]]
+    kept = {name: tuple(item for item in items if _length(item, config) <= config.rollout.max_model_len)
+            for name, items in rendered.items()}  # fmt: skip
+    refusals.extend(_length_refusals(config, rendered, kept))
+    refusals.extend(_gate_refusals(config, kept["train"]))
+    refusals.raise_all()
+    dropped = sum(len(rendered[name]) - len(kept[name]) for name in kept)
+    return Prompts(kept["train"], kept["heldout"], dropped)
 
 
-def _teacher_view(prompt: Prompt, key: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
-    """[P']: what a teacher sees of a prompt before there is any response to it."""
-    context = _context(prompt, key, teachers_of(config)[key])
-    return render_teacher_prompt(tokenizer, prompt, context, config.data.system_prompt)
+class Renderer:
+    """Makes token ids of prompts, as the student and as the teacher of each prompt see them."""
 
+    def __init__(
+        self,
+        teachers: Mapping[str, TeacherConfig],
+        prepared: Mapping[str, PreparedTeacher],
+        tokenizer: PreTrainedTokenizerBase,
+        system_prompt: str | None,
+    ) -> None:
+        """
+        Args:
+            teachers: settings by key, mixtures included.
+            prepared: those that answer for themselves, by key.
+            tokenizer: the student's.
+        """
+        self._teachers, self._prepared = teachers, prepared
+        self._tokenizer, self._system_prompt = tokenizer, system_prompt
 
-def with_completions(
-    items: Sequence[RenderedPrompt], config: RunConfig, tokenizer: PreTrainedTokenizerBase
-) -> list[RenderedPrompt]:
-    """The training prompts with the data's own responses, if some are learned from."""
-    if not learns_from_data(config):
-        return list(items)
-    return [replace(item, completion_ids=render_completion(tokenizer, _completion(item, config))) for item in items]
+    def render(self, prompt: Prompt) -> RenderedPrompt:
+        """
+        Raises:
+            ConfigError: a teacher's context has a field that the prompt has not.
+        """
+        messages = student_messages(prompt, self._system_prompt)
+        student_ids = render_prompt(self._tokenizer, prompt, self._system_prompt)
+        between = render_follow_ups(self._tokenizer, prompt, messages, prompt.follow_ups)
+        follow_ups = tuple(FollowUp(m.role, m.content, ids) for m, ids in zip(prompt.follow_ups, between, strict=True))
+        if not self._teachers:
+            return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
+        members = list(self._teachers[prompt.teacher].mixture or (prompt.teacher,))
+        views = {key: self._teacher_ids(prompt, key) for key in members}
+        longest = max(views.values(), key=len)
+        item = RenderedPrompt(prompt, student_ids, longest, follow_ups=follow_ups, teacher_follow_ups=between)
+        return replace(item, views=views) if len(views) > 1 else self._as_read(item, messages, members[0])
 
+    def _teacher_ids(self, prompt: Prompt, key: str) -> NDArray[np.int32]:
+        """[P']: what a teacher sees of a prompt before there is any response to it."""
+        context = _context(prompt, key, self._teachers[key])
+        return render_teacher_prompt(self._prepared[key].tokenizer, prompt, context, self._system_prompt)
 
-def _completion(item: RenderedPrompt, config: RunConfig) -> str:
-    if item.prompt.completion is None:
-        fix = (
-            f"training prompt {item.prompt.id!r} has no completion; set data.train.completion_column="
-            f"{config.data.train.completion_column} to the column of the responses, end the messages with the "
-            "assistant's, or set objective.sequences.other_source=teacher"
-        )
-        raise ConfigError(Refusal("objective.sequences.other_source", "dataset", fix))
-    return item.prompt.completion
+    def _as_read(self, item: RenderedPrompt, messages: Sequence[Message], reader: str) -> RenderedPrompt:
+        """Add the further turns by the teacher's own template, and whether it is told more where ids cannot tell.
+
+        Args:
+            reader: key of the teacher whose tokenizer reads them: a mixture's only member, or the prompt's teacher.
+        """
+        prompt, teacher = item.prompt, self._teachers[item.prompt.teacher]
+        read = teacher_messages(prompt, _context(prompt, prompt.teacher, teacher), self._system_prompt)
+        between = render_follow_ups(self._prepared[reader].tokenizer, prompt, read, prompt.follow_ups)
+        return replace(item, teacher_follow_ups=between, told=read != messages if teacher.cross_tokenizer else None)
 
 
 def _context(prompt: Prompt, key: str, teacher: TeacherConfig) -> str | None:
@@ -98,7 +135,19 @@ def _context(prompt: Prompt, key: str, teacher: TeacherConfig) -> str | None:
     return None if template.waits_for else template.filled(static_values(prompt))
 
 
-def check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
+def _with_completion(item: RenderedPrompt, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
+    """A training prompt with the data's own response, which is learned from."""
+    if item.prompt.completion is None:
+        fix = (
+            f"training prompt {item.prompt.id!r} has no completion; set data.train.completion_column="
+            f"{data.train.completion_column} to the column of the responses, end the messages with the assistant's, or "
+            "set objective.sequences.other_source=teacher"
+        )
+        raise ConfigError(Refusal("objective.sequences.other_source", "dataset", fix))
+    return replace(item, completion_ids=render_completion(tokenizer, item.prompt.completion))
+
+
+def _gate_refusals(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Iterator[Refusal]:
     contexts = [teacher.context for teacher in teachers_of(config).values() if teacher.context is not None]
     if any(ContextTemplate(context).waits_for for context in contexts):
         return  # it comes with the responses
@@ -107,50 +156,57 @@ def check_gate(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> None:
             "no prompt has a context that only the teacher sees, so nothing would be learned; set teacher.context, "
             "give the prompts a privileged_context column, or set false"
         )
-        raise ConfigError(Refusal("objective.gate.only_with_context", True, fix))
+        yield Refusal("objective.gate.only_with_context", True, fix)
 
 
-def fits_model(item: RenderedPrompt, config: RunConfig, limit: int) -> bool:
-    longest = max(_tokens(item, config, of_teacher) for of_teacher in (False, True))
-    if longest > limit and config.data.over_length is OverLength.refuse:
-        fix = (
-            f"prompt {item.prompt.id!r} needs {longest} tokens with its response; raise it, or set "
-            "data.over_length=drop to leave such prompts out"
-        )
-        raise ConfigError(Refusal("rollout.max_model_len", limit, fix))
-    return longest <= limit
+def _length_refusals(
+    config: RunConfig,
+    rendered: Mapping[str, Sequence[RenderedPrompt]],
+    kept: Mapping[str, Sequence[RenderedPrompt]],
+) -> Iterator[Refusal]:
+    """Refuse prompts that do not fit, where that is asked for, and splits without one that does."""
+    limit = config.rollout.max_model_len
+    for name, items in rendered.items():
+        longest = max(items, key=lambda item: _length(item, config))
+        if len(kept[name]) < len(items) and config.data.over_length is OverLength.refuse:
+            fix = (
+                f"prompt {longest.prompt.id!r} of data.{name} needs {_length(longest, config)} tokens with its "
+                "response; raise it, or set data.over_length=drop to leave such prompts out"
+            )
+            yield Refusal("rollout.max_model_len", limit, fix)
+        elif not kept[name]:
+            yield Refusal("rollout.max_model_len", limit, f"no prompt of data.{name} fits with its response; raise it")
 
 
-def _tokens(item: RenderedPrompt, config: RunConfig, of_teacher: bool) -> int:
-    """Most that a prompt and all that may follow it take; a first answer is also evaluated."""
-    prompt = len(item.teacher_ids if of_teacher else item.student_ids)
-    others = item.teacher_follow_ups if of_teacher else [follow_up.ids for follow_up in item.follow_ups]
-    conversation = (1 + len(others)) * config.sampling.max_tokens + sum(len(ids) for ids in others)
-    return prompt + max(conversation, config.evaluation.max_tokens)
+def _length(item: RenderedPrompt, config: RunConfig) -> int:
+    """Most tokens that a prompt and all that may follow it take; a first answer is also evaluated."""
+    lengths = []
+    for prompt, between in (
+        (item.student_ids, [follow_up.ids for follow_up in item.follow_ups]),
+        (item.teacher_ids, item.teacher_follow_ups),
+    ):
+        conversation = (1 + len(between)) * config.sampling.max_tokens + sum(map(len, between))
+        lengths.append(len(prompt) + max(conversation, config.evaluation.max_tokens))
+    return max(lengths)
 
 
-def check_teachers_differ(
-    config: RunConfig, teachers: Mapping[str, PreparedTeacher], student_path: str, prompts: Sequence[Prompt]
-) -> None:
+def _same_model_refusals(config: RunConfig, models: Models, prompts: Sequence[Prompt]) -> Iterator[Refusal]:
     """Refuse a teacher that has the student's own weights and sees no more than it.
 
     That holds for an average of them as well: where both begin alike nothing ever moves them apart.
     """
-    for key, teacher in teachers.items():
-        settings = teachers_of(config)[key]
-        alone = not kind_of(settings).is_remote(settings) and teacher.path == student_path
-        if alone:
-            _check_sees_more(config, key, settings, [prompt for prompt in prompts if prompt.teacher == key])
-
-
-def _check_sees_more(config: RunConfig, key: str, teacher: TeacherConfig, prompts: Sequence[Prompt]) -> None:
-    if not prompts or teacher.context or any(prompt.privileged_context for prompt in prompts):
-        return
     selects = config.cold_start.only_correct and config.data.is_graded
     if STAGES[config.stage].collects and selects:
-        return  # its own correct answers are something to learn from
-    fix = (
-        "the same weights as student.model and no teacher-only context, so there is nothing to learn; set "
-        f"{teacher_setting(key)}.context, give the prompts a privileged_context column, or choose another teacher"
-    )
-    raise ConfigError(Refusal(f"{teacher_setting(key)}.model", teacher.model, fix))
+        return  # the teacher's own correct answers are something to learn from
+    for key, prepared in models.teachers.items():
+        teacher = teachers_of(config)[key]
+        scored = [prompt for prompt in prompts if prompt.teacher == key]
+        differs = kind_of(teacher).is_remote(teacher) or prepared.path != models.student_path
+        told = teacher.context or any(prompt.privileged_context for prompt in scored)
+        if scored and not differs and not told:
+            fix = (
+                "the same weights as student.model and no teacher-only context, so there is nothing to learn; set "
+                f"{teacher_setting(key)}.context, give the prompts a privileged_context column, or choose another "
+                "teacher"
+            )
+            yield Refusal(f"{teacher_setting(key)}.model", teacher.model, fix)

@@ -25,7 +25,7 @@ from rollout.data.base import PromptSource, count_refusals, generated_count
 from rollout.data.column_sums import ColumnSums
 from rollout.data.reversed_digits import ReversedDigits
 from tutelage.records.prompt import Message, Prompt
-from tutelage.settings import Refusal
+from tutelage.settings import ConfigError, Refusal
 
 _SPLITS = ("train", "heldout")
 _HELDOUT_SHARE = 8  # one in so many
@@ -119,9 +119,13 @@ def _draws(source: PromptSourceConfig, key: str) -> Iterator[tuple[_MixturePart,
         name = parts[chosen].task.name
         operands = next((problem for problem in problems[chosen] if (name, problem) not in used), None)
         if operands is None:
-            raise ValueError(
-                f"{key}.size={source.size}: {parts[chosen].key} has only {counts[chosen]} problems left to it in the "
-                f"split {source.split}; set {key}.size={len(used)} or less, or set options that have more"
+            raise ConfigError(
+                Refusal(
+                    f"{key}.size",
+                    source.size,
+                    f"{parts[chosen].key} has only {counts[chosen]} problems left to it in the "
+                    f"split {source.split}; set {key}.size={len(used)} or less, or set options that have more",
+                )
             )
         used.add((name, operands))
         counts[chosen] += 1
@@ -193,29 +197,35 @@ def _parts(source: PromptSourceConfig, key: str) -> list[_MixturePart]:
         return [_part(source.task, source.task_options, 1.0, f"{key}.task_options", f"{key}.task")]
     beside = ", ".join(name for name in source.task_options if name != "mixture")
     if beside:
-        raise ValueError(f"{key}.task_options: {beside} beside mixture; set it in the entries of the mixture")
+        raise ConfigError(
+            Refusal(f"{key}.task_options", beside, "stands beside mixture; set it in the entries of the mixture")
+        )
     if not isinstance(mixture, list) or not mixture:
-        raise ValueError(f"{key}.task_options.mixture={mixture}: nothing to draw from; give a list of entries")
+        raise ConfigError(
+            Refusal(f"{key}.task_options.mixture", mixture, "nothing to draw from; give a list of entries")
+        )
     parts = []
     for index, entry in enumerate(mixture):
         where = f"{key}.task_options.mixture[{index}]"
         if not isinstance(entry, Mapping):
-            raise ValueError(f"{where}={entry!r}: is no set of options; give for instance {{pattern: carries}}")
+            raise ConfigError(Refusal(where, entry, "is no set of options; give for instance {pattern: carries}"))
         options = {name: value for name, value in entry.items() if name not in ("task", "weight")}
         weight = entry.get("weight", 1.0)
         if not isinstance(weight, int | float) or weight <= 0:
-            raise ValueError(f"{where}.weight={weight}: give a number above 0, or leave the entry out")
+            raise ConfigError(Refusal(f"{where}.weight", weight, "give a number above 0, or leave the entry out"))
         parts.append(_part(entry.get("task", source.task), options, weight, where, f"{where}.task"))
     return parts
 
 
 def _part(task: str, options: Mapping[str, Any], weight: float, key: str, task_key: str) -> _MixturePart:
     if task not in DIGIT_TASKS:
-        raise ValueError(f"{task_key}={task!r}: no such task of digits; choose one of {', '.join(DIGIT_TASKS)}")
+        raise ConfigError(Refusal(task_key, task, f"no such task of digits; choose one of {', '.join(DIGIT_TASKS)}"))
     names = {field.name for field in fields(Presentation)}
     presentation = _typed(Presentation, {name: options[name] for name in names & options.keys()}, key)
     if presentation.visible_context and presentation.context is Context.none:
-        raise ValueError(f"{key}.visible_context=true: there is no context to show; set context=rule or answer")
+        raise ConfigError(
+            Refusal(f"{key}.visible_context", True, "there is no context to show; set context=rule or answer")
+        )
     own = {name: value for name, value in options.items() if name not in names}
     return _MixturePart(key, _typed(DIGIT_TASKS[task], own, key), presentation, weight)
 
@@ -226,7 +236,9 @@ def _typed(options_class: type[Any], options: Mapping[str, Any], key: str) -> An
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options_class), dict(options)))
     except (OmegaConfBaseException, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{key}={dict(options)}: {reason}; its options are {_option_names(options_class)}") from error
+        raise ConfigError(
+            Refusal(key, dict(options), f"{reason}; its options are {_option_names(options_class)}")
+        ) from error
 
 
 def _option_names(options_class: type[Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from rollout.config import PromptSourceConfig
 from rollout.data.base import PromptSource, count_refusals, generated_count
 from tutelage.records.prompt import Message, Prompt
-from tutelage.settings import Refusal
+from tutelage.settings import ConfigError, Refusal
 
 _SECONDS = 600
 _TAIL_CHARACTERS = 2000
@@ -49,14 +49,16 @@ class ReasoningGymSource(PromptSource):
         task, options = settings.task, settings.task_options
         if task not in DATASETS:
             nearest = get_close_matches(task, DATASETS, n=1, cutoff=0.0)
-            raise ValueError(f"{key}.task={task!r}: reasoning_gym has no such task; the nearest is {nearest[0]!r}")
+            raise ConfigError(
+                Refusal(f"{key}.task", task, f"reasoning_gym has no such task; the nearest is {nearest[0]!r}")
+            )
         size = generated_count(settings)
         try:
             reasoning_gym.create_dataset(task, seed=settings.seed, size=size, **options)
             entries = _generate(task, settings.seed, size, options)
         # reasoning_gym checks its options with assert; unknown ones are a TypeError of the config's constructor.
         except (AssertionError, TypeError, ValueError) as error:
-            raise ValueError(f"{key}.task_options={options}: {task} refuses them ({error})") from error
+            raise ConfigError(Refusal(f"{key}.task_options", options, f"{task} refuses them ({error})")) from error
         return [_to_prompt(index, entry, settings) for index, entry in enumerate(entries)]
 
 

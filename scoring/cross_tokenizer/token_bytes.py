@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tutelage.chat import end_of_answer
+from tutelage.settings import ConfigError, Refusal
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -55,7 +56,8 @@ class TokenBytes:
         self._unknown_id: int | None = tokenizer.unk_token_id
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"{key}={tokenizer.name_or_path}: no tokenizer.json; save it as a fast tokenizer")
+            fix = "no tokenizer.json; save it as a fast tokenizer"
+            raise ConfigError(Refusal(key, tokenizer.name_or_path, fix))
         described = json.loads(backend.to_str())
         self.by_id = _bytes_by_id(described, tokenizer, key)
         # A copy: what a model wrote in ordinary tokens is not read as a special one.
@@ -64,10 +66,11 @@ class TokenBytes:
         self._backend.no_truncation()
         self._backend.no_padding()
         if self.encode(_PROBE) is None:
-            raise ValueError(
-                f"{key}={tokenizer.name_or_path}: its tokens, joined, do not give back the text that they stand for, "
-                "so they cannot be aligned byte by byte; choose a model with a byte-level or sentencepiece tokenizer"
+            fix = (
+                "its tokens, joined, do not give back the text that they stand for, so they cannot be aligned byte by "
+                "byte; choose a model with a byte-level or sentencepiece tokenizer"
             )
+            raise ConfigError(Refusal(key, tokenizer.name_or_path, fix))
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
@@ -105,10 +108,11 @@ def _bytes_by_id(described: dict[str, Any], tokenizer: PreTrainedTokenizerBase, 
     """Of every token that has bytes, by id."""
     decoders = set(_types(described["decoder"])) | set(_types(described["pre_tokenizer"]))
     if decoders & _UNREADABLE or described["model"]["type"] == "WordPiece":
-        raise ValueError(
-            f"{key}={tokenizer.name_or_path}: its tokens do not say where spaces are, so they cannot be aligned byte "
-            "by byte; choose a model with a byte-level or sentencepiece tokenizer"
+        fix = (
+            "its tokens do not say where spaces are, so they cannot be aligned byte by byte; choose a model with a "
+            "byte-level or sentencepiece tokenizer"
         )
+        raise ConfigError(Refusal(key, tokenizer.name_or_path, fix))
     vocabulary = described["model"]["vocab"]
     pieces = vocabulary.items() if isinstance(vocabulary, dict) else [(p, i) for i, (p, _) in enumerate(vocabulary)]
     special = {*tokenizer.all_special_ids, *(entry["id"] for entry in described["added_tokens"] if entry["special"])}

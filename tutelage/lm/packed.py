@@ -93,13 +93,18 @@ def shares_prefixes(attention: str) -> bool:
     return attention == PACKED_SDPA
 
 
+def unpackable_layers(config: PreTrainedConfig) -> list[str]:
+    """The kinds of a model's layers that carry state across the border of two packed sequences."""
+    return sorted(set(getattr(config.get_text_config(), "layer_types", None) or []) - _PACKABLE_LAYERS)
+
+
 def refuse_unpackable_layers(config: PreTrainedConfig) -> None:
     """Refuse models whose layers carry state across the border of two packed sequences.
 
     Raises:
         ValueError: a layer is neither full nor sliding-window attention.
     """
-    unpackable = sorted(set(getattr(config.get_text_config(), "layer_types", None) or []) - _PACKABLE_LAYERS)
+    unpackable = unpackable_layers(config)
     if unpackable:
         raise ValueError(
             f"model {config.name_or_path!r} has layers that cannot be packed "
