@@ -18,31 +18,19 @@ def explained(key: str, value: str, kind: str) -> Iterator[None]:
         key, value: of the setting, as student.model and owner/name.
         kind: what was looked for: "model" or "dataset".
     """
+    fixes = {  # the first that fits: a gated repository counts as one that was not found, too
+        HFValidationError: "neither a local path nor a valid hub name",
+        GatedRepoError: f"this {kind} is gated; accept its terms on the hub and set HF_TOKEN",
+        RepositoryNotFoundError: f"no such {kind} on the hub, and no such path here; check the name (private ones need "
+        "HF_TOKEN)",
+        LocalEntryNotFoundError: "no such path here, not in the local hub cache, and the hub cannot be reached; give a "
+        f"local {kind}, or go online",
+    }
     try:
         yield
-    except HFValidationError as error:
-        raise ConfigError(Refusal(key, value, f"neither a local path nor a valid hub name ({error})")) from error
-    except GatedRepoError as error:
-        raise ConfigError(
-            Refusal(key, value, f"this {kind} is gated; accept its terms on the hub and set HF_TOKEN")
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ConfigError(
-            Refusal(
-                key,
-                value,
-                f"no such {kind} on the hub, and no such path here; check the name (private ones need HF_TOKEN)",
-            )
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise ConfigError(
-            Refusal(
-                key,
-                value,
-                f"no such path here, not in the local hub cache, and the hub cannot be reached; give a "
-                f"local {kind}, or go online",
-            )
-        ) from error
+    except tuple(fixes) as error:
+        fix = next(fix for error_type, fix in fixes.items() if isinstance(error, error_type))
+        raise ConfigError(Refusal(key, value, fix)) from error
 
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

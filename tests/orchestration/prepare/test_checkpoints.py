@@ -78,7 +78,7 @@ def test_pickled_weights_are_refused(tiny_tied: Path, tmp_path: Path) -> None:
 
 def test_missing_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"teacher\.model is empty"):
+    with pytest.raises(ValueError, match=r"teacher\.model='': is empty"):
         resolve_model("", "teacher.model")
     with pytest.raises(ValueError, match=r"teacher.model=.*nowhere: no such directory"):
         resolve_model("./nowhere", "teacher.model")

@@ -121,7 +121,7 @@ def test_a_mixture_keeps_its_weights_and_repeats_no_problem() -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"task": "sums"}, ["data.train.task='sums'", "column_sums, reversed_digits"]),
+        ({"task": "sums"}, ["data.train.task=sums", "column_sums, reversed_digits"]),
         ({"split": "test"}, ["data.train.split=test", "train and heldout"]),
         ({"size": 0}, ["data.train.size=0"]),
         ({"limit": 0}, ["data.train.limit=0"]),
@@ -134,8 +134,8 @@ def test_a_mixture_keeps_its_weights_and_repeats_no_problem() -> None:
         ({"task_options": {"mixture": []}}, ["data.train.task_options.mixture=[]"]),
         ({"task_options": {"mixture": ["carries"]}}, ["data.train.task_options.mixture[0]='carries'"]),
         ({"task_options": {"mixture": [{}, {"weight": 0}]}}, ["data.train.task_options.mixture[1].weight=0"]),
-        ({"task_options": {"mixture": [{"task": "sums"}]}}, ["data.train.task_options.mixture[0].task='sums'"]),
-        ({"task_options": {"mixture": [{}], "digits": 2}}, ["data.train.task_options: digits beside mixture"]),
+        ({"task_options": {"mixture": [{"task": "sums"}]}}, ["data.train.task_options.mixture[0].task=sums"]),
+        ({"task_options": {"mixture": [{}], "digits": 2}}, ["data.train.task_options=digits: stands beside mixture"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_fix(settings: dict[str, Any], parts: list[str]) -> None:

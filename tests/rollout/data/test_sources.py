@@ -158,9 +158,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     empty.touch()
     refuse(PromptSourceConfig(path=str(empty)), "empty.jsonl", "the file is empty")
     empty.write_text("\n\n")
-    refuse(PromptSourceConfig(path=str(empty)), "has no rows or cannot be read")
+    refuse(PromptSourceConfig(path=str(empty)), "has no rows", "or cannot be read")
     empty.write_text('{"prompt": "x"\n')
-    refuse(PromptSourceConfig(path=str(empty)), "has no rows or cannot be read")
+    refuse(PromptSourceConfig(path=str(empty)), "has no rows", "or cannot be read")
     text = tmp_path / "x.txt"
     text.write_text("hello")
     refuse(PromptSourceConfig(path=str(text)), "unknown format '.txt'", ".jsonl")
@@ -246,7 +246,7 @@ def test_tasks_do_not_depend_on_the_hashes_of_the_process() -> None:
 
 
 def test_bad_tasks() -> None:
-    refuse(tasks(task="chain_summ"), "data.train.task='chain_summ'", "nearest is 'chain_sum'")
+    refuse(tasks(task="chain_summ"), "data.train.task=chain_summ", "nearest is 'chain_sum'")
     refuse(tasks(task="chain_sum", size=0), "data.train.size=0")
     refuse(tasks(task="chain_sum", task_options={"min_terms": 0}), "min_terms must be positive")
     refuse(tasks(task="chain_sum", task_options={"terms": 2}), "data.train.task_options", "'terms'")
