@@ -18,7 +18,9 @@ def explained(key: str, value: str, kind: str) -> Iterator[None]:
         key, value: of the setting, as student.model and owner/name.
         kind: what was looked for: "model" or "dataset".
     """
-    fixes = {  # the first that fits: a gated repository counts as one that was not found, too
+    fixes: dict[
+        type[Exception], str
+    ] = {  # the first that fits: a gated repository counts as one that was not found, too
         HFValidationError: "neither a local path nor a valid hub name",
         GatedRepoError: f"this {kind} is gated; accept its terms on the hub and set HF_TOKEN",
         RepositoryNotFoundError: f"no such {kind} on the hub, and no such path here; check the name (private ones need "

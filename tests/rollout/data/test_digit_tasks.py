@@ -132,7 +132,7 @@ def test_a_mixture_keeps_its_weights_and_repeats_no_problem() -> None:
         ({"task_options": {"weight": 3}}, ["data.train.task_options=", "'weight'"]),
         ({"task_options": {"visible_context": True}}, ["data.train.task_options.visible_context=true", "context=rule"]),
         ({"task_options": {"mixture": []}}, ["data.train.task_options.mixture=[]"]),
-        ({"task_options": {"mixture": ["carries"]}}, ["data.train.task_options.mixture[0]='carries'"]),
+        ({"task_options": {"mixture": ["carries"]}}, ["data.train.task_options.mixture[0]=carries"]),
         ({"task_options": {"mixture": [{}, {"weight": 0}]}}, ["data.train.task_options.mixture[1].weight=0"]),
         ({"task_options": {"mixture": [{"task": "sums"}]}}, ["data.train.task_options.mixture[0].task=sums"]),
         ({"task_options": {"mixture": [{}], "digits": 2}}, ["data.train.task_options=digits: stands beside mixture"]),
