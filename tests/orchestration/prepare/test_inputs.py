@@ -42,6 +42,25 @@ def test_a_missing_model_or_dataset_is_named(overrides: list[str]) -> None:
     assert "data.train.path" in refusal(overrides, "data.train.path=/nowhere/prompts.jsonl")
 
 
+def test_all_that_is_wrong_with_models_is_said_at_once(overrides: list[str]) -> None:
+    missing = ["teacher.model=/nowhere/model", "probe.earlier_teacher=/nowhere/earlier"]
+    lines = refusal(overrides, *missing, "learner.overlap_k=100000", "rollout.max_model_len=100000").splitlines()
+    keys = [line.partition("=")[0] for line in lines]
+    assert keys == ["teacher.model", "probe.earlier_teacher", "learner.overlap_k", "rollout.max_model_len"]
+
+
+def test_all_that_is_wrong_with_prompts_is_said_at_once(overrides: list[str]) -> None:
+    missing = ["data.train.path=/nowhere/a.jsonl", "data.heldout.path=/nowhere/b.jsonl"]
+    assert [line.partition("=")[0] for line in refusal(overrides, *missing).splitlines()] == [
+        "data.train.path", "data.heldout.path",
+    ]  # fmt: skip
+    gate = ["objective.gate.only_with_context=true", "rollout.max_model_len=50"]
+    lines = refusal(overrides, *gate, "data.over_length=refuse").splitlines()
+    assert [line.partition("=")[0] for line in lines] == [
+        "rollout.max_model_len", "rollout.max_model_len", "objective.gate.only_with_context",
+    ]  # fmt: skip
+
+
 def test_an_empty_dataset_and_one_without_prompts_are_named(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     assert "data.heldout" in refusal(overrides, f"data.heldout.path={tmp_path}/empty.jsonl")

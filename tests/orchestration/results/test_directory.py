@@ -7,8 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestration.config.schema import RecipeConfig, RecipeStage, Resume, RunConfig
 from orchestration.pipeline.pipeline import Cursor
-from orchestration.results.directory import RunState, locate, open_recipe_directory, open_run_directory
-from tutelage.files import write_json
+from orchestration.results.directory import RunState, kept_keys, locate, open_recipe_directory, open_run_directory
+from tutelage.files import write_json, write_text
 from tutelage.settings import ConfigError
 
 
@@ -72,6 +72,37 @@ def test_a_resumed_run_keeps_its_meaning(tmp_path: Path) -> None:
     longer, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
     longer.pipeline.steps = 1000
     open_run_directory(longer, OmegaConf.structured(longer)).close()
+
+
+def test_all_that_differs_is_named(tmp_path: Path) -> None:
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    changed, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto, seed=3)
+    changed.learner.ranks, changed.student.lora.rank = 2, 8
+    with pytest.raises(ConfigError) as caught:
+        open_run_directory(changed, OmegaConf.structured(changed))
+    assert [refusal.key for refusal in caught.value.refusals] == ["seed", "student.lora.rank", "learner.ranks"]
+
+
+RESUMED = {
+    "stage", "seed", "student", "teacher", "data", "sampling", "objective", "pipeline.batch_size", "cold_start",
+    "learner.ranks", "learner.zero_stage", "learner.dtype",
+}  # fmt: skip
+FINISHED = {"pipeline", "learner", "evaluation", "recipe"}
+
+
+def test_fields_say_until_when_they_may_change() -> None:
+    assert set(kept_keys(RunConfig, "resume")) == RESUMED
+    assert set(kept_keys(RunConfig, "finished")) == {key for key in RESUMED if "." not in key} | FINISHED
+
+
+@pytest.mark.parametrize("old", ["states: {student_share: 1.0}", "realisation: direct", "averaging: tokens"])
+def test_a_run_of_an_older_version_is_not_resumed(tmp_path: Path, old: str) -> None:
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run" / "config.yaml", f"objective: {{{old}}}\n")
+    with pytest.raises(ConfigError, match=r"begun by an older version.*start anew in another run_dir"):
+        open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto))
+    with pytest.raises(ConfigError, match="begun by an older version"):
+        open_recipe_directory(tmp_path / "run", recipe(tmp_path)[1], [])
 
 
 def test_a_resumed_run_keeps_its_prompts(tmp_path: Path) -> None:
