@@ -22,7 +22,7 @@ def run_facts(config: RunConfig) -> RunFacts:
         batch_size=pipeline.batch_size,
         has_verifier=config.data.is_graded,
         cross_tokenizer=STAGES[config.stage].has_teacher
-        and any(teacher.cross_tokenizer for teacher in (config.teacher, *config.further_teachers.values())),
+        and any(teacher.cross_tokenizer for teacher in named_teachers(config).values()),
     )
 
 
@@ -31,10 +31,11 @@ INITIAL_STUDENT = "student"  # as objective.reference.model
 
 def uses_teacher(config: RunConfig) -> bool:
     """Whether a teacher scores or writes any of the sequences that are learned from."""
-    return STAGES[config.stage].has_teacher and (requirements(config.objective).teacher or _learns_from_teacher(config))
+    return STAGES[config.stage].has_teacher and (requirements(config.objective).teacher or learns_from_teacher(config))
 
 
-def _learns_from_teacher(config: RunConfig) -> bool:
+def learns_from_teacher(config: RunConfig) -> bool:
+    """Whether some sequences are the teacher's own."""
     sequences = config.objective.sequences
     return sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher
 
@@ -48,12 +49,17 @@ def learns_from_data(config: RunConfig) -> bool:
 def needs_teacher_rollouts(config: RunConfig) -> bool:
     """Whether engines have to sample from the teacher all through the run."""
     kind = STAGES[config.stage]
-    return kind.has_teacher and not kind.collects and _learns_from_teacher(config)
+    return kind.has_teacher and not kind.collects and learns_from_teacher(config)
 
 
 def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:
     """By key, mixtures included; empty where no teacher takes part."""
-    return {TEACHER: config.teacher, **config.further_teachers} if uses_teacher(config) else {}
+    return named_teachers(config) if uses_teacher(config) else {}
+
+
+def named_teachers(config: RunConfig) -> dict[str, TeacherConfig]:
+    """By key, whether a teacher takes part or not."""
+    return {TEACHER: config.teacher, **config.further_teachers}
 
 
 def capabilities_of(config: RunConfig, key: str) -> Capabilities:

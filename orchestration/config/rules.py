@@ -5,19 +5,19 @@ What is wrong with one part alone is said by that part (`Settings.refusals`) and
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from learner.objectives import requirements
-from learner.objectives.config import OtherSource
 from learner.objectives.rules import refusals as objective_rules
-from orchestration.config.facts import run_facts
+from orchestration.config.facts import learns_from_teacher, named_teachers, run_facts
 from orchestration.config.keys import unknown_key_refusals
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from rollout.data.sources import data_refusals
 from scoring.backends.base import BackendUse
 from scoring.backends.factory import BACKENDS, kind_of
-from scoring.config import TEACHER, Quantization, TeacherConfig, TeacherWeights, teacher_setting
+from scoring.config import Quantization, TeacherConfig, TeacherWeights, teacher_setting
 from scoring.context import SIBLING, ContextTemplate
 from scoring.rules import backend_refusals, domain_refusals, mixture_refusals, name_refusals
 from tutelage.settings import Refusal, WeightTransfer
@@ -28,12 +28,13 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     yield from unknown_key_refusals(config)
     yield from config.refusals()
     unknown = STAGES.refusal(config.stage)
-    if unknown is not None:
+    if unknown is None:
+        yield from _stage(config)
+    else:
         yield unknown
-        return  # the rules below ask what the stage needs
+        config = replace(config, stage=RunConfig.stage)  # the rules below ask what the stage needs
     yield from _lengths(config)
     yield from objective_rules.refusals(config.objective, run_facts(config))
-    yield from _stage(config)
     yield from _teachers(config)
     yield from _engines(config)
     yield from data_refusals(config.data)
@@ -88,7 +89,7 @@ def _teachers(config: RunConfig) -> Iterator[Refusal]:
             fix = f"no teacher takes part in stage={config.stage}; leave it empty"
             yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
         return
-    teachers, use = {TEACHER: config.teacher, **config.further_teachers}, _backend_use(config)
+    teachers, use = named_teachers(config), _backend_use(config)
     yield from name_refusals(config.further_teachers)
     yield from domain_refusals(teachers)
     yield from _writers(config)
@@ -110,15 +111,14 @@ def _backend_use(config: RunConfig) -> BackendUse:
         needs=requirements(config.objective),
         scoring=config.scoring,
         overlap_k=config.learner.overlap_k if STAGES[config.stage].learns_from_scores else 0,
-        writes=sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher,
+        writes=learns_from_teacher(config),
         new_responses=sequences.on_policy_fraction > 0,
     )
 
 
 def _writers(config: RunConfig) -> Iterator[Refusal]:
     """Where one teacher writes the sequences, there is one."""
-    sequences = config.objective.sequences
-    if config.further_teachers and sequences.on_policy_fraction < 1 and sequences.other_source is OtherSource.teacher:
+    if config.further_teachers and learns_from_teacher(config):
         fix = "sequences of the teacher's own come from one teacher; leave it empty, or learn from the student's"
         yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
 

@@ -20,13 +20,14 @@ MISTAKES = {
     "learner.zero_stage=4": "at most 3",  # the range of a field
     "objective.teacher_temperature=2.0": "support=full",  # a rule of the objective
     "teacher.backend=telepathy": "transformers",  # a choice that there is not
+    "stage=dreaming": "distil",  # another, on which other rules rest
     "further_teachers.7.ema_rate=1.0": "below 1",  # a teacher of several
     "data.train.path=''": "JSONL",  # a rule of the data
     "learner.weight_transfer=nccl": "shared_memory",  # a rule across rooms
 }
 
 
-def test_a_user_with_six_mistakes_in_six_rooms_sees_six_messages() -> None:
+def test_a_user_with_a_mistake_in_every_room_sees_a_message_for_each() -> None:
     second = ["+teacher@further_teachers.7=checkpoint", "further_teachers.7.ema_rate=1"]
     written = [mistake for mistake in MISTAKES if not mistake.startswith("further_teachers")]
     lines = message(*second, *written).splitlines()
