@@ -24,7 +24,7 @@ from learner.objectives.config import (
     is_likelihood,
 )
 from learner.objectives.estimators import ESTIMATORS
-from learner.objectives.full import full_term
+from learner.objectives.full import FullTerm
 from learner.objectives.sampled_term import SampledPolicyGradient, Signal
 from learner.objectives.support_term import SupportTerm
 from learner.objectives.term import Term, TermLosses, WeightedTerm
@@ -42,7 +42,7 @@ _NEEDS_TEACHER_TOP = _NEEDS_STUDENT_TOP - {Support.student_topk} | {Support.teac
 
 
 @dataclass(frozen=True)
-class _WeighedTerm:
+class _MaskedTerm:
     """A term, and which tokens it is taken over."""
 
     name: str  # "": the objective's own
@@ -61,19 +61,10 @@ class _WeighedTerm:
         return {prefix + name: value for name, value in losses.metrics.items()}
 
 
-@dataclass(frozen=True)
-class _FullTerm:
-    config: TermConfig
-
-    def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        if teacher is None:
-            raise ValueError("objective.support=full: needs the teacher's hidden states and LM head")
-        loss_C, grad_CV = full_term(student, teacher, self.config)
-        return TermLosses(loss_C, None, grad_CV)
-
-
 class ComposedObjective:
-    def __init__(self, requirements: SignalNeeds, parts: list[_WeighedTerm]) -> None:
+    """A weighted sum of terms, each over its own choice of the tokens."""
+
+    def __init__(self, requirements: SignalNeeds, parts: list[_MaskedTerm]) -> None:
         self.requirements = requirements
         self._parts = parts
 
@@ -131,7 +122,7 @@ def build_objective(config: ObjectiveConfig, seed: int = 0) -> Objective:
     return ComposedObjective(requirements(config), list(_parts(config, terms, seed)))
 
 
-def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_WeighedTerm]:
+def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_MaskedTerm]:
     """Every term; after a first term on more than the sampled token, what it answers for later, on the sampled one."""
     task = config.task_reward if config.task_reward.mix is not TaskRewardMix.none else None
     returns = config.returns.discount > 0
@@ -141,18 +132,18 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
     for name, term in terms.items():
         own_returns = returns and not name
         if term.support is not Support.sampled:
-            wide = _FullTerm(term) if term.support is Support.full else SupportTerm(term, both_tops)
-            yield _WeighedTerm(name, term, wide, seed)
+            wide = FullTerm(term) if term.support is Support.full else SupportTerm(term, both_tops)
+            yield _MaskedTerm(name, term, wide, seed)
         elif term.gradient is Gradient.backprop:
-            yield _WeighedTerm(name, term, _estimator(term), seed)
+            yield _MaskedTerm(name, term, _estimator(term), seed)
         else:
             own = task is None or task.share > 0
             signal = Signal(own, future=own_returns, extrapolation=extrapolation, task=task)
-            yield _WeighedTerm(name, term, SampledPolicyGradient(term, signal), seed)
+            yield _MaskedTerm(name, term, SampledPolicyGradient(term, signal), seed)
             task = None
         if own_returns and term.support is not Support.sampled:
             signal = Signal(own=False, future=True)
-            yield _WeighedTerm("returns", term, SampledPolicyGradient(term, signal), seed)
+            yield _MaskedTerm("returns", term, SampledPolicyGradient(term, signal), seed)
 
 
 def _estimator(term: TermConfig) -> Term:
@@ -176,11 +167,10 @@ def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> boo
     compared = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
     if compared or config.returns.discount > 0:
         return True
-    return any(term.control_variate or _teacher_chooses(term.tokens) for term in terms.values())
-
-
-def _teacher_chooses(tokens: TokenMaskConfig) -> bool:
-    return tokens.trust is not Trust.none or _needs_entropy(tokens)
+    return any(
+        term.control_variate or term.tokens.trust is not Trust.none or _needs_entropy(term.tokens)
+        for term in terms.values()
+    )
 
 
 def _needs_entropy(tokens: TokenMaskConfig) -> bool:

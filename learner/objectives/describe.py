@@ -30,6 +30,8 @@ from learner.objectives.estimators import ESTIMATORS
 
 @dataclass(frozen=True)
 class Description:
+    """What a dry run prints of an objective."""
+
     words: tuple[str, ...]  # a clause each: the terms, then what holds for all of them
     formula: tuple[str, ...]  # a line each
 
@@ -88,7 +90,7 @@ _SPANS = {
     Spans.merged: "of the student's that are not one of the teacher's, each span of them as one y",
 }
 
-_AVERAGES = {
+_LOSS_REDUCTIONS = {
     LossReduction.tokens: "loss = Σ_t l(t) / number of response tokens",
     LossReduction.sequences: "loss = mean over the sequences of Σ_t l(t) / the sequence's response tokens",
     LossReduction.constant: "loss = Σ_t l(t) / (number of sequences × sampling.max_tokens)",
@@ -134,11 +136,6 @@ def _token_words(tokens: TokenMaskConfig) -> str:
     )
 
 
-def _rewards_alone(objective: ObjectiveConfig, term: TermConfig) -> bool:
-    reward = objective.task_reward
-    return term is objective and reward.mix is not TaskRewardMix.none and reward.share == 0
-
-
 def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
     if is_likelihood(term):
         return _join(
@@ -146,7 +143,9 @@ def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
             "back-propagated",
             f"tokens: {_token_words(term.tokens)}" if _token_words(term.tokens) else "",
         )
-    compared = "the task's reward alone" if _rewards_alone(objective, term) else divergence_of(term).formula.name
+    reward = objective.task_reward
+    rewards_alone = term is objective and reward.mix is not TaskRewardMix.none and reward.share == 0
+    compared = "the task's reward alone" if rewards_alone else divergence_of(term).formula.name
     on = f"{compared} on {_fill(_SUPPORTS[term.support], term)}"
     topk = term.support not in (Support.sampled, Support.full)
     how = "policy gradient" if term.gradient is Gradient.policy_gradient else "back-propagated"
@@ -247,7 +246,7 @@ def _returns_words(objective: ObjectiveConfig) -> str:
     )
 
 
-def _whole_words(objective: ObjectiveConfig) -> tuple[str, ...]:
+def _objective_words(objective: ObjectiveConfig) -> tuple[str, ...]:
     """What holds for all terms, a clause each."""
     gate, sequences, reward = objective.gate, objective.sequences, objective.task_reward
     gates = _join(
@@ -288,6 +287,6 @@ def describe(objective: ObjectiveConfig) -> Description:
         sign = f"+ {name}: " if name else "l(t) = "
         formulas.append(f"{sign}{weight}{mask}[{_term_formula(objective, term)}]")
     return Description(
-        words=(*words, *_whole_words(objective)),
-        formula=(*formulas, "dl/dz(j) = g(j) - p(j) Σ g", _AVERAGES[objective.loss_reduction]),
+        words=(*words, *_objective_words(objective)),
+        formula=(*formulas, "dl/dz(j) = g(j) - p(j) Σ g", _LOSS_REDUCTIONS[objective.loss_reduction]),
     )

@@ -46,14 +46,16 @@ class Estimator(ABC):
         """Loss and g of y, [C] each."""
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        done = actions(rows, student.logprobs_of(rows.target_ids))
-        loss, grad = self.terms(done.student, done.teacher)
-        weight, metrics = truncated_weight(self._config, done.student, done.sampling)
+        action = actions(rows, student.logprobs_of(rows.target_ids))
+        loss, grad = self.terms(action.student, action.teacher)
+        weight, metrics = truncated_weight(self._config, action.student, action.sampling)
         ids = rows.target_ids[:, None]
-        return TermLosses(done.shared(weight * loss), ids, (weight * grad)[:, None], metrics=metrics)
+        return TermLosses(action.shared(weight * loss), ids, (weight * grad)[:, None], metrics=metrics)
 
 
 class LogRatio(Estimator):
+    """k1: what an advantage is made of; back-propagated, the teacher drops out of its mean."""
+
     divergence = ""
     loss, g = "log(p/q)", "1"
 
@@ -62,6 +64,8 @@ class LogRatio(Estimator):
 
 
 class HalfSquaredLogRatio(Estimator):
+    """k2: biased as a value, unbiased as a gradient."""
+
     divergence = REVERSE_KL
     misnamed = (
         "its expected gradient is the reverse KL's: set divergence=reverse_kl, or estimator=k3 for the forward KL"
@@ -74,6 +78,8 @@ class HalfSquaredLogRatio(Estimator):
 
 
 class BregmanRatio(Estimator):
+    """k3: r - 1 - log r, never negative."""
+
     divergence = FORWARD_KL
     misnamed = (
         "back-propagated, its expected gradient is the forward KL's: name it so with divergence=forward_kl, or set "

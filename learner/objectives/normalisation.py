@@ -41,6 +41,7 @@ class Tail:
 
 
 def normalise(kind: Normalisation, support: SupportChunk, student: StudentChunk) -> Normalised:
+    """Make of both models' log-probs on a support what is to be compared."""
     if kind is Normalisation.renormalised:
         return Normalised(
             _renormalise(support.student, support.present),

@@ -36,19 +36,23 @@ class Signal:
 
 
 class SampledPolicyGradient:
+    """The sampled token, or the span it is part of, weighed by its shaped advantage."""
+
     def __init__(self, term: TermConfig, signal: Signal) -> None:
         self._config, self._signal = term, signal
         self._divergence, self._shape = divergence_of(term), shaping_of(term)
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        done = actions(rows, student.logprobs_of(rows.target_ids))
-        advantage = self._mix(self._shape(self._advantage(done, rows, teacher)), rows)
-        weighted = policy_gradient(self._config, advantage, done.student, done.sampling)
+        action = actions(rows, student.logprobs_of(rows.target_ids))
+        advantage = self._mix(self._shape(self._advantage(action, rows, teacher)), rows)
+        weighted = policy_gradient(self._config, advantage, action.student, action.sampling)
         metrics = {"advantage": advantage, **weighted.metrics}
-        return TermLosses(done.shared(weighted.loss), rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics)
+        return TermLosses(
+            action.shared(weighted.loss), rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics
+        )
 
-    def _advantage(self, done: Actions, rows: Rows, teacher: TeacherChunk | None) -> Tensor:
-        advantage = self._own(done, rows) if self._signal.own else torch.zeros_like(done.student)
+    def _advantage(self, action: Actions, rows: Rows, teacher: TeacherChunk | None) -> Tensor:
+        advantage = self._own(action, rows) if self._signal.own else torch.zeros_like(action.student)
         if self._signal.future:
             advantage = advantage + rows.require("future_advantages")
         if self._config.control_variate:
@@ -57,8 +61,8 @@ class SampledPolicyGradient:
             advantage = advantage + teacher.reverse_kl
         return advantage
 
-    def _own(self, done: Actions, rows: Rows) -> Tensor:
-        logp, logq, extrapolation = done.student, done.teacher, self._signal.extrapolation
+    def _own(self, action: Actions, rows: Rows) -> Tensor:
+        logp, logq, extrapolation = action.student, action.teacher, self._signal.extrapolation
         if extrapolation is not None and self._config.divergence == REVERSE_KL:
             reference = teacher_floor(rows.require("reference_logprobs"))
             return extrapolation * (logq - reference) - (logp - reference)

@@ -2,7 +2,7 @@
 
 Shape suffixes: C positions, K ids of the support.
 
-    direct             loss = sum over S of the divergence's summands
+    backprop           loss = sum over S of the divergence's summands
     policy gradient    loss = -sum over S of sg(p' shape(A)) log p',  A = -g / p'
 
 p' is the student on the support after normalisation. Without shaping both have one gradient.
@@ -21,9 +21,13 @@ from learner.records import Rows
 
 
 class SupportTerm:
+    """A term on a support that is neither the sampled token nor the whole vocabulary."""
+
     def __init__(self, term: TermConfig, reports_overlap: bool) -> None:
-        """`reports_overlap`: the objective has both models' most likely ids. A batch cannot tell: an idle rank's is
-        empty, and all ranks must report the same.
+        """
+        Args:
+            reports_overlap: the objective has both models' most likely ids. A batch cannot tell: an idle rank's is
+                empty, and all ranks must report the same.
         """
         self._config, self._reports_overlap = term, reports_overlap
         self._divergence = divergence_of(term)

@@ -54,8 +54,8 @@ def build_support(kind: Support, k: int, student: StudentChunk, rows: Rows) -> S
 
 def top_overlap(k: int, rows: Rows) -> Tensor:
     """Share of the teacher's k most likely ids that are among the student's k, [C]."""
-    ours, theirs = rows.require("support_ids")[:, :k], rows.require("teacher_top_ids")[:, :k]
-    return _among(theirs, ours, torch.ones_like(ours, dtype=torch.bool)).double().mean(-1)
+    student_ids, teacher_ids = rows.require("support_ids")[:, :k], rows.require("teacher_top_ids")[:, :k]
+    return _among(teacher_ids, student_ids, torch.ones_like(student_ids, dtype=torch.bool)).double().mean(-1)
 
 
 def _top(field: str, top: tuple[Tensor, Tensor], k: int, vocabulary: int) -> _TopK:

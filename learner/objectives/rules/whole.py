@@ -1,4 +1,4 @@
-"""Rules about an objective as a whole: where its states come from, and what it needs of the run."""
+"""Rules about an objective as a whole: whose sequences it learns from, and what it needs of the run."""
 
 from collections.abc import Callable
 from dataclasses import replace
