@@ -317,7 +317,7 @@ class _Measurement:
         ]
 
     def _target(self, index: int, site: Site, candidate: int) -> Target:
-        answer, place = site.answer, site.node.position
+        answer, position = site.answer, site.node.position
         response = answer.trajectory.response_ids
         ends = candidate in self._stops
         return Target(
@@ -325,10 +325,10 @@ class _Measurement:
             item=self._prompts[answer.question],
             node=index,
             candidate=candidate,
-            response_ids=np.append(response[:place], np.int32(candidate)),
-            room=0 if ends else self._config.sampling.max_tokens - place - 1,
-            expected=len(response) - place - 1,
-            seed=derive_seed(self._config.seed, _COMPLETIONS, answer.trajectory.slot, place, candidate),
+            response_ids=np.append(response[:position], np.int32(candidate)),
+            room=0 if ends else self._config.sampling.max_tokens - position - 1,
+            expected=len(response) - position - 1,
+            seed=derive_seed(self._config.seed, _COMPLETIONS, answer.trajectory.slot, position, candidate),
         )
 
     def _announce(self, plan: TargetedPlan, targets: Sequence[Target], pace: float) -> None:

@@ -89,15 +89,15 @@ class BothModels:
 
     async def _by_model(self, examples: Sequence[Example], look: Callable[[Batch, str], Awaitable[list[T]]]) -> list[T]:
         """A batch has one LM head besides the student's, so the examples of each model make one of their own."""
-        places: dict[str, list[int]] = {}
-        for place, example in enumerate(examples):
+        indices: dict[str, list[int]] = {}  # of the examples, by model
+        for index, example in enumerate(examples):
             assert example.signal is not None  # as `ask` made it
-            places.setdefault(example.signal.teacher, []).append(place)
+            indices.setdefault(example.signal.teacher, []).append(index)
         records: dict[int, T] = {}
-        for model in sorted(places):
-            batch = self._pack([examples[place] for place in places[model]])
-            records |= zip(places[model], await look(batch, model), strict=True)
-        return [records[place] for place in range(len(examples))]
+        for model in sorted(indices):
+            batch = self._pack([examples[index] for index in indices[model]])
+            records |= zip(indices[model], await look(batch, model), strict=True)
+        return [records[index] for index in range(len(examples))]
 
     def _pack(self, examples: Sequence[Example]) -> Batch:
         learner = self.learner

@@ -69,7 +69,7 @@ async def run_preflight(
     """Every check that applies to this run; the workers go on to be used, with the weights that they had.
 
     The engines must hold the initial student, and learner and engines be connected; the learner needs the teacher's
-    head where there is a teacher (`TrainingStage.restore` does all of it).
+    head where there is a teacher (a stage's `restore` does all of it).
 
     Raises:
         WorkerFailure: a worker died, or missed a deadline.
@@ -110,19 +110,21 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     for key, teacher in prepared.teachers.items():
         if teachers_of(config)[key].cross_tokenizer:
             continue  # its ids, template and ends are its own, and aligned
-        found = [
+        about_teacher = [
             *check_tokenizers(student, teacher.tokenizer),
             *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
             _check_teacher_ends(teacher.tokenizer, teacher.path),
         ]
-        about_teachers += found if key == TEACHER else [replace(one, name=f"{key}: {one.name}") for one in found]
+        about_teachers += (
+            about_teacher if key == TEACHER else [replace(c, name=f"{key}: {c.name}") for c in about_teacher]
+        )
     return [*about_teachers, *checks]
 
 
 def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
     """The teacher scores what the student ends; only answers of its own would not end."""
-    found = check_end_of_turn(teacher, generation_ends(path), "teacher's EOS")
-    return replace(found, status=Status.warned) if found.status is Status.failed else found
+    check = check_end_of_turn(teacher, generation_ends(path), "teacher's EOS")
+    return replace(check, status=Status.warned) if check.status is Status.failed else check
 
 
 def _not_applicable(name: str, why: str) -> Check:
@@ -138,7 +140,7 @@ def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | N
     else:
         checks.append(check_verifier(verifier, train, heldout))
     checks.append(check_sampling(config.objective, run_facts(config)))
-    if prepared.teacher_path is not None:
+    if prepared.teachers:
         checks.append(check_teacher_temperature(config.objective))
     return [
         *checks,
@@ -175,15 +177,15 @@ async def _check_scores(
         if not capabilities_of(config, key).new_responses:
             checks.append(_not_applicable(f"canary: {key}'s scores", f"{key} knows no new responses (backend=cache)"))
             continue
-        found = await canary.ask(first, group, key)
-        if not found.requests:
+        its_scores = await canary.ask(first, group, key)
+        if not its_scores.requests:
             checks.append(_not_applicable(f"canary: {key}'s scores", "none of the training prompts is this teacher's"))
             continue
-        scores = scores or found
-        checks.append(await canary.check_scores(found, group, key))
-        checks += await canary.check_quantised(found, group)
+        scores = scores or its_scores
+        checks.append(await canary.check_scores(its_scores, group, key))
+        checks += await canary.check_quantised(its_scores, group)
         if canary.compares(key):
-            checks.append(await canary.check_teacher_differs(found, key))
+            checks.append(await canary.check_teacher_differs(its_scores, key))
     reference = fleet.teachers.groups.get(REFERENCE)
     if reference is not None and reference not in groups.values():
         checks.append(await canary.check_scores(await canary.ask(first, reference), reference, "reference"))
@@ -217,7 +219,7 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
         learner.head_chunk_tokens,
         prepared.adapter_parameters,
     )
-    found = [
+    memory = [
         WorkerMemory("engine(s)", rollout.workers, engine, rollout.gpus_per_worker > 0),
         WorkerMemory("learner rank(s)", learner.ranks, rank, learner.gpus_per_rank > 0),
     ]
@@ -225,11 +227,11 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
         if kind_of(scorer.teacher).loads_model(scorer.teacher):
             parts = scorer_memory(model_size(scorer.path), _bytes(scoring.dtype), scoring.head_chunk_tokens)
             count = 1 if scorer.occasional else scoring.workers
-            found.append(WorkerMemory(scorer.name, count, parts, scoring.gpus_per_worker > 0))
+            memory.append(WorkerMemory(scorer.name, count, parts, scoring.gpus_per_worker > 0))
     if needs_teacher_rollouts(config) and prepared.teacher_path is not None:
         parts = engine_memory(model_size(prepared.teacher_path), _bytes(rollout.dtype), rollout.kv_cache_gib)
-        found.append(WorkerMemory("teacher's engine(s)", rollout.workers, parts, rollout.gpus_per_worker > 0))
-    return found
+        memory.append(WorkerMemory("teacher's engine(s)", rollout.workers, parts, rollout.gpus_per_worker > 0))
+    return memory
 
 
 def _plan(config: RunConfig, prepared: Prepared) -> StepPlan:

@@ -76,7 +76,7 @@ def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> ProbeCost:
 
 
 def _prefixes(config: RunConfig) -> int:
-    """Of each prompt."""
+    """How many beginnings of each prompt's answers both models go on from."""
     return len(config.probe.depths) * min(PREFIXED_SAMPLES, config.probe.samples_per_prompt)
 
 

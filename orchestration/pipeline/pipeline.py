@@ -187,9 +187,9 @@ class Pipeline:
     async def _generate(self, slots: list[int]) -> None:
         with self._clock.span("rollout"):
             async for trajectory in self._roll_out(slots):
-                self._spawn(self._mark(trajectory))
+                self._spawn(self._score_one(trajectory))
 
-    async def _mark(self, trajectory: Trajectory) -> None:
+    async def _score_one(self, trajectory: Trajectory) -> None:
         with self._clock.span("scoring"):
             signal = await self._score(trajectory)
         group = trajectory.slot // self._group_size

@@ -74,7 +74,7 @@ def with_advantages(
     members: dict[int, list[float]] = defaultdict(list)
     for example in examples:
         members[_group(example, samples_per_prompt)].append(_reward(example.trajectory, MIX))
-    assert all(len(found) == samples_per_prompt for found in members.values())  # the pipeline keeps them together
+    assert all(len(rewards) == samples_per_prompt for rewards in members.values())  # the pipeline keeps them together
     means = {group: fmean(rewards) for group, rewards in members.items()}
     # Where all rewards are equal all advantages are zero, whatever divides them.
     scales = {group: stdev(rewards) or 1.0 if divide_by_deviation else 1.0 for group, rewards in members.items()}

@@ -138,7 +138,7 @@ def _run(stage: PlannedStage, session: Session) -> str:
 
 def _conclude(stages: Sequence[PlannedStage], outcomes: Mapping[str, str], folder: Path) -> str:
     """summary.json of the whole recipe, and what people read; returns its status."""
-    status = next((found for found in outcomes.values() if found not in ("completed", NOT_STARTED)), "completed")
+    status = next((one for one in outcomes.values() if one not in ("completed", NOT_STARTED)), "completed")
     rows = [_outcome(stage, outcomes[stage.name]) for stage in stages]
     seconds = sum(row["summary"]["wall_seconds"] for row in rows if row["summary"])
     write_json(folder / "summary.json", {"status": status, "wall_seconds": seconds, "stages": rows})

@@ -101,7 +101,7 @@ async def collect_once(
 
 
 def _slots(config: RunConfig, prepared: Prepared) -> range:
-    """Of one epoch; a prompt has one completion and any number of the teacher's responses."""
+    """The slots of one epoch; a prompt has one completion and any number of the teacher's responses."""
     samples = config.sampling.samples_per_prompt
     return range(0, len(prepared.train) * samples, samples if learns_from_data(config) else 1)
 
