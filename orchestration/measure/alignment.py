@@ -10,18 +10,17 @@ end.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics.alignment import summary
 from diagnostics.alignment.gradients import Node, NodeAlignment, View, compare_gradients
 from diagnostics.alignment.nodes import choose, node_view
 from learner.records import ExampleTokens
 from orchestration.config.schema import RunConfig
+from orchestration.measure.alignment_record import AlignmentCost, GradientAlignment
 from orchestration.measure.both_models import BothModels, examined_k, teacher_in_question
 from orchestration.measure.targeted import AnswerGrader, Completed, Target, TargetedPlan, complete, fit
 from orchestration.pipeline.fleet import Fleet
@@ -38,23 +37,6 @@ from tutelage.verifier import Verifier
 
 Say = Callable[[str], None]
 _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own
-
-
-@dataclass(frozen=True)
-class AlignmentCost:
-    """In tokens generated and scored; the common prompt of a candidate's completions counts once."""
-
-    questions: int
-    nodes: int
-    candidates: int
-    requests: int
-    completions: int  # a candidate
-    max_tokens: int  # the bound
-    tokens_at_most: int  # stated beforehand
-    tokens_predicted: int
-    seconds_predicted: float  # from the pace of the student's own answers
-    tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -81,59 +63,6 @@ class Site:
     node: Node
     answer: Answer
     views: tuple[View, ...]
-
-
-@dataclass(frozen=True)
-class GradientAlignment:
-    rows: tuple[NodeAlignment, ...]  # of every node under every teacher; the run's own teacher first
-    teachers: tuple[str, ...]
-    cost: AlignmentCost
-    accuracy: dict[str, float]  # of the student, by question
-    texts: dict[int, str]  # of the candidates
-
-    def of(self, teacher: str) -> list[NodeAlignment]:
-        return [row for row in self.rows if row.view.teacher == teacher]
-
-    def as_json(self) -> dict[str, Any]:
-        """Summary, proxies, questions and candidates are of the run's own teacher, the other tables of all."""
-        own = self.of(self.teachers[0])
-        strata = summary.summarise(own)
-        return {
-            "teacher": self.teachers[0],
-            "cost": asdict(self.cost),
-            "summary": {name: {key: i.as_json() for key, i in part.items()} for name, part in strata.items()},
-            "nodes": {name: len(part) for name, part in summary.strata(summary.counting(own)).items()},
-            "skipped": summary.skipped_counts(own),
-            "tables": self._tables(own),
-            "proxies": {name: estimate.as_json() for name, estimate in summary.proxies(own).items()},
-            "candidates": [summary.candidate_rows(row, self.texts) for row in own],
-        }
-
-    def _tables(self, own: Sequence[NodeAlignment]) -> dict[str, list[dict[str, Any]]]:
-        contexts = {True: "more than the student sees", False: "what the student sees"}
-        by_context = [
-            (name, has, [row for row in self.of(name) if row.view.has_context is has])
-            for name in self.teachers
-            for has in contexts
-        ]
-        return {
-            "by teacher": [
-                row for name in self.teachers for row in summary.group_rows(self.of(name), {"teacher": name})
-            ],
-            "by context": [
-                row
-                for name, has, rows in by_context
-                if rows
-                for row in summary.group_rows(rows, {"teacher": name, "context": contexts[has]})
-            ],
-            "between teachers": [
-                row
-                for name in self.teachers[1:]
-                for row in summary.difference_rows(own, self.of(name), {"teacher": self.teachers[0], "minus": name})
-            ],
-            "by question": summary.question_rows(own, self.accuracy),
-            "by token": [summary.token_row(row, self.texts) for row in self.rows],
-        }
 
 
 async def measure_alignment(

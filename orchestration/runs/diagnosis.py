@@ -17,7 +17,8 @@ from diagnostics.verdict import Verdict, VerdictReport, judge, overrides_for
 from orchestration.config.facts import shows_whole, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
-from orchestration.measure.alignment import GradientAlignment, measure_alignment
+from orchestration.measure.alignment import measure_alignment
+from orchestration.measure.alignment_record import GradientAlignment
 from orchestration.measure.preflight import Preflight, print_checks, run_preflight
 from orchestration.measure.probe import Probed, Prober, plan_probe
 from orchestration.pipeline.fleet import Fleet

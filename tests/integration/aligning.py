@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_module
 
 from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig
-from orchestration.measure.alignment import GradientAlignment, measure_alignment
+from orchestration.measure.alignment import measure_alignment
+from orchestration.measure.alignment_record import GradientAlignment
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared, prepare
 from rollout.verifiers import VERIFIERS

@@ -9,7 +9,8 @@ import pytest
 
 from diagnostics.alignment.gradients import compare_gradients
 from diagnostics.config import AlignmentConfig
-from orchestration.measure.alignment import AlignmentCost, GradientAlignment, measure_alignment
+from orchestration.measure.alignment import measure_alignment
+from orchestration.measure.alignment_record import AlignmentCost, GradientAlignment
 from orchestration.measure.both_models import teacher_in_question
 from orchestration.measure.probe import Prober
 from scoring.pool import TeacherPool
