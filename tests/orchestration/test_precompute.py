@@ -76,7 +76,7 @@ def test_the_requests_ask_what_the_objective_and_the_monitors_need(overrides: li
         (["objective.sequences.on_policy_fraction=1"], "only the data's completions are known"),
         (
             ["objective.sequences.other_source=teacher"],
-            "objective.sequences.other_source=teacher with on_policy_fraction=0",
+            "objective.sequences.other_source=teacher: with on_policy_fraction=0",
         ),
         (["scoring.cache_dir=null"], "scoring.cache_dir=null"),
         (["teacher.backend=cache"], "computes nothing"),
