@@ -42,7 +42,8 @@ class StepTotals:
 
     def add(self, per_token: dict[str, Tensor], positions_R: Tensor) -> None:
         """Add values [R] of each metric, of tokens at these places in their responses (int, from 0)."""
-        buckets_R = _bucket(positions_R)
+        # How many binary digits a position has: 0 → 0, 1 → 1, 2 and 3 → 2, 4 to 7 → 3.
+        buckets_R = torch.frexp(positions_R.double()).exponent.long()
         for name, values_R in per_token.items():
             undefined_R = values_R.isnan() if name != LOSS else torch.zeros_like(values_R, dtype=torch.bool)
             counted_R2 = torch.stack([values_R.double().masked_fill(undefined_R, 0.0), (~undefined_R).double()], dim=1)
@@ -77,11 +78,6 @@ class StepTotals:
 
 def _zeros(device: torch.device, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=device)
-
-
-def _bucket(positions_R: Tensor) -> Tensor:
-    """[R], how many binary digits a position has: 0 → 0, 1 → 1, 2 and 3 → 2, 4 to 7 → 3."""
-    return torch.frexp(positions_R.double()).exponent.long()
 
 
 def _bucket_means(buckets: Tensor) -> dict[str, float]:

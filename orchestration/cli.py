@@ -22,15 +22,11 @@ _UNKNOWN_KEY = re.compile(
 )
 
 
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def explain(error: BaseException) -> str:
     """The message a person needs for an error of Hydra, OmegaConf or our own checks."""
-    text, cause = str(error), _innermost(error)
+    text, cause = str(error), error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
     unknown = _UNKNOWN_KEY.search(f"{text}\n{cause}")
     if unknown:
         key, value = (unknown[1] or unknown[2] or unknown[3]).lstrip("+"), re.search(r"use \+[^=\n]+=(.*)", text)

@@ -83,7 +83,9 @@ class DynamicContext:
     ) -> NDArray[np.int32] | None:
         """[P'], the prompt with the context; None where that cannot be filled or does not fit beside the response."""
         template, tokenizer = self._templates[key], self._tokenizers[key]
-        values = static_values(item.prompt) | {"attempt": self._text(trajectory), "feedback": _feedback(trajectory)}
+        is_correct = trajectory.reward is not None and trajectory.reward >= CORRECT
+        feedback = "correct" if is_correct else "incorrect"
+        values = static_values(item.prompt) | {"attempt": self._text(trajectory), "feedback": feedback}
         if sibling is not None:
             values[SIBLING] = self._text(sibling)
         if not all(name in values for name in template.fields):
@@ -93,10 +95,6 @@ class DynamicContext:
 
     def _text(self, trajectory: Trajectory) -> str:
         return self._student.decode(trajectory.response_ids, skip_special_tokens=True)
-
-
-def _feedback(trajectory: Trajectory) -> str:
-    return "correct" if trajectory.reward is not None and trajectory.reward >= CORRECT else "incorrect"
 
 
 class _Samples:

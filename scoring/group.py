@@ -109,7 +109,9 @@ class ScoringGroup:
         return self._scorer.teacher.weights is TeacherWeights.ema
 
     def set_idle(self) -> None:
-        self._stop_watching()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         self._cluster.set_idle(self.name, self._reuse_key(len(self.workers)), self.workers)
 
     async def load(self, path: str, teacher: TeacherConfig) -> None:
@@ -197,18 +199,16 @@ class ScoringGroup:
         worker.stop()  # it may only be late
         log.warning("%s", error)
         if self.moves or self.counts.restarts == self._settings.max_restarts:
-            self._failure = WorkerFailure(f"{error}\n{self._why_not_replaced()}")
+            why = f"{self.name}: {self._settings.max_restarts} workers were replaced already (scoring.max_restarts)"
+            if self.moves:
+                why = "its weights follow the student's and are gone with it; resume=auto continues from the checkpoint"
+            self._failure = WorkerFailure(f"{error}\n{why}")
             self._changed.set()
             return
         self.counts.restarts += 1
         task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.counts.restarts - 1}"))
         self._hiring.add(task)
         task.add_done_callback(self._hiring.discard)
-
-    def _why_not_replaced(self) -> str:
-        if self.moves:
-            return "its weights follow the student's and are gone with it; resume=auto continues from the checkpoint"
-        return f"{self.name}: {self._settings.max_restarts} workers were replaced already (scoring.max_restarts)"
 
     async def _replace(self, name: str) -> None:
         try:
@@ -241,8 +241,3 @@ class ScoringGroup:
                 death_report = await worker.death_report()
                 if death_report is not None:
                     self._lose(worker, WorkerLost(death_report))
-
-    def _stop_watching(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None

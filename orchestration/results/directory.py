@@ -135,14 +135,8 @@ def is_finished(path: Path) -> bool:
 
 
 def stage_folders(path: Path) -> list[Path]:
-    """Of the stages of a recipe that were begun."""
+    """List the folders of a recipe's stages that were begun."""
     return sorted(folder for folder in path.glob("[1-9]*-*") if (folder / "config.yaml").is_file())
-
-
-def _unfinished_run(root: Path, of_recipe: bool) -> Path | None:
-    begun = stage_folders if of_recipe else latest_checkpoint
-    candidates = [path for path in sorted(root.glob("*")) if begun(path) and not is_finished(path)]
-    return candidates[-1] if candidates else None
 
 
 def _fresh_path(root: Path) -> Path:
@@ -161,8 +155,10 @@ def locate(config: RunConfig) -> Path:
     """
     root = Path(config.output_root) / config.experiment
     if config.run_dir is None:
-        unfinished = _unfinished_run(root, bool(config.recipe.stages)) if config.resume is Resume.auto else None
-        return unfinished or _fresh_path(root)
+        begun = stage_folders if config.recipe.stages else latest_checkpoint
+        runs = sorted(root.glob("*")) if config.resume is Resume.auto else []
+        unfinished = [path for path in runs if begun(path) and not is_finished(path)]
+        return unfinished[-1] if unfinished else _fresh_path(root)
     path = Path(config.run_dir)
     used = path.is_dir() and any(item.name != ".lock" for item in path.iterdir())
     if used and config.resume is Resume.never:

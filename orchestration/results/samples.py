@@ -55,12 +55,6 @@ def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
     }
 
 
-def table_rows(samples: Sequence[Sample]) -> list[list[Any]]:
-    """Return what `TABLE_COLUMNS` hold of each sample; what has a value a token is JSON."""
-    rows = [[getattr(sample, name) for name in TABLE_COLUMNS] for sample in samples]
-    return [[json.dumps(x, ensure_ascii=False) if isinstance(x, tuple) else x for x in row] for row in rows]
-
-
 def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:
     """Describe a trajectory to a person, token by token."""
     trajectory = example.trajectory

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from diagnostics.intervals import Interval
 from tutelage.files import write_json
@@ -55,16 +54,15 @@ class EvaluationStore:
 
     def load(self) -> dict[str, Answers]:
         """Return what is kept, by role."""
-        return {role: _parse(json.loads(self._path(role).read_text("utf-8"))) for role in ROLES if self.has(role)}
+        answers = {}
+        for role in filter(self.has, ROLES):
+            raw = json.loads(self._path(role).read_text("utf-8"))
+            intervals = {name: Interval(**value) for name, value in raw["evaluation"].pop("intervals").items()}
+            answers[role] = Answers(Evaluation(intervals=intervals, **raw["evaluation"]), raw["texts"])
+        return answers
 
     def _path(self, role: str) -> Path:
         return self._folder / f"{role}.json"
-
-
-def _parse(raw: Mapping[str, Any]) -> Answers:
-    fields = dict(raw["evaluation"])
-    intervals = {name: Interval(**value) for name, value in fields.pop("intervals").items()}
-    return Answers(Evaluation(intervals=intervals, **fields), dict(raw["texts"]))
 
 
 def gap_recovery(evaluation: Mapping[str, Evaluation | None]) -> float | None:

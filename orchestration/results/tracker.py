@@ -9,7 +9,7 @@ from typing import Any
 import wandb
 
 from orchestration.config.schema import TrackingConfig, WandbMode
-from orchestration.results.samples import TABLE_COLUMNS, Sample, table_rows, write_samples
+from orchestration.results.samples import TABLE_COLUMNS, Sample, write_samples
 from tutelage.files import write_text
 
 X_AXIS = "policy_version"
@@ -48,9 +48,10 @@ class Tracker:
         """Keep trajectories with their per-token signal, for people."""
         write_samples(self._run_dir, policy_version, samples)
         if self._wandb is not None:
-            self._wandb.log(
-                {X_AXIS: policy_version, "samples": wandb.Table(columns=TABLE_COLUMNS, data=table_rows(samples))}
-            )
+            rows = [[getattr(sample, name) for name in TABLE_COLUMNS] for sample in samples]
+            # What has a value a token is JSON.
+            data = [[json.dumps(x, ensure_ascii=False) if isinstance(x, tuple) else x for x in row] for row in rows]
+            self._wandb.log({X_AXIS: policy_version, "samples": wandb.Table(columns=TABLE_COLUMNS, data=data)})
 
     def log_report(self, page: Path) -> None:
         """Show the run's page among the panels of Weights & Biases."""

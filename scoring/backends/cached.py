@@ -45,7 +45,9 @@ class CachedBackend(Backend):
         richer = replace(request, **asdict(Coverage.of(request) | kept.extent)) if kept else request
         signal = await self.computing.score(richer)
         if signal.hidden_states is not None and not self._store.has_head:
-            await self._keep_head()
+            head = await self.computing.lm_head()
+            assert head is not None  # who gives states has one
+            await self._keep(lambda: self._store.keep_head(head))
         await self._keep(lambda: self._store.keep(richer, signal))
         return TeacherSignal.answering(request, lambda name: signal.arrays[name])
 
@@ -65,11 +67,6 @@ class CachedBackend(Backend):
 
     def server_stats(self) -> ServerStats | None:
         return self.computing.server_stats()
-
-    async def _keep_head(self) -> None:
-        head = await self.computing.lm_head()
-        assert head is not None  # who gives states has one
-        await self._keep(lambda: self._store.keep_head(head))
 
     async def _keep(self, write: Callable[[], None]) -> None:
         """A full disk must not end a run."""

@@ -48,7 +48,9 @@ class Follower:
         self._rate = config.ema_rate
         self._parameters = self._model.named_parameters()
         # In the model's own precision the small steps of an average would be rounded away.
-        self._masters = {name: weight.detach().float().clone() for name, weight in self._distinct() if self._averages}
+        # Each once, under the first of its names.
+        distinct = {id(weight): (name, weight) for name, weight in reversed(self._parameters.items())}
+        self._masters = {name: weight.detach().float().clone() for name, weight in distinct.values() if self._averages}
         self._buffer: SharedBuffer | None = None
         self._pause = AsyncExitStack()
         self._incoming = 0  # version of the update under way
@@ -113,7 +115,3 @@ class Follower:
                 parameter.copy_(master)
             else:
                 parameter.copy_(weight)
-
-    def _distinct(self) -> Iterable[tuple[str, Tensor]]:
-        """Each parameter once, under the first of its names."""
-        return {id(weight): (name, weight) for name, weight in reversed(self._parameters.items())}.values()

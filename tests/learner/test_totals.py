@@ -24,7 +24,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 def totals(*micro_batches: dict[str, list[float]]) -> StepTotals:
-    """Of tokens that all stand first in their responses."""
+    """Count tokens that all stand first in their responses."""
     found = StepTotals(torch.device("cpu"))
     for values in micro_batches:
         first = torch.zeros(len(values["loss"]), dtype=torch.int64)

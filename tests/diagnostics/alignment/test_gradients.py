@@ -141,7 +141,7 @@ P, SUCCESS = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.8, 0.3, 0.5, 0.1])
 
 
 def mean_cosine(completions: int, draws: int = 200) -> tuple[float, float]:
-    """Of the ideal direction, and the agreement of the halves."""
+    """The mean cosine of the ideal direction, and the mean agreement of the halves."""
     ideal = view(P, tilted(P, SUCCESS, 1.0))
     rows = [compare_gradients(node(), ideal, drawn(SUCCESS, completions, seed), SETTINGS) for seed in range(draws)]
     return float(np.mean([row.cosines["reverse_kl"] for row in rows])), float(np.mean([r.agreement for r in rows]))

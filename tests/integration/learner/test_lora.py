@@ -180,7 +180,7 @@ def with_adapters_off(job: Job, batch: Batch) -> tuple[list[NDArray[np.float32]]
 
 
 def logprobs(engine: LearnerEngine, batch: Batch) -> list[np.ndarray]:
-    """Of each example, in the order of the batch."""
+    """Score each example, in the order of the batch."""
     found = engine.logprobs(replace(batch, policy_version=engine.version))
     return [found[index] for index in sorted(found)]
 
