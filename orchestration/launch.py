@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from orchestration.cli import refusing_wrong_settings, run
 from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig
-from orchestration.prepare.inputs import check_endpoints, prepare
+from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import check_local_resources, print_plan
+from orchestration.prepare.teachers import check_endpoints
 from orchestration.results.directory import locate, open_recipe_directory, open_run_directory
 from orchestration.runs.recipe import compose_stages
 from orchestration.runs.recipe_run import carry_out, plan

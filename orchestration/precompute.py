@@ -15,8 +15,9 @@ from rich.console import Console
 from orchestration.cli import refusing_wrong_settings, run
 from orchestration.config.compose import build, register_schema
 from orchestration.config.facts import teachers_of
-from orchestration.prepare.inputs import check_endpoints, prepare
+from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import check_local_resources
+from orchestration.prepare.teachers import check_endpoints
 from orchestration.runs.precomputing import completions_to_score, fill_cache, precompute_refusals
 from tutelage.cluster import Session
 

@@ -1,6 +1,5 @@
-"""Everything that can be wrong with files, models and prompts, found before anything is started."""
+"""Everything that a run needs of files, found and checked before anything is started: models, then prompts."""
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,21 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from learner.objectives import requirements
-from orchestration.config.facts import capabilities_of, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.models import PreparedTeacher, find_models
 from orchestration.prepare.prompts import read_prompts
 from orchestration.prepare.roles import Roles, decide_roles
-from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
-from scoring.dynamic_context import DynamicContext
-from scoring.request_builder import RequestBuilder, make_aligner
 from tutelage.records.prompt import RenderedPrompt
 
 
 @dataclass(frozen=True)
 class Prepared:
+    """The models and prompts of a run, and who scores what."""
+
     student_path: str
     teachers: Mapping[str, PreparedTeacher]  # by key; none: no teacher takes part
     reference_path: str | None  # of the model that rewards are extrapolated from
@@ -78,42 +74,3 @@ def prepare(config: RunConfig) -> Prepared:
         decide_roles(config, models.teachers, models.student_path, models.reference_path, asked),
         models.adapter_parameters,
     )
-
-
-def make_dynamic_context(config: RunConfig, prepared: Prepared) -> DynamicContext:
-    """What fills the teachers' contexts once a response is there."""
-    return DynamicContext(
-        teachers_of(config),
-        {key: teacher.tokenizer for key, teacher in prepared.teachers.items()},
-        prepared.tokenizer,
-        config.sampling.samples_per_prompt,
-        config.rollout.max_model_len,
-        config.data.system_prompt,
-    )
-
-
-def make_request_builder(config: RunConfig, prepared: Prepared) -> RequestBuilder:
-    """What asks the teachers of a run about trajectories that are learned from."""
-    teachers = teachers_of(config)
-    aligners = {
-        key: make_aligner(prepared.tokenizer, prepared.teachers[key].tokenizer)
-        for key, teacher in teachers.items()
-        if teacher.cross_tokenizer
-    }
-    without_entropy = [key for key in teachers if not capabilities_of(config, key).entropy]
-    needs, longest = requirements(config.objective), config.rollout.max_model_len
-    return RequestBuilder(needs, config.learner.overlap_k, aligners, without_entropy, longest)
-
-
-def check_endpoints(config: RunConfig, prepared: Prepared) -> None:
-    """Ask each group's backend what can only be asked of a running service.
-
-    Raises:
-        ValueError: one does not answer, does not let us in, or cannot give what the config says.
-    """
-
-    async def check() -> None:
-        for scorer in prepared.roles.groups:
-            await kind_of(scorer.teacher).check(scorer.path, scorer.teacher, config.scoring)
-
-    asyncio.run(check())

@@ -14,8 +14,9 @@ from orchestration.config.facts import learns_from_data, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.pipeline.sources import TrajectorySource
-from orchestration.prepare.inputs import Prepared, make_request_builder
+from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.plan import join_cluster
+from orchestration.prepare.teachers import make_request_builder
 from scoring.backends.base import CacheStats
 from scoring.backends.cached import in_words
 from scoring.backends.factory import BACKENDS, kind_of

@@ -19,8 +19,9 @@ from rich.table import Table
 from orchestration.cli import refusing_wrong_settings
 from orchestration.config.compose import build
 from orchestration.prepare.checkpoints import resolve_model
-from orchestration.prepare.inputs import Prepared, check_endpoints, prepare
+from orchestration.prepare.inputs import Prepared, prepare
 from orchestration.prepare.plan import check_local_resources, print_plan
+from orchestration.prepare.teachers import check_endpoints
 from orchestration.results.directory import RunDirectory, check_identity, is_finished, locate, open_run_directory
 from orchestration.results.pages import write_recipe_report
 from orchestration.runs.artifact import MANIFEST, is_sealed, seal, verify

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.records import Example
-from orchestration.prepare.inputs import make_dynamic_context, make_request_builder
+from orchestration.prepare.teachers import make_dynamic_context, make_request_builder
 from orchestration.stages.on_policy import OnPolicyStage
 from scoring.pool import REFERENCE
 from tutelage.records.signal import ScoringRequest, TeacherSignal

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_module
 from orchestration.config.compose import register_schema
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.precompute import precompute
-from orchestration.prepare.inputs import Prepared, make_request_builder, prepare
+from orchestration.prepare.inputs import Prepared, prepare
+from orchestration.prepare.teachers import make_request_builder
 from orchestration.runs.precomputing import completions_to_score
 from scoring.backends.cached import CacheStats, in_words
 from tests.factories import configured

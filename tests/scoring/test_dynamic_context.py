@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from orchestration.config.schema import RunConfig
-from orchestration.prepare.inputs import Prepared, make_dynamic_context, prepare
+from orchestration.prepare.inputs import Prepared, prepare
+from orchestration.prepare.teachers import make_dynamic_context
 from scoring.dynamic_context import PromptView
 from tests.factories import configured
 from tutelage.records.trajectory import FinishReason, Origin, RolloutRequest, Trajectory, foreign_trajectory

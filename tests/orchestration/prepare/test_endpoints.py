@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.prepare.inputs import check_endpoints, prepare
+from orchestration.prepare.inputs import prepare
+from orchestration.prepare.teachers import check_endpoints
 from tests.factories import configured
 
 

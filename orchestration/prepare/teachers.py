@@ -1,0 +1,50 @@
+"""What a run's teachers are asked with, and whether those that are services answer."""
+
+import asyncio
+
+from learner.objectives import requirements
+from orchestration.config.facts import capabilities_of, teachers_of
+from orchestration.config.schema import RunConfig
+from orchestration.prepare.inputs import Prepared
+from scoring.backends.factory import kind_of
+from scoring.dynamic_context import DynamicContext
+from scoring.request_builder import RequestBuilder, make_aligner
+
+
+def make_dynamic_context(config: RunConfig, prepared: Prepared) -> DynamicContext:
+    """What fills the teachers' contexts once a response is there."""
+    return DynamicContext(
+        teachers_of(config),
+        {key: teacher.tokenizer for key, teacher in prepared.teachers.items()},
+        prepared.tokenizer,
+        config.sampling.samples_per_prompt,
+        config.rollout.max_model_len,
+        config.data.system_prompt,
+    )
+
+
+def make_request_builder(config: RunConfig, prepared: Prepared) -> RequestBuilder:
+    """What asks the teachers of a run about trajectories that are learned from."""
+    teachers = teachers_of(config)
+    aligners = {
+        key: make_aligner(prepared.tokenizer, prepared.teachers[key].tokenizer)
+        for key, teacher in teachers.items()
+        if teacher.cross_tokenizer
+    }
+    without_entropy = [key for key in teachers if not capabilities_of(config, key).entropy]
+    needs, longest = requirements(config.objective), config.rollout.max_model_len
+    return RequestBuilder(needs, config.learner.overlap_k, aligners, without_entropy, longest)
+
+
+def check_endpoints(config: RunConfig, prepared: Prepared) -> None:
+    """Ask each group's backend what can only be asked of a running service.
+
+    Raises:
+        ValueError: one does not answer, does not let us in, or cannot give what the config says.
+    """
+
+    async def check() -> None:
+        for scorer in prepared.roles.groups:
+            await kind_of(scorer.teacher).check(scorer.path, scorer.teacher, config.scoring)
+
+    asyncio.run(check())
