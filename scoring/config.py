@@ -15,7 +15,7 @@ def teacher_setting(key: str) -> str:
 
 
 class Quantization(Enum):
-    """Of a transformers teacher's linear layers, LM head excluded, by bitsandbytes."""
+    """How a transformers teacher's linear layers are stored, LM head excluded, by bitsandbytes."""
 
     none = "none"
     int8 = "int8"
@@ -68,7 +68,7 @@ class TeacherConfig(Settings):
 
 @dataclass
 class EngineConfig(Settings):
-    """Of backend=vllm: an engine in each scoring worker, over all of the worker's GPUs."""
+    """The settings of backend=vllm: an engine in each scoring worker, over all of the worker's GPUs."""
 
     max_num_seqs: int = setting(64, at_least=1)
     kv_cache_gib: float = setting(1.0, above=0)  # CPU engine only

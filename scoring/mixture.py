@@ -3,7 +3,7 @@
     q(v) = sum_i w_i q_i(v)
 
 Exact for whatever ids all were asked about, and for the whole vocabulary through their states side by side
-(`scoring.lm_head.MixedHead`). The mixture's own most likely ids are sought among those of its teachers: a first round
+(`tutelage.lm.head.MixedHead`). The mixture's own most likely ids are sought among those of its teachers: a first round
 asks each for its own, a second for the log-probs of all of them, so the log-probs are exact. An id that no teacher has
 among its top k has at most the weighted sum of their k-th probabilities.
 
@@ -26,7 +26,7 @@ Score = Callable[[ScoringRequest], Awaitable[TeacherSignal]]
 async def score_mixture(
     name: str, weights: Mapping[str, float], requests: Mapping[str, ScoringRequest], score: Score
 ) -> TeacherSignal:
-    """The scores of a mixture.
+    """Score with several teachers as one.
 
     Args:
         weights: of each teacher, by key, summing to 1.

@@ -103,7 +103,7 @@ class TeacherPool:
         return await self.groups[request.teacher].score(request)
 
     async def lm_head(self, role: str) -> LMHead | MixedHead | None:
-        """None where a teacher does not show its whole distribution."""
+        """Fetch the LM head of whom a role names; None where a teacher does not show its whole distribution."""
         weights = self.mixtures.get(role)
         if weights is None:
             return await self.groups[role].lm_head()
@@ -112,7 +112,7 @@ class TeacherPool:
         return MixedHead(tuple(parts), tuple(weights.values())) if len(parts) == len(heads) else None
 
     async def save(self, folder: Path, deadline: float) -> None:
-        """What a resumed run could not know: the averages of those that keep one."""
+        """Save what a resumed run could not know: the averages of those that keep one."""
         for key, group in self.distinct.items():
             if group.averages:
                 folder.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ class TeacherPool:
             group.set_idle()
 
     def step_metrics(self) -> dict[str, float]:
-        """What the teachers were asked since the last call; of each one where there are several."""
+        """Say what the teachers were asked since the last call; of each one where there are several."""
         if not self.teachers:
             return {}
         counts = [group.counts for group in {id(group): group for group in self.teachers.values()}.values()]

@@ -94,7 +94,6 @@ class ScoringWorker:
         return measure_bias(kind.value, full, quantised, head)
 
     async def _score_by_full_weights(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
-        # Not by `replace`: the configuration of a run is of classes that cannot be made anew.
         teacher = replace(self._teacher, quantization=Quantization.none)
         settings = replace(self._settings, cache_dir=None)
         backend = make_backend(self._path, teacher, settings)

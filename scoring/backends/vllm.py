@@ -98,7 +98,7 @@ class VLLMTeacher(Backend):
 
 
 def engine_args(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> AsyncEngineArgs:
-    """Of a scoring engine for the checkpoint in directory `path`.
+    """Configure a scoring engine for the checkpoint in directory `path`.
 
     Raises:
         ValueError: the model has no position for the token that an engine always generates.
@@ -179,23 +179,23 @@ def sampling_params(request: ScoringRequest, by_id: bool) -> SamplingParams:
 def ids_to_score(request: ScoringRequest) -> NDArray[np.int32]:
     """[L, 1 + K]: for each response token, itself and the ids that are given for it; -1 where it is not scored."""
     support = request.support_ids
-    places_T = request.scored_positions
-    ids_LK = np.full((places_T[-1] + 1, 1 if support is None else 1 + support.shape[1]), -1, np.int32)
-    ids_LK[places_T, 0] = request.scored_ids
+    positions_T = request.scored_positions
+    ids_LK = np.full((positions_T[-1] + 1, 1 if support is None else 1 + support.shape[1]), -1, np.int32)
+    ids_LK[positions_T, 0] = request.scored_ids
     if support is not None:
-        ids_LK[places_T, 1:] = support
+        ids_LK[positions_T, 1:] = support
     return ids_LK
 
 
 def signal_of(request: ScoringRequest, output: RequestOutput, by_id: bool) -> TeacherSignal:
-    places_T = request.scored_positions
+    positions_T = request.scored_positions
     top_ids = top_logprobs = support_logprobs = None
     if by_id:
-        scores_TK = output.prompt_token_id_logprobs[places_T]
+        scores_TK = output.prompt_token_id_logprobs[positions_T]
         logprobs, support_logprobs = scores_TK[:, 0], scores_TK[:, 1:]
     if not by_id or request.top_k:
         # Entry i is about token i + 1: the token itself first, then the most likely ones.
-        rows_T = len(request.prompt_ids) - 1 + places_T
+        rows_T = len(request.prompt_ids) - 1 + positions_T
         ids, values = _table(output.prompt_logprobs, request.top_k)
         logprobs, top_ids, top_logprobs = values[rows_T, 0], ids[rows_T, 1:], values[rows_T, 1:]
     return TeacherSignal(

@@ -27,7 +27,9 @@ NO_SPAN = -1
 
 
 @dataclass(frozen=True)
-class Alignment:
+class ByteAlignment:
+    """An answer in the teacher's tokens, and which tokens of both sides stand for the same bytes."""
+
     teacher_ids: NDArray[np.int32]  # [L]
     spans: NDArray[np.int64]  # [T], the span of each of the student's tokens, from 0, ascending; NO_SPAN: none
     teacher_spans: NDArray[np.int64]  # [L]
@@ -45,6 +47,8 @@ class _Bytes:
 
 
 class Aligner:
+    """Matches the tokens of a student and a teacher by the bytes that they stand for."""
+
     def __init__(self, student: TokenBytes, teacher: TokenBytes) -> None:
         self.student, self.teacher = student, teacher
 
@@ -67,8 +71,8 @@ class Aligner:
             twins[ends] = self.teacher.end_id
         return twins
 
-    def align(self, student_ids: Sequence[int]) -> Alignment:
-        """An answer of the student's."""
+    def align(self, student_ids: Sequence[int]) -> ByteAlignment:
+        """Write an answer of the student's in the teacher's tokens, and match the two."""
         ids = [int(token) for token in student_ids]
         ends = bool(ids) and ids[-1] in self.student.end_ids
         body = ids[:-1] if ends else ids
@@ -77,7 +81,7 @@ class Aligner:
         if encoded is None:
             nothing = np.empty(0, dtype=np.int64)
             unmatched = np.full(len(ids), NO_SPAN, dtype=np.int64)
-            return Alignment(nothing.astype(np.int32), unmatched, nothing, nothing.astype(np.bool_), False)
+            return ByteAlignment(nothing.astype(np.int32), unmatched, nothing, nothing.astype(np.bool_), False)
         spans, teacher_spans = _spans(written, encoded)
         return self._with_end(encoded, spans, teacher_spans, ends)
 
@@ -94,7 +98,7 @@ class Aligner:
 
     def _with_end(
         self, encoded: Encoded, spans: NDArray[np.int64], teacher_spans: NDArray[np.int64], ends: bool
-    ) -> Alignment:
+    ) -> ByteAlignment:
         ids, first = list(encoded.ids), np.array([bool(content) for content in encoded.bytes], dtype=np.bool_)
         if ends:
             matched = self.teacher.end_id is not None
@@ -103,7 +107,7 @@ class Aligner:
             if self.teacher.end_id is not None:
                 ids.append(self.teacher.end_id)
                 teacher_spans, first = np.append(teacher_spans, last), np.append(first, True)
-        return Alignment(np.array(ids, dtype=np.int32), spans, teacher_spans, first, encoded.begins_with_space)
+        return ByteAlignment(np.array(ids, dtype=np.int32), spans, teacher_spans, first, encoded.begins_with_space)
 
 
 def _valid(stream: bytes) -> NDArray[np.bool_]:

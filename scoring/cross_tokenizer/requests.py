@@ -4,7 +4,7 @@
 
 The teacher reads its own prompt, then every answer of the student's, and between two answers what its own template
 makes of the others' turns. Only answers are scored. With the student's tokenizer an answer is the student's ids as they
-are; with another one it is the same bytes in the teacher's tokens (`scoring.byte_alignment`).
+are; with another one it is the same bytes in the teacher's tokens (`scoring.cross_tokenizer.byte_alignment`).
 
 Shape suffixes: T response tokens of the student, L of the teacher, M of those that are scored, K ids of a support.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.cross_tokenizer.byte_alignment import NO_SPAN, Aligner, Alignment
+from scoring.cross_tokenizer.byte_alignment import NO_SPAN, Aligner, ByteAlignment
 from scoring.requests import conversation_of, student_candidates
 from tutelage.records.per_token import spread
 from tutelage.records.signal import ScoringRequest, TeacherSignal
@@ -53,7 +53,7 @@ class OtherTokens:
         )
 
     def _at_states(self, rows: NDArray[np.float32], elsewhere: float) -> NDArray[np.float32]:
-        """[T, …] from [M, …]."""
+        """Spread rows [M, …] over the student's tokens [T, …]."""
         has_state = self.state_rows >= 0
         return spread(rows[self.state_rows[has_state]], has_state, elsewhere)
 
@@ -74,11 +74,11 @@ def other_tokens_request(
     aligner: Aligner,
     max_tokens: int | None,
 ) -> OtherTokens:
-    found = [aligner.align(trajectory.response_ids[answer].tolist()) for answer in trajectory.answers]
-    masks = [alignment.teacher_spans != NO_SPAN for alignment in found]
-    response_ids, scored_mask = conversation_of(trajectory, [a.teacher_ids for a in found], masks, follow_ups)
-    spans, scored_spans = _numbered(trajectory, found)
-    has_bytes = np.concatenate([a.teacher_has_bytes[mask] for a, mask in zip(found, masks, strict=True)])
+    alignments = [aligner.align(trajectory.response_ids[answer].tolist()) for answer in trajectory.answers]
+    masks = [alignment.teacher_spans != NO_SPAN for alignment in alignments]
+    response_ids, scored_mask = conversation_of(trajectory, [a.teacher_ids for a in alignments], masks, follow_ups)
+    spans, scored_spans = _numbered(trajectory, alignments)
+    has_bytes = np.concatenate([a.teacher_has_bytes[mask] for a, mask in zip(alignments, masks, strict=True)])
     if max_tokens is not None and len(request.prompt_ids) + len(response_ids) > max_tokens:
         room = max(max_tokens - len(request.prompt_ids), 0)
         beyond = scored_spans[np.flatnonzero(scored_mask) >= room]
@@ -91,24 +91,26 @@ def other_tokens_request(
     request = replace(request, response_ids=response_ids, scored_mask=scored_mask, support_ids=None)
     if not candidates:
         return OtherTokens(request, spans, scored_spans, state_rows, None)
-    support, twins = _twins(trajectory, candidates, found, aligner, state_rows)
+    support, twins = _twins(trajectory, candidates, alignments, aligner, state_rows)
     asked = np.zeros((len(scored_spans), candidates), dtype=np.int32)
     there = state_rows >= 0
     asked[state_rows[there]] = np.maximum(twins[there], 0)
     return OtherTokens(replace(request, support_ids=asked), spans, scored_spans, state_rows, support)
 
 
-def _numbered(trajectory: Trajectory, alignments: Sequence[Alignment]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _numbered(
+    trajectory: Trajectory, alignments: Sequence[ByteAlignment]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Spans of all answers, each with a number of its own: of the student's tokens [T], of the scored ones [M]."""
     spans = np.full(len(trajectory.response_ids), NO_SPAN, dtype=np.int64)
-    scored_mask: list[NDArray[np.int64]] = []
+    scored_spans: list[NDArray[np.int64]] = []
     first = 0
     for alignment, answer in zip(alignments, trajectory.answers, strict=True):
-        theirs = alignment.teacher_spans[alignment.teacher_spans != NO_SPAN] + first
+        teacher_spans = alignment.teacher_spans[alignment.teacher_spans != NO_SPAN] + first
         spans[answer] = np.where(alignment.spans == NO_SPAN, NO_SPAN, alignment.spans + first)
-        scored_mask.append(theirs)
-        first = int(max(first - 1, spans.max(initial=-1), theirs.max(initial=-1))) + 1
-    return spans, np.concatenate(scored_mask)
+        scored_spans.append(teacher_spans)
+        first = int(max(first - 1, spans.max(initial=-1), teacher_spans.max(initial=-1))) + 1
+    return spans, np.concatenate(scored_spans)
 
 
 def _state_rows(
@@ -120,16 +122,16 @@ def _state_rows(
     row_of: dict[int, int] = {}
     for row in np.flatnonzero(has_bytes):
         row_of.setdefault(int(scored_spans[row]), int(row))
-    for span, place in zip(known.tolist(), firsts.tolist(), strict=True):
+    for span, position in zip(known.tolist(), firsts.tolist(), strict=True):
         if span != NO_SPAN:
-            rows[place] = row_of.get(span, -1)
+            rows[position] = row_of.get(span, -1)
     return rows
 
 
 def _twins(
     trajectory: Trajectory,
     k: int,
-    alignments: Sequence[Alignment],
+    alignments: Sequence[ByteAlignment],
     aligner: Aligner,
     state_rows: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

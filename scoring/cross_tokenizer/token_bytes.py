@@ -75,10 +75,10 @@ class TokenBytes:
     @cached_property
     def ids(self) -> dict[bytes, int]:
         """The id that stands for these bytes: where several do, a whole piece before a single byte's own."""
-        found: dict[bytes, int] = {}
+        id_of: dict[bytes, int] = {}
         for token, content in sorted(self.by_id.items(), key=lambda item: (item[0] in self._byte_ids, item[0])):
-            found.setdefault(content, token)
-        return found
+            id_of.setdefault(content, token)
+        return id_of
 
     @cached_property
     def _byte_ids(self) -> frozenset[int]:
@@ -105,7 +105,7 @@ class TokenBytes:
 
 
 def _bytes_by_id(described: dict[str, Any], tokenizer: PreTrainedTokenizerBase, key: str) -> dict[int, bytes]:
-    """Of every token that has bytes, by id."""
+    """Map the id of every token that has bytes to them."""
     decoders = set(_types(described["decoder"])) | set(_types(described["pre_tokenizer"]))
     if decoders & _UNREADABLE or described["model"]["type"] == "WordPiece":
         fix = (
@@ -117,9 +117,9 @@ def _bytes_by_id(described: dict[str, Any], tokenizer: PreTrainedTokenizerBase, 
     pieces = vocabulary.items() if isinstance(vocabulary, dict) else [(p, i) for i, (p, _) in enumerate(vocabulary)]
     special = {*tokenizer.all_special_ids, *(entry["id"] for entry in described["added_tokens"] if entry["special"])}
     read = _byte_level if "ByteLevel" in decoders else _sentencepiece if _has_spaces(described) else str.encode
-    found = {token: read(piece) for piece, token in pieces}
-    found |= {entry["id"]: entry["content"].encode() for entry in described["added_tokens"]}
-    return {token: content for token, content in found.items() if token not in special}
+    bytes_of = {token: read(piece) for piece, token in pieces}
+    bytes_of |= {entry["id"]: entry["content"].encode() for entry in described["added_tokens"]}
+    return {token: content for token, content in bytes_of.items() if token not in special}
 
 
 def _types(node: object) -> Iterator[str]:

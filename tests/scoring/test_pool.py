@@ -276,6 +276,33 @@ def test_a_teacher_without_requests_is_reported_once() -> None:
     assert named.count(["other"]) == 1 and named[STARVING_STEPS - 1] == ["other"]
 
 
+def test_teachers_that_share_a_group_are_counted_each_for_itself() -> None:
+    group = Group(replicas=2)
+    pool = TeacherPool({"teacher": group, "other": group, REFERENCE: group}, {})
+    asyncio.run(pool.score(REQUEST))
+    asyncio.run(pool.score(replace(REQUEST, teacher=REFERENCE)))
+    metrics = pool.step_metrics()
+    assert (metrics["teacher/teacher/requests"], metrics["teacher/other/requests"]) == (1, 0)
+    assert metrics["teacher/other/steps_without_request"] == 1
+    assert pool.distinct == {"teacher": group} and len(pool.workers) == 2 and group.counts.requests == 2
+
+
+def test_a_group_with_several_roles_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    async def start(scorer: Scorer, *_settings: Any) -> Group:
+        started.append(scorer.name)
+        return Group(replicas=1)
+
+    monkeypatch.setattr(ScoringGroup, "start", start)
+    config = configured()
+    one, other = Scorer("scoring", "path", config.teacher), Scorer("scoring-other", "elsewhere", config.teacher)
+    scorers = {"teacher": one, "twin": one, "other": other}
+    pool = asyncio.run(TeacherPool.start(scorers, {}, config.scoring, config.timeouts, None))  # type: ignore[arg-type]
+    assert started == ["scoring", "scoring-other"]
+    assert pool.groups["teacher"] is pool.groups["twin"] is not pool.groups["other"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

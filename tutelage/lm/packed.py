@@ -1,7 +1,7 @@
 """A transformers causal language model run on packed sequences: one forward for teachers and learner.
 
 Shape suffixes: N tokens laid end to end, S segments (whole sequences, or the parts of a tree of prefixes: see
-`scoring.prefix_tree`), d hidden size.
+`tutelage.lm.prefix_tree`), d hidden size.
 """
 
 import itertools
@@ -154,10 +154,12 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
         return  # refused by whoever takes the head
     with torch.no_grad():  # what a model caches here must stay fit for training
         states = final_hidden_states(model.base_model, ids, ids, first, alone)
-        ours = LogitTransform.of(model.config).apply_(head(states)).float()
+        logits = LogitTransform.of(model.config).apply_(head(states)).float()
         arguments = _packing_arguments(first, alone)
-        theirs = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float().to(ours.device)
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
+        expected = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float().to(logits.device)
+    if logits.shape != expected.shape or not torch.allclose(
+        logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
+    ):
         raise ValueError(
             f"model {model.config.name_or_path!r} makes its logits from its final states in a way that is not known "
             f"here ({type(model).__name__}); choose a model that applies an LM head, a factor and a soft cap at most"

@@ -56,7 +56,7 @@ def completion_question(model: str, ids_N: NDArray[np.int32], top_k: int) -> dic
 
 
 def read_models(content: bytes) -> list[ModelCard]:
-    """Of the answer to GET /models.
+    """Read the answer to GET /models.
 
     Raises:
         GarbledAnswer: it is none.
@@ -65,7 +65,7 @@ def read_models(content: bytes) -> list[ModelCard]:
 
 
 def read_prompt_logprobs(content: bytes) -> PromptLogprobs | None:
-    """Of the answer to POST /completions; None if it has none.
+    """Read the answer to POST /completions; None if it has no log-probs.
 
     Raises:
         GarbledAnswer: it is no completion, or a log-prob is not finite or is positive.
@@ -73,59 +73,64 @@ def read_prompt_logprobs(content: bytes) -> PromptLogprobs | None:
     return _validated(_COMPLETION, content).choices[0].prompt_logprobs
 
 
-def check_positions(found: PromptLogprobs | None, ids_N: NDArray[np.int32]) -> PromptLogprobs:
-    """The log-probs, if they are about these tokens: one entry each, and each entry has its token.
+def check_positions(entries: PromptLogprobs | None, ids_N: NDArray[np.int32]) -> PromptLogprobs:
+    """See that the log-probs are about these tokens: one entry each, and each entry has its token.
 
     Raises:
         GarbledAnswer: they are not.
     """
-    if found is None or len(found) != len(ids_N):
-        raise GarbledAnswer(f"log-probs of {0 if found is None else len(found)} tokens where {len(ids_N)} were sent")
+    if entries is None or len(entries) != len(ids_N):
+        raise GarbledAnswer(
+            f"log-probs of {0 if entries is None else len(entries)} tokens where {len(ids_N)} were sent"
+        )
     for position, token_id in enumerate(ids_N.tolist()):
-        entry = found[position]
+        entry = entries[position]
         if position and (entry is None or token_id not in entry):
             raise GarbledAnswer(f"no log-prob of token {token_id} at position {position} of the prompt")
-    return found
+    return entries
 
 
 def scored_logprobs(
-    found: PromptLogprobs, ids_N: NDArray[np.int32], places_T: NDArray[np.int64]
+    entries: PromptLogprobs, ids_N: NDArray[np.int32], positions_T: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """[T], of the tokens at some places of the prompt, checked before; nats."""
-    entries = [(found[place], int(ids_N[place])) for place in places_T.tolist()]
-    values = [entry[token_id]["logprob"] for entry, token_id in entries if entry is not None]
+    """Pick the log-probs [T] of the tokens at some positions of the prompt, checked before; nats."""
+    pairs = [(entries[position], int(ids_N[position])) for position in positions_T.tolist()]
+    values = [entry[token_id]["logprob"] for entry, token_id in pairs if entry is not None]
     return np.minimum(np.array(values, np.float32), 0)
 
 
 def scored_top(
-    found: PromptLogprobs, places_T: NDArray[np.int64], top_k: int
+    entries: PromptLogprobs, positions_T: NDArray[np.int64], top_k: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ids and log-probs [T, K] of the most likely tokens at some places, most likely first; `top_k` is at least 1.
+    """Pick ids and log-probs [T, K] of the most likely tokens at some positions, most likely first.
+
+    Args:
+        top_k: at least 1.
 
     Raises:
         GarbledAnswer: there are fewer, or their probabilities add up to more than 1.
     """
-    rows = [_most_likely(found[place], place, top_k) for place in places_T.tolist()]
+    rows = [_most_likely(entries[position], position, top_k) for position in positions_T.tolist()]
     ids_TK = np.array([[token_id for token_id, _ in row] for row in rows], np.int32)
     logprobs_TK = np.array([[logprob for _, logprob in row] for row in rows], np.float32)
     masses_T = np.exp(logprobs_TK).sum(-1)
     if masses_T.max() > _MAX_MASS:
-        place = int(places_T[masses_T.argmax()])
-        raise GarbledAnswer(f"the probabilities at position {place} of the prompt add up to {masses_T.max():.3g}")
+        position = int(positions_T[masses_T.argmax()])
+        raise GarbledAnswer(f"the probabilities at position {position} of the prompt add up to {masses_T.max():.3g}")
     return ids_TK, np.minimum(logprobs_TK, 0)
 
 
-def _most_likely(entry: dict[int, TokenLogprob] | None, place: int, top_k: int) -> list[tuple[int, float]]:
+def _most_likely(entry: dict[int, TokenLogprob] | None, position: int, top_k: int) -> list[tuple[int, float]]:
     # The token that came may be one entry more than was asked for; it is then the last, and the cut drops it.
     ordered = sorted((entry or {}).items(), key=lambda item: (-item[1]["logprob"], _rank(item[1])))[:top_k]
-    known = [token_id for token_id, found in ordered if _rank(found) <= top_k]
+    known = [token_id for token_id, logprob in ordered if _rank(logprob) <= top_k]
     if len(known) < top_k:
-        raise GarbledAnswer(f"{len(known)} of the most likely ids at position {place} of the prompt, not {top_k}")
-    return [(token_id, found["logprob"]) for token_id, found in ordered]
+        raise GarbledAnswer(f"{len(known)} of the most likely ids at position {position} of the prompt, not {top_k}")
+    return [(token_id, logprob["logprob"]) for token_id, logprob in ordered]
 
 
-def _rank(found: TokenLogprob) -> int:
-    return found.get("rank") or 0  # not told: it is taken for one of the most likely
+def _rank(logprob: TokenLogprob) -> int:
+    return logprob.get("rank") or 0  # not told: it is taken for one of the most likely
 
 
 def _validated(adapter: TypeAdapter[Answer], content: bytes) -> Answer:

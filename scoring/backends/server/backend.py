@@ -100,12 +100,12 @@ class ServerTeacher(Backend):
 
 def _signal(request: ScoringRequest, ids_N: NDArray[np.int32], content: bytes) -> TeacherSignal:
     """The scores that an answer has; of a garbled one there are none."""
-    found = check_positions(read_prompt_logprobs(content), ids_N)
-    places_T = len(request.prompt_ids) + request.scored_positions
-    top = scored_top(found, places_T, request.top_k) if request.top_k else (None, None)
+    entries = check_positions(read_prompt_logprobs(content), ids_N)
+    positions_T = len(request.prompt_ids) + request.scored_positions
+    top = scored_top(entries, positions_T, request.top_k) if request.top_k else (None, None)
     return TeacherSignal(
         teacher=request.teacher,
-        logprobs=scored_logprobs(found, ids_N, places_T),
+        logprobs=scored_logprobs(entries, ids_N, positions_T),
         top_ids=top[0],
         top_logprobs=top[1],
     )

@@ -57,13 +57,13 @@ async def check_endpoint(
         raise ValueError(_explained(error, teacher)) from error
     _check_length(card, scoring, teacher)
     ids_N = _canary_ids(tokenizer, card)
-    found = await _canary_logprobs(endpoint, teacher, ids_N)
-    _check_top_k(found, teacher)
-    _check_ids(found, tokenizer, teacher)
+    entries = await _canary_logprobs(endpoint, teacher, ids_N)
+    _check_top_k(entries, teacher)
+    _check_ids(entries, tokenizer, teacher)
 
 
 def _explained(error: EndpointRefusal, teacher: TeacherConfig) -> str:
-    """A refusal of whatever is asked, and what to do about it."""
+    """Explain a refusal of whatever is asked, and what to do about it."""
     url, variable = teacher.server.url, teacher.server.api_key_env
     if error.status not in (401, 403):
         return f"teacher.server.url={url}: it answers {error}; give the address up to and with /v1"
@@ -106,15 +106,15 @@ def _canary_ids(tokenizer: PreTrainedTokenizerBase, card: ModelCard) -> NDArray[
 
 
 def _read_canary(ids_N: NDArray[np.int32], content: bytes) -> PromptLogprobs | None:
-    found = read_prompt_logprobs(content)
-    return None if found is None else check_positions(found, ids_N)
+    entries = read_prompt_logprobs(content)
+    return None if entries is None else check_positions(entries, ids_N)
 
 
 async def _canary_logprobs(endpoint: Endpoint, teacher: TeacherConfig, ids_N: NDArray[np.int32]) -> PromptLogprobs:
     limit, where = teacher.server.max_top_k, f"teacher.server.url={teacher.server.url}"
     question, read = partial(completion_question, teacher.model, ids_N), partial(_read_canary, ids_N)
     try:
-        found = await endpoint.ask("completions", question(limit), read)
+        entries = await endpoint.ask("completions", question(limit), read)
     except EndpointRefusal as error:
         if error.status in (401, 403):
             raise ValueError(_explained(error, teacher)) from error
@@ -124,12 +124,12 @@ async def _canary_logprobs(endpoint: Endpoint, teacher: TeacherConfig, ids_N: ND
             f"{where}: refuses to tell a prompt's log-probs ({error}); use an endpoint that takes token ids and "
             "prompt_logprobs, as vllm serve does, or teacher.backend=transformers"
         ) from error
-    if found is None:
+    if entries is None:
         raise ValueError(
             f"{where}: its completions have no prompt_logprobs; use an endpoint that returns them, as vllm serve does, "
             "or teacher.backend=transformers"
         )
-    return found
+    return entries
 
 
 async def _is_answered(endpoint: Endpoint, question: object, read: Callable[[bytes], PromptLogprobs | None]) -> bool:
@@ -147,17 +147,17 @@ def _too_many(teacher: TeacherConfig, what: str) -> str:
     )
 
 
-def _check_top_k(found: PromptLogprobs, teacher: TeacherConfig) -> None:
-    given = min((len(entry) for entry in found[1:] if entry is not None), default=0)
+def _check_top_k(entries: PromptLogprobs, teacher: TeacherConfig) -> None:
+    given = min((len(entry) for entry in entries[1:] if entry is not None), default=0)
     if given < teacher.server.max_top_k:
         raise ValueError(_too_many(teacher, f"{given} ids a position"))
 
 
-def _check_ids(found: PromptLogprobs, tokenizer: PreTrainedTokenizerBase, teacher: TeacherConfig) -> None:
+def _check_ids(entries: PromptLogprobs, tokenizer: PreTrainedTokenizerBase, teacher: TeacherConfig) -> None:
     """Compare the text of every id that has come: those of the canary, and the most likely ones."""
-    theirs = {i: entry["decoded_token"] for i, entry in _decoded(found) if i < len(tokenizer)}
+    texts = {i: entry["decoded_token"] for i, entry in _decoded(entries) if i < len(tokenizer)}
     comparable = 0
-    for token_id, text in theirs.items():
+    for token_id, text in texts.items():
         ours = str(tokenizer.decode([token_id]))
         # Pieces of characters, and spaces before words, are shown in more than one way.
         if not text or _REPLACEMENT in ours + text:
@@ -173,7 +173,7 @@ def _check_ids(found: PromptLogprobs, tokenizer: PreTrainedTokenizerBase, teache
         log.warning("%s tells no text of its tokens: its tokenizer could not be compared", teacher.server.url)
 
 
-def _decoded(found: PromptLogprobs) -> list[tuple[int, TokenLogprob]]:
-    """Id and entry of all that have their text."""
-    pairs = [pair for entry in found if entry is not None for pair in entry.items()]
+def _decoded(entries: PromptLogprobs) -> list[tuple[int, TokenLogprob]]:
+    """List id and entry of all that have their text."""
+    pairs = [pair for entry in entries if entry is not None for pair in entry.items()]
     return [(token_id, entry) for token_id, entry in pairs if entry.get("decoded_token") is not None]

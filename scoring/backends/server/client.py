@@ -233,7 +233,7 @@ def _pause(state: RetryCallState) -> float:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Of the header Retry-After, a number or a date; 0 if it is neither."""
+    """Read the header Retry-After, a number or a date; 0 if it is neither."""
     if retry_after is None:
         return 0.0
     if retry_after.isdecimal():
@@ -248,12 +248,12 @@ def _words(content: bytes) -> str:
     """What an error's body says, on one line."""
     text = content[: 10 * _QUOTED].decode(errors="replace")
     try:
-        found = json.loads(content)
+        error = json.loads(content)
     except ValueError:
         return " ".join(text.split())
     for key in ("error", "message", "detail"):
-        if isinstance(found, dict) and key in found:
-            found = found[key]
-    if isinstance(found, dict) and "message" in found:
-        found = found["message"]
-    return " ".join((found if isinstance(found, str) else text).split())
+        if isinstance(error, dict) and key in error:
+            error = error[key]
+    if isinstance(error, dict) and "message" in error:
+        error = error["message"]
+    return " ".join((error if isinstance(error, str) else text).split())
