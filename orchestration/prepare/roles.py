@@ -80,7 +80,7 @@ def _same_work(one: Scorer, other: Scorer) -> bool:
 
 
 def _worker_settings(teacher: TeacherConfig) -> dict[str, Any]:
-    """What workers depend on beside the path, which is the model's unless that runs elsewhere, however it is spelled."""
+    """What workers depend on beside the path, which stands for the model unless that runs elsewhere."""
     spelled = set() if kind_of(teacher).is_remote(teacher) else {"model"}
     return {name: value for name, value in asdict(teacher).items() if name not in _NOT_THE_WORKERS | spelled}
 
