@@ -57,8 +57,8 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
     for name, here in _setup(engine).items():
         if state[name] != here:
             raise CheckpointError(f"{directory}: saved with learner.{name}={state[name]}, this run has {here}")
-    whole = engine.student.lora.rank == 0
-    engine.deepspeed.load_checkpoint(str(directory), tag=_TAG, load_module_strict=whole)
+    all_trained = engine.student.lora.rank == 0
+    engine.deepspeed.load_checkpoint(str(directory), tag=_TAG, load_module_strict=all_trained)
     _restore_random_state(load_file(_random_file(directory, engine.rank)))
     report = state["last_report"]
     engine.resume(state["version"], None if report is None else StepReport(**report))
@@ -91,7 +91,7 @@ def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def _verify(directory: Path, run_directory: Path) -> None:
-    """DeepSpeed unpickles its files, so nothing is opened that this run did not write."""
+    """Refuse what this run did not write before anything is opened: DeepSpeed unpickles its files."""
     if run_directory.resolve() not in directory.resolve().parents:
         raise CheckpointError(f"{directory} is not under the run directory {run_directory}")
     manifest = directory / MANIFEST

@@ -1,4 +1,4 @@
-"""The student as a Hugging Face checkpoint."""
+"""Export: the student as a Hugging Face checkpoint."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def export(engine: LearnerEngine, directory: Path) -> None:
 
 
 def _whole_state(engine: LearnerEngine) -> dict[str, Tensor]:
-    """Every weight, adapters merged, and persistent buffer on the CPU, gathered one by one; empty on ranks over 0."""
+    """Gather every weight, adapters merged, and persistent buffer one by one on the CPU; empty on ranks over 0."""
     model = engine.module
     state: dict[str, Tensor] = {}
     names: dict[int, str] = {}
@@ -61,7 +61,7 @@ def _whole_state(engine: LearnerEngine) -> dict[str, Tensor]:
 
 
 def _trained_state(engine: LearnerEngine) -> dict[str, Tensor]:
-    """What is trained, by its name in the learner's model, on the CPU; empty on ranks over 0."""
+    """Gather what is trained, by its name in the learner's model, on the CPU; empty on ranks over 0."""
     state: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:

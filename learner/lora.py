@@ -48,7 +48,7 @@ class CheckpointWeight:
         return [self.parameter] if self.adapter is None else [self.parameter, self.adapter.down, self.adapter.up]
 
     def value(self) -> Tensor:
-        """The weight itself, or with its adapter a float32 tensor of its own; detached."""
+        """Compute the weight, with an adapter as a float32 tensor of its own; detached."""
         weight = self.parameter.detach()
         if self.adapter is None:
             return weight
@@ -57,7 +57,7 @@ class CheckpointWeight:
 
 
 def checkpoint_weights(model: nn.Module) -> Iterator[CheckpointWeight]:
-    """All weights of a causal LM with or without adapters, a tied one under each of its names."""
+    """Iterate over all weights of a causal LM with or without adapters, a tied one under each of its names."""
     added = adapters(model)
     own = {id(part) for adapter in added.values() for part in (adapter.down, adapter.up)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -66,7 +66,7 @@ def checkpoint_weights(model: nn.Module) -> Iterator[CheckpointWeight]:
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """By the name of the parameter that each one is added to."""
+    """Find a model's adapters, by the name of the parameter that each one is added to."""
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     return {
         f"{name}{_BASE}weight": Adapter(
@@ -80,7 +80,7 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 
 
 def adapted_layers(model: PreTrainedModel, config: LoraConfig) -> dict[str, nn.Linear]:
-    """The linear layers that get adapters, by name; never the LM head.
+    """Choose the linear layers that get adapters, by name; never the LM head.
 
     Raises:
         ValueError: there are none, or no layer has the name of a target.
@@ -106,7 +106,7 @@ def _last(name: str) -> str:
 
 
 def trainable_parameters(model_path: str, config: LoraConfig, trust_remote_code: bool = False) -> int:
-    """How many numbers adapters on the checkpoint's model have; nothing of it is loaded but its config.
+    """Count the numbers that adapters on a checkpoint's model have; nothing of it is loaded but its config.
 
     Raises:
         ValueError: the model has no layers that could be adapted as `config` says.

@@ -32,12 +32,12 @@ class Perturbation:
             _disturb(weight, generator, size, spreads.get(id(parameter), 1.0))
 
     def restore(self) -> None:
-        """The weights as they were, bit for bit."""
+        """Put the weights back as they were, bit for bit."""
         for weight, kept in zip(self._weights(), self._kept, strict=True):
             weight.copy_(kept)
 
     def _weights(self) -> Sequence[Tensor]:
-        """What this rank keeps of each parameter, to be changed in place."""
+        """List what this rank keeps of each parameter, to be changed in place."""
         if not self._sharded:
             return [parameter.data for parameter in self._parameters]
         for parameter in self._parameters:

@@ -55,7 +55,7 @@ class Student(nn.Module):
 
 
 def load_student(model_path: str, settings: StudentConfig, config: LearnerConfig) -> Student:
-    """The student in its training precision, on the CPU, without its own dropout (rollouts come without it)."""
+    """Load the student in its training precision, on the CPU, without dropout (rollouts come without it)."""
     dtype = getattr(torch, config.dtype.value)
     model = load_causal_lm(model_path, dtype, config.attention, settings.trust_remote_code)
     if config.gradient_checkpointing:

@@ -68,5 +68,5 @@ def _spans(output: CompletionOutput) -> tuple[PolicySpan, ...]:
 
 
 def version_of(label: str) -> int:
-    """Policy version behind vLLM's label of its weights."""
+    """Read the policy version from vLLM's label of its weights."""
     return 0 if label == INITIAL_WEIGHTS else int(label)

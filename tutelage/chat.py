@@ -66,7 +66,7 @@ def render_teacher_prompt(
 
 
 def render_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> NDArray[np.int32]:
-    """The response ids of a text, [T], its EOS included; the tokenizer must have one (`stop_token_ids`)."""
+    """Render a response from its text, [T], its EOS included; the tokenizer must have one (`stop_token_ids`)."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = [] if ids and ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
     return np.array([*ids, *end], dtype=np.int32)
@@ -103,7 +103,7 @@ def render_follow_ups(
 
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes behind an answer; None where it writes none.
+    """Find the special token that the chat template writes behind an answer; None where it writes none.
 
     Without a template it is the tokenizer's EOS. Some models end a turn with another token than a text.
     """
@@ -120,7 +120,7 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def generation_ends(path: str) -> frozenset[int]:
-    """The ids that end a response by a checkpoint's generation config, as vLLM reads it.
+    """Read the ids that end a response by a checkpoint's generation config, as vLLM reads it.
 
     Those of its config.json where it has no generation config.
     """
@@ -132,7 +132,7 @@ def generation_ends(path: str) -> frozenset[int]:
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int]) -> frozenset[int]:
-    """The ids that end a response in the engine: the tokenizer's EOS and those of the generation config.
+    """Collect the ids that end a response in the engine: the tokenizer's EOS and those of the generation config.
 
     Raises:
         ValueError: there is none, so that no response would ever end.
@@ -153,14 +153,14 @@ def after_answer(answer_ids: NDArray[np.int32], follow_up_ids: NDArray[np.int32]
 
 
 def student_messages(prompt: Prompt, system_prompt: str | None) -> tuple[Message, ...]:
-    """The conversation with its system message, the configured one if it has none of its own."""
+    """Give the conversation its system message, the configured one if it has none of its own."""
     if not system_prompt or prompt.messages[0].role == "system":
         return prompt.messages
     return (Message("system", system_prompt), *prompt.messages)
 
 
 def teacher_messages(prompt: Prompt, context: str | None, system_prompt: str | None) -> tuple[Message, ...]:
-    """The student's messages with the privileged context at the end of the system message."""
+    """Put the privileged context at the end of the student's system message."""
     messages = student_messages(prompt, system_prompt)
     context = prompt.privileged_context or context
     if not context:

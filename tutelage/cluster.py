@@ -40,7 +40,7 @@ class Resources:
     concurrency: int | None = None  # calls at a time; None: Ray's own bound
 
     def options(self) -> dict[str, Any]:
-        """As Ray wants them; the threads are bounded before any library reads the environment."""
+        """Write them as Ray wants them; the threads are bounded before any library reads the environment."""
         threads = str(self.threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": environment}}
@@ -145,7 +145,7 @@ class Cluster:
 
     @staticmethod
     def resources() -> tuple[float, float]:
-        """All CPUs and GPUs of the cluster, whoever holds them."""
+        """Count all CPUs and GPUs of the cluster, whoever holds them."""
         total = ray.cluster_resources()
         return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
@@ -246,12 +246,12 @@ class Session:
 
 
 def local_cpus(settings: ClusterConfig) -> int:
-    """Logical CPUs of a cluster of the run's own."""
+    """Count the logical CPUs of a cluster of the run's own."""
     return settings.cpus or os.cpu_count() or 1
 
 
 def free_address() -> tuple[str, int]:
-    """This node's IP address and a port on it that is free now."""
+    """Find this node's IP address and a port on it that is free now."""
     host = ray.util.get_node_ip_address()
     with socket.socket() as listener:
         listener.bind((host, 0))
@@ -280,7 +280,7 @@ def numbered(kind: str, count: int) -> list[str]:
 
 
 def values_of(settings: Any) -> ReuseKey:
-    """All values of a settings dataclass, as part of a reuse key."""
+    """List all values of a settings dataclass, as part of a reuse key."""
     return tuple(asdict(settings).items())
 
 

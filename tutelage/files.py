@@ -22,12 +22,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_whole`, in UTF-8."""
+    """Write a text as `write_whole` does, in UTF-8."""
     write_whole(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As `write_whole`, an indented JSON text.
+    """Write a value as indented JSON, as `write_whole` does.
 
     Raises:
         ValueError: a number in `value` is not finite.
@@ -36,13 +36,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Hash a file with SHA-256, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes_of(folder: Path, but: str | None = None) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path in it; `but` names one that is left out."""
+    """Hash every file below a folder, by its path in it; `but` names one that is left out."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {str(path.relative_to(folder)): path for path in files}
     return {name: sha256(path) for name, path in names.items() if name != but}

@@ -39,7 +39,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def means_local_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
-    """Whether `name` exists here or can only have been meant as a path.
+    """Tell whether `name` exists here or can only have been meant as a path.
 
     The latter: it has not the form of a hub name (`name` or `owner/name`), or it starts like a path, or
     its suffix is one of `suffixes`, or the directory that should contain it exists.

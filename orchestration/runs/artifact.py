@@ -18,6 +18,8 @@ _CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class Artifact:
+    """What a completed stage left behind, and from what it was made."""
+
     stage: str  # its name in the recipe
     kind: str  # what the stage does
     base_model: str  # the model that the first of the stages behind this one began with, as configured
@@ -37,7 +39,7 @@ def is_sealed(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> Artifact:
-    """The manifest of a stage that is completed, once every file is known to be as it was then.
+    """Read the manifest of a completed stage, once every file is known to be as it was then.
 
     Raises:
         ConfigError: a file is missing, new or altered.

@@ -39,7 +39,7 @@ class PromptSource(Protocol):
 
 
 def generated_count(settings: PromptSourceConfig) -> int:
-    """How many prompts a source makes that could make any number."""
+    """Count the prompts to make, for a source that could make any number."""
     return settings.size if settings.limit is None else min(settings.size, settings.limit)
 
 

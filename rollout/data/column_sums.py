@@ -53,13 +53,13 @@ class ColumnSums:
         return self._numbers**2
 
     def operands(self, index: int) -> tuple[int, int]:
-        """The pair at 0 ≤ index < count."""
+        """Find the pair at 0 ≤ index < count."""
         smallest = 10 ** (self.digits - 1)
         left, right = divmod(index, self._numbers)
         return smallest + left, smallest + right
 
     def includes(self, operands: tuple[int, ...]) -> bool:
-        """Whether `sums` has this pair."""
+        """Tell whether `sums` has this pair."""
         left, right = operands
         carry = left % 100 + right % 100 >= 100
         return self.sums is Sums.all or carry == (self.sums is Sums.tens_carry)
@@ -68,11 +68,11 @@ class ColumnSums:
         return f"{operands[0]}+{operands[1]}="
 
     def answer(self, operands: tuple[int, ...]) -> str:
-        """The sum, whatever the pattern makes of it."""
+        """Write the sum, whatever the pattern makes of it."""
         return str(sum(operands))
 
     def worked(self, operands: tuple[int, ...]) -> str:
-        """The steps, #### and the answer as the pattern writes them."""
+        """Write the steps, #### and the answer as the pattern has them."""
         columns = _columns(*operands)
         match self.pattern:
             case Pattern.carries:

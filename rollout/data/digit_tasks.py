@@ -102,7 +102,7 @@ class DigitTaskSource(PromptSource):
 
 
 def tasks_in(source: PromptSourceConfig) -> set[str]:
-    """Names of the tasks that a source draws from."""
+    """Name the tasks that a source draws from."""
     mixture = source.task_options.get("mixture")
     entries = [entry for entry in mixture if isinstance(entry, Mapping)] if isinstance(mixture, list) else [{}]
     return {entry.get("task", source.task) for entry in entries}

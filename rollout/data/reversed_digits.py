@@ -25,7 +25,7 @@ class ReversedDigits:
         return 9 * 10 ** (self.digits - 1)
 
     def operands(self, index: int) -> tuple[int]:
-        """The number at 0 ≤ index < count."""
+        """Find the number at 0 ≤ index < count."""
         return (10 ** (self.digits - 1) + index,)
 
     def includes(self, operands: tuple[int, ...]) -> bool:

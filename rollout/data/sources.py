@@ -19,7 +19,7 @@ SOURCES.add("digit_tasks", DigitTaskSource())  # procedural tasks of our own, wi
 
 
 def load_prompts(settings: PromptSourceConfig, key: str = "data") -> list[Prompt]:
-    """All prompts of a source, in its order.
+    """Make or read all prompts of a source, in its order.
 
     Args:
         key: full name of the setting that holds the source, for messages.
