@@ -4,9 +4,7 @@ Shape suffixes: T response tokens, K candidates a position.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from vllm import SamplingParams
-from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -39,7 +37,9 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"the engine ended request {request.slot} with {output.finish_reason!r}")
     response_ids = np.asarray(output.token_ids, dtype=np.int32)
-    ids_TK, logprobs_TK = _flat_logprobs(output.logprobs, len(response_ids), request.candidates)
+    shape = (len(response_ids), 1 + request.candidates)  # the sampled token first, then the K most likely
+    ids_TK = np.asarray(output.logprobs.token_ids, dtype=np.int32).reshape(shape)
+    logprobs_TK = np.asarray(output.logprobs.logprobs, dtype=np.float32).reshape(shape)
     return Trajectory(
         slot=request.slot,
         prompt_id=request.prompt_id,
@@ -53,13 +53,6 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
         spans=_spans(output),
         finish_reason=FinishReason(output.finish_reason),
     )
-
-
-def _flat_logprobs(flat: FlatLogprobs, tokens: int, candidates: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Unpack ids and log-probs, [T, 1 + K]: the sampled token first, then the K most likely."""
-    shape = (tokens, 1 + candidates)
-    ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(shape)
-    return ids, np.asarray(flat.logprobs, dtype=np.float32).reshape(shape)
 
 
 def _spans(output: CompletionOutput) -> tuple[PolicySpan, ...]:

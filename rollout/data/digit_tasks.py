@@ -136,12 +136,9 @@ def _problems(task: DigitTask, source: PromptSourceConfig) -> Iterator[tuple[int
     """All problems of the source's split, in the order of its seed."""
     for index in range(task.count):
         operands = task.operands(_shuffled(index, task.count, source.seed))
-        if task.includes(operands) and _split(task, operands) == source.split:
+        split = _SPLITS[_hash(task.name, *sorted(operands)) % _HELDOUT_SHARE == 0]
+        if split == source.split and task.includes(operands):
             yield operands
-
-
-def _split(task: DigitTask, operands: tuple[int, ...]) -> str:
-    return _SPLITS[_hash(task.name, *sorted(operands)) % _HELDOUT_SHARE == 0]
 
 
 def _shuffled(index: int, count: int, seed: int) -> int:
