@@ -38,6 +38,8 @@ def render_lab(content: Mapping[str, Any], outcomes: Mapping[int, Outcomes]) -> 
     findings = content["findings"]
     counts = {verdict: sum(finding["verdict"] == verdict for finding in findings) for verdict in _KINDS}
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    runs = content["runs"].items()
+    rows = [[Cell(name), *(of_value(figures.get(key)) for key in _RUN_COLUMNS)] for name, figures in runs]
     page = Page(
         title="The lab",
         subtitle="phenomena of on-policy distillation, each a few small runs",
@@ -49,7 +51,7 @@ def render_lab(content: Mapping[str, Any], outcomes: Mapping[int, Outcomes]) -> 
         ),
         sections=[
             *(_section(phenomenon, findings, outcomes) for phenomenon in PHENOMENA),
-            Section("runs", "All runs", tables=[_run_table(content["runs"])]),
+            Section("runs", "All runs", tables=[Table("", ["", *_RUN_COLUMNS], rows)]),
         ],
         versions=content["versions"],
         machine=content["machine"],
@@ -91,24 +93,16 @@ def _section(
     )
 
 
-def _run_table(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    rows = [[Cell(name), *(of_value(figures.get(key)) for key in _RUN_COLUMNS)] for name, figures in runs.items()]
-    return Table("", ["", *_RUN_COLUMNS], rows)
-
-
 def _panel(curves: Mapping[str, Sequence[Outcome]], name: str, colours: Mapping[str, str]) -> list[Series]:
     """Curves of one metric: the mean over seeds where they have the same steps, and each seed faintly behind it."""
     series = []
     for label, outcomes in curves.items():
-        points = [_points(outcome, name) for outcome in outcomes]
+        rows_of = [[*outcome.evaluations, *outcome.steps] for outcome in outcomes]
+        known = [[row for row in rows if math.isfinite(row.get(name, math.nan))] for rows in rows_of]
+        points = [([row[X_AXIS] for row in rows], [row[name] for row in rows]) for rows in known]
         series += [Series(label, steps, values, colour=colours[label], faint=True) for steps, values in points]
         steps = points[0][0]
         if steps and all(len(other) == len(steps) for other, _values in points):
             mean = np.mean([values for _steps, values in points], axis=0).tolist()
             series.append(Series(label, steps, mean, colour=colours[label], marked=False))
     return series
-
-
-def _points(outcome: Outcome, name: str) -> tuple[list[float], list[float]]:
-    rows = [row for row in (*outcome.evaluations, *outcome.steps) if name in row and math.isfinite(row[name])]
-    return [row[X_AXIS] for row in rows], [row[name] for row in rows]

@@ -101,8 +101,10 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     outcomes = {seed: {name: Outcome.read(_folder(root, name, seed)) for name in variants} for seed in seeds}
     findings = [finding for phenomenon in phenomena for finding in weigh_claims(phenomenon, outcomes)]
     runs = {name: _figures([outcomes[seed][name] for seed in seeds]) for name in variants}
+    names = [] if len(phenomena) == len(PHENOMENA) else [phenomenon.name for phenomenon in phenomena]
+    command = ["python", "-m", "orchestration.lab", "table", *names, "--seeds", *map(str, seeds)]
     content = {
-        "command": _command(phenomena, seeds),
+        "command": shlex.join(command),
         "machine": machine(),
         "versions": package_versions(("torch", "transformers", "deepspeed", "ray")),
         "seeds": list(seeds),
@@ -113,11 +115,6 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     write_text(root / "lab.html", render_lab(content, outcomes))
     _print(findings, runs)
     Console().print(f"{root / 'lab.html'}\n{root / 'lab.json'}", highlight=False, soft_wrap=True)
-
-
-def _command(phenomena: Sequence[Phenomenon], seeds: Sequence[int]) -> str:
-    names = [] if len(phenomena) == len(PHENOMENA) else [phenomenon.name for phenomenon in phenomena]
-    return shlex.join(["python", "-m", "orchestration.lab", "table", *names, "--seeds", *map(str, seeds)])
 
 
 def weigh_claims(phenomenon: Phenomenon, outcomes: Mapping[int, Outcomes]) -> list[Finding]:

@@ -131,15 +131,16 @@ class Canary:
         Args:
             key: of the teacher that it is; None: of no teacher, which sees what the student sees.
         """
-        asked = [item for item in first.trajectories if key is None or self._is_scored_by(key, item)]
+        prompts = [self._by_id[trajectory.prompt_id] for trajectory in first.trajectories]
+        asked = [
+            trajectory
+            for trajectory, item in zip(first.trajectories, prompts, strict=True)
+            if key is None or key == item.prompt.teacher or key in item.views
+        ]
         requests = [self._scoring_request(item, key) for item in asked]
         started = time.perf_counter()
         signals = await scorers.score_all(requests)
         return ScoredAnswers(asked, requests, signals, time.perf_counter() - started)
-
-    def _is_scored_by(self, key: str, trajectory: Trajectory) -> bool:
-        item = self._by_id[trajectory.prompt_id]
-        return key == item.prompt.teacher or key in item.views
 
     def _scoring_request(self, trajectory: Trajectory, key: str | None) -> ScoringRequest:
         item = self._by_id[trajectory.prompt_id]

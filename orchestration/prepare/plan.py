@@ -83,10 +83,6 @@ def join_cluster(config: RunConfig, roles: Roles, session: Session) -> Cluster:
     return cluster
 
 
-def _named(name: str, paper: str) -> str:
-    return f"{name} ({paper})" if paper else name
-
-
 def _student(config: RunConfig, prepared: Prepared) -> str:
     name, lora = config.student.model, config.student.lora
     if not lora.rank:
@@ -130,7 +126,7 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
         "teacher": _teachers(config, prepared),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and left out",
-        "objective": _named(config.objective.name, config.objective.paper),
+        "objective": config.objective.name + (f" ({config.objective.paper})" if config.objective.paper else ""),
         "in words": "\n".join(objective.words),
         "formula": "\n".join(objective.formula),
         "steps": f"{pipeline.steps} of {pipeline.batch_size} trajectories, at most {sampling.max_tokens} tokens each, "

@@ -59,7 +59,10 @@ class Recorder:
 
     def step(self, stage: TrainingStage, batch: Sequence[Example], report: StepReport) -> None:
         """Keep and show a step; where it raises an alarm, the alarm's remedy is to be taken next."""
-        metrics = step_metrics(batch, report, self._seconds_since_last_step())
+        now, before = self.progress.clock.all_seconds(), self._stage_seconds
+        self._stage_seconds = now
+        seconds = {name: now.get(name, 0.0) - before.get(name, 0.0) for name in STAGES}
+        metrics = step_metrics(batch, report, seconds)
         metrics |= {f"rollout/{name}": float(count) for name, count in self.progress.counts.items()}
         metrics |= stage.step_metrics(batch)
         started = time.thread_time()
@@ -127,11 +130,6 @@ class Recorder:
                     f"{group.name}: the endpoint was asked {asked.attempts} times, {asked.retries} of them again, and "
                     f"{asked.garbled} answers were none"
                 )
-
-    def _seconds_since_last_step(self) -> dict[str, float]:
-        now, before = self.progress.clock.all_seconds(), self._stage_seconds
-        self._stage_seconds = now
-        return {stage: now.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
 
     def conclude(self, status: str) -> None:
         """Write summary.json and the page, and print what came out."""
