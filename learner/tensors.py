@@ -16,6 +16,8 @@ from learner.records import ROW_ARRAYS, STATES, MicroBatch, Rows
 
 @dataclass(frozen=True)
 class PackedTensors:
+    """A micro-batch on a device: the packed tokens, the rows of the loss tokens, and where those are predicted."""
+
     token_ids: Tensor  # [N]
     position_ids: Tensor  # [N]
     segment_starts: Tensor  # [S + 1]

@@ -57,10 +57,10 @@ def student_candidates(trajectory: Trajectory, at_least: int = 0) -> NDArray[np.
     Raises:
         ValueError: they are fewer than `at_least`.
     """
-    found = 0 if trajectory.candidate_ids is None else trajectory.candidate_ids.shape[1]
-    if trajectory.candidate_ids is None or found < at_least:
+    count = 0 if trajectory.candidate_ids is None else trajectory.candidate_ids.shape[1]
+    if trajectory.candidate_ids is None or count < at_least:
         raise ValueError(
-            f"the trajectory of prompt {trajectory.prompt_id!r} has {found} candidate ids a position and the "
+            f"the trajectory of prompt {trajectory.prompt_id!r} has {count} candidate ids a position and the "
             f"objective needs {at_least}; roll out with RolloutRequest.candidates={at_least}"
         )
     return trajectory.candidate_ids

@@ -2,35 +2,26 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from scoring.backends.store import Coverage
 from tests.scoring.reference import random_request
-from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tutelage.records.signal import SIGNAL_ARRAYS, ScoringRequest, TeacherSignal
 
 EXTENTS = st.builds(Coverage, st.integers(0, 6), st.booleans(), st.booleans())
 
 
 def invented(request: ScoringRequest, seed: int = 0) -> TeacherSignal:
-    """An answer of the right form, with numbers that no two requests share."""
+    """An answer with all the declared arrays that are asked for, with numbers that no two requests share."""
     generator = np.random.default_rng(seed)
-    tokens = request.num_scored
-
-    def numbers(*shape: int) -> np.ndarray:
-        return generator.normal(size=shape).astype(np.float32)
-
-    return TeacherSignal(
-        teacher=request.teacher,
-        logprobs=numbers(tokens),
-        entropy=numbers(tokens) if request.entropy else None,
-        support_ids=request.support_ids,
-        support_logprobs=None if request.support_ids is None else numbers(*request.support_ids.shape),
-        top_ids=generator.integers(0, 99, (tokens, request.top_k), dtype=np.int32) if request.top_k else None,
-        top_logprobs=numbers(tokens, request.top_k) if request.top_k else None,
-        hidden_states=numbers(tokens, 8) if request.hidden_states else None,
-    )
+    arrays: dict[str, Any] = {}
+    for name, row in request.row_shapes.items():
+        shape = (request.num_scored, *((8,) if name == "hidden_states" else row))
+        arrays[name] = (1000 * generator.normal(size=shape)).astype(SIGNAL_ARRAYS[name].dtype)
+    return TeacherSignal(teacher=request.teacher, support_ids=request.support_ids, **arrays)
 
 
 def assert_same(ours: TeacherSignal, theirs: TeacherSignal) -> None:

@@ -14,6 +14,7 @@ from scoring.backends.store import Coverage, SignalStore, Unreadable
 from tests.scoring.backends.coverage import EXTENTS, asked, assert_same, damage_bytes, invented
 from tests.scoring.reference import random_request
 from tutelage.lm.head import LMHead, LogitTransform
+from tutelage.records.signal import TeacherSignal
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -130,6 +131,24 @@ def test_files_that_cannot_be_trusted_are_named(tmp_path: Path, fault: str) -> N
     with pytest.raises(Unreadable, match=message) as caught:
         store.find(asked(Coverage(9 if "too much" in fault else 4, True, True)))
     assert str(store.path(request)) in str(caught.value)
+
+
+def test_a_file_holds_what_answers_the_request_under_the_names_of_its_arrays(tmp_path: Path) -> None:
+    store = SignalStore(str(tmp_path), "t")
+    request = asked(Coverage(4, True, True))
+    store.keep(request, replace(invented(request), reference_logprobs=np.zeros(7, np.float32)))
+    assert load_file(store.path(request)).keys() == {
+        "logprobs", "entropy", "support_logprobs", "top_ids", "top_logprobs", "hidden_states"
+    }  # fmt: skip
+
+
+def test_nothing_scored_is_answered_with_no_rows_of_everything() -> None:
+    request = replace(asked(Coverage(4, True, True)), scored_mask=np.zeros(7, np.bool_), support_ids=np.empty((0, 3)))
+    empty, some = TeacherSignal.empty(request, width=8), invented(asked(Coverage(4, True, True)))
+    assert empty.arrays.keys() == some.arrays.keys()
+    for name in request.row_shapes:
+        assert empty.arrays[name].shape == (0, *some.arrays[name].shape[1:])
+        assert empty.arrays[name].dtype == some.arrays[name].dtype
 
 
 def test_no_half_written_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
