@@ -20,16 +20,14 @@ class RequestBuilder:
     def __init__(
         self,
         needs: SignalNeeds,
-        overlap_k: int = 0,
         aligners: Mapping[str, Aligner] | None = None,
         without_entropy: Collection[str] = (),
         max_tokens: int | None = None,
     ) -> None:
         """
         Args:
-            needs: of the objective.
-            overlap_k: most likely ids of the teacher that are watched; none are where a teacher has another tokenizer,
-                since they are measured in all examples of a batch or in none.
+            needs: of the objective and the learner's monitors. No ids are watched where a teacher has another
+                tokenizer, since they are measured in all examples of a batch or in none.
             aligners: of the teachers with another tokenizer, by key.
             without_entropy: keys of the teachers that do not tell theirs, which is watched otherwise.
             max_tokens: of prompt and response that a teacher can read, where its tokens may be more than the
@@ -37,7 +35,7 @@ class RequestBuilder:
         """
         self._needs, self._aligners, self._max_tokens = needs, aligners or {}, max_tokens
         self._without_entropy = frozenset(without_entropy)
-        self._overlap_k = 0 if self._aligners else overlap_k
+        self._watched_top_k = 0 if self._aligners else needs.watched_top_k
 
     def build(
         self,
@@ -63,7 +61,7 @@ class RequestBuilder:
                 f"rendering has {len(follow_ups)}"
             )
         request = build_request(teacher, prompt_ids, trajectory, self._needs)
-        request = with_monitored(request, self._overlap_k, teacher not in self._without_entropy)
+        request = with_monitored(request, self._watched_top_k, teacher not in self._without_entropy)
         aligner = self._aligners.get(teacher)
         if aligner is None:
             return same_tokens_request(request, trajectory, follow_ups)

@@ -1,5 +1,7 @@
 """What follows from a configuration."""
 
+from dataclasses import replace
+
 from learner.objectives import requirements
 from learner.objectives.config import OtherSource
 from learner.objectives.rules.case import RunFacts
@@ -8,6 +10,7 @@ from orchestration.config.stages import STAGES
 from scoring.backends.factory import kind_of
 from scoring.capabilities import Capabilities, mixed
 from scoring.config import TEACHER, TeacherConfig
+from tutelage.records.signal import SignalNeeds
 
 
 def run_facts(config: RunConfig) -> RunFacts:
@@ -74,6 +77,12 @@ def shows_whole(config: RunConfig, key: str) -> bool:
     """Whether the student's new responses can be compared with this teacher over the whole vocabulary."""
     given = capabilities_of(config, key)
     return given.hidden_states and given.new_responses and not teachers_of(config)[key].cross_tokenizer
+
+
+def signal_needs(config: RunConfig) -> SignalNeeds:
+    """What the teachers of a run are to tell of each token: what the objective needs, and what is watched beside it."""
+    watched = config.learner.overlap_k if STAGES[config.stage].learns_from_scores else 0
+    return replace(requirements(config.objective), watched_top_k=watched)
 
 
 def sampled_candidates(config: RunConfig) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from learner.objectives import requirements
 from learner.objectives.rules import refusals as objective_rules
-from orchestration.config.facts import learns_from_teacher, named_teachers, run_facts
+from orchestration.config.facts import learns_from_teacher, named_teachers, run_facts, signal_needs
 from orchestration.config.keys import unknown_key_refusals
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
@@ -108,9 +108,8 @@ def _backend_use(config: RunConfig) -> BackendUse:
     """What the objective and the learner's monitors want of every backend."""
     sequences = config.objective.sequences
     return BackendUse(
-        needs=requirements(config.objective),
+        needs=signal_needs(config),
         scoring=config.scoring,
-        overlap_k=config.learner.overlap_k if STAGES[config.stage].learns_from_scores else 0,
         writes=learns_from_teacher(config),
         new_responses=sequences.on_policy_fraction > 0,
     )
@@ -138,11 +137,11 @@ def _mixed_scores(
     members = [member for member in teacher.mixture if member in teachers]
     known = {member: teachers[member] for member in members if teachers[member].backend in BACKENDS}
     blind = [member for member, one in known.items() if not kind_of(one).capabilities(one, gpus).given_ids]
-    wanted = requirements(config.objective)
+    wanted = signal_needs(config)
     if wanted.teacher_entropy:
         fix = "the entropy of a mixture does not follow from its teachers'; choose an objective without bounds on it"
         yield Refusal(f"{teacher_setting(key)}.mixture", dict(teacher.mixture), fix)
-    if blind and (wanted.teacher_top_k or (config.learner.overlap_k and not wanted.hidden_states)):
+    if blind and (wanted.teacher_top_k or (wanted.watched_top_k and not wanted.hidden_states)):
         fix = (
             f"backend={teachers[blind[0]].backend} scores no given ids, among which a mixture's most likely ones "
             "are sought; set learner.overlap_k=0 and an objective without them, for instance "

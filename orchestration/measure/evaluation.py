@@ -114,7 +114,7 @@ class Evaluator:
             columns["accuracy"] = (np.array(rewards), ones)
         if divergences is not None:
             tokens = np.array([d.tokens for d in divergences], dtype=float)
-            measured = ("overlap_ratio",) if self._config.learner.overlap_k else ()
+            measured = ("overlap_ratio",) if all(d.overlap_ratio is not None for d in divergences) else ()
             for name in ("reverse_kl", "forward_kl", *measured):
                 columns[name] = (np.array([getattr(d, name) for d in divergences]), tokens)
         if from_base is not None:

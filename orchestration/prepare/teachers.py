@@ -2,8 +2,7 @@
 
 import asyncio
 
-from learner.objectives import requirements
-from orchestration.config.facts import capabilities_of, teachers_of
+from orchestration.config.facts import capabilities_of, signal_needs, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.inputs import Prepared
 from scoring.backends.factory import kind_of
@@ -32,8 +31,7 @@ def make_request_builder(config: RunConfig, prepared: Prepared) -> RequestBuilde
         if teacher.cross_tokenizer
     }
     without_entropy = [key for key in teachers if not capabilities_of(config, key).entropy]
-    needs, longest = requirements(config.objective), config.rollout.max_model_len
-    return RequestBuilder(needs, config.learner.overlap_k, aligners, without_entropy, longest)
+    return RequestBuilder(signal_needs(config), aligners, without_entropy, config.rollout.max_model_len)
 
 
 def check_endpoints(config: RunConfig, prepared: Prepared) -> None:

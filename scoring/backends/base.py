@@ -108,9 +108,8 @@ class Backend(ABC):
 class BackendUse:
     """What a run wants of a teacher's backend."""
 
-    needs: SignalNeeds  # of the objective
+    needs: SignalNeeds  # of the objective and the learner's monitors
     scoring: ScoringConfig
-    overlap_k: int = 0  # learner.overlap_k, so many of the teacher's most likely ids; 0 where it is not measured
     writes: bool = False  # the teacher also writes sequences
     new_responses: bool = False  # what the student samples is scored
 
@@ -209,9 +208,9 @@ class BackendKind(ABC):
                 f"{key}.backend=transformers{other}"
             )
             yield Refusal(f"{key}.backend", teacher.backend, fix)
-        if given.max_top_k is not None and use.overlap_k > given.max_top_k:
+        if given.max_top_k is not None and use.needs.watched_top_k > given.max_top_k:
             fix = (
                 f"{key}.server.max_top_k={given.max_top_k}, so fewer ids are known; lower it to that (0: the overlap "
                 "is not measured), or raise max_top_k to what the endpoint gives"
             )
-            yield Refusal("learner.overlap_k", use.overlap_k, fix)
+            yield Refusal("learner.overlap_k", use.needs.watched_top_k, fix)

@@ -22,12 +22,13 @@ def refused(teacher: TeacherConfig, wanted: SignalNeeds = NOTHING, gpus: float =
 
 
 def test_a_model_of_our_own_gives_everything() -> None:
-    assert refused(TeacherConfig(quantization=Quantization.nf4), EVERYTHING, overlap_k=999, writes=True) == []
+    wanted = replace(EVERYTHING, watched_top_k=999)
+    assert refused(TeacherConfig(quantization=Quantization.nf4), wanted, writes=True) == []
 
 
 @pytest.mark.parametrize("teacher", [SERVER, ENGINE])
 def test_the_sampled_token_and_the_teachers_own_ids_suit_all(teacher: TeacherConfig) -> None:
-    assert refused(teacher) == refused(teacher, SignalNeeds(teacher_top_k=20), overlap_k=20) == []
+    assert refused(teacher) == refused(teacher, SignalNeeds(teacher_top_k=20, watched_top_k=20)) == []
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,9 @@ def test_engines_score_given_ids_on_gpus() -> None:
 def test_more_likely_ids_than_an_endpoint_gives() -> None:
     (of_objective,) = refused(SERVER, SignalNeeds(teacher_top_k=21))
     assert "its 21 most likely ids (it gives 20 at most)" in of_objective
-    (of_monitor,) = refused(SERVER, overlap_k=21)
+    (of_monitor,) = refused(SERVER, SignalNeeds(watched_top_k=21))
     assert of_monitor.startswith("learner.overlap_k=21: further_teachers.maths.server.max_top_k=20")
-    assert refused(ENGINE, SignalNeeds(teacher_top_k=500), overlap_k=500) == []
+    assert refused(ENGINE, SignalNeeds(teacher_top_k=500, watched_top_k=500)) == []
 
 
 @pytest.mark.parametrize("teacher", [SERVER, ENGINE])

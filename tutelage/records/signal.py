@@ -24,6 +24,7 @@ class SignalNeeds:
     teacher: bool = True  # something is compared with another model's probabilities
     candidates: int = 0  # of the student's most likely ids, which the rollout engine returns and the teacher scores
     teacher_top_k: int = 0  # of the teacher's own most likely ids
+    watched_top_k: int = 0  # of them, to be compared with the student's whether learned from or not
     teacher_entropy: bool = False  # which tokens are learned from depends on it
     hidden_states: bool = False  # the teacher's whole distribution, from its final states and LM head
     reference_logprobs: bool = False

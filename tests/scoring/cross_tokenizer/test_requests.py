@@ -31,6 +31,7 @@ OTHER_TEMPLATE = (
 ANSWERS = ("Light travels faster.", "The river begins unbelievably small 🙂", "12, 345", "puzzling jewels, naïve")
 ASKED = ("why?", "and the thunder?", "again, please")
 NEEDS = SignalNeeds(candidates=4)
+WATCHED = replace(NEEDS, watched_top_k=2)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def test_marks_of_a_conversation_equal_a_plain_forward(
     answers, asked = ANSWERS[:turns], ASKED[: turns - 1]
     trajectory = conversation(student, answers, asked)
     prompt_ids, follow_ups = rendered(teacher, asked, context)
-    view = RequestBuilder(NEEDS, overlap_k=2).build("teacher", prompt_ids, trajectory, follow_ups)
+    view = RequestBuilder(WATCHED).build("teacher", prompt_ids, trajectory, follow_ups)
     text = whole_text(teacher, context, answers, asked)
     expected_ids = [*teacher(text, add_special_tokens=False)["input_ids"], teacher.eos_token_id]
     assert [*view.request.prompt_ids.tolist(), *view.request.response_ids.tolist()] == expected_ids
@@ -185,7 +186,7 @@ def test_another_tokenizer_marks_by_the_chain_rule(pair: Pair, turns: int, ended
     answers, asked = ANSWERS[:turns], ASKED[: turns - 1]
     trajectory = conversation(pair.student, answers, asked, ended)
     prompt_ids, follow_ups = rendered(pair.teacher, asked, "The library burned down.")
-    views = RequestBuilder(NEEDS, overlap_k=2, aligners={"teacher": make_aligner(pair.student, pair.teacher)})
+    views = RequestBuilder(WATCHED, aligners={"teacher": make_aligner(pair.student, pair.teacher)})
     view = views.build("teacher", prompt_ids, trajectory, follow_ups)
     text = whole_text(pair.teacher, "The library burned down.", answers, asked)
     expected_ids = pair.teacher(text, add_special_tokens=False)["input_ids"] + [pair.teacher.eos_token_id] * ended
