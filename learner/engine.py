@@ -28,7 +28,7 @@ from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import build_objective
 from learner.perturbation import Perturbation
 from learner.records import Batch, ExampleDivergence, ExampleTokens, MicroBatch, Rows, StepReport
-from learner.student import HeadJob, load_student
+from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
 from learner.totals import StepTotals
 from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHead
@@ -181,12 +181,11 @@ class LearnerEngine:
         with torch.no_grad():
             for micro_batch in self._share(batch):
                 packed = to_tensors(micro_batch, self.device)
-                looks.append((packed.rows, self.deepspeed(packed, self._with_head(job(packed)))))
+                look = job(packed)
+                values = self.deepspeed(packed, lambda x, w, b, look=look: look(Head.of(w, b, self._transform), x))
+                looks.append((packed.rows, values))
         self.deepspeed.train()
         return looks
-
-    def _with_head(self, look: _Look) -> HeadJob:
-        return lambda hidden, weight, bias: look(Head.of(weight, bias, self._transform), hidden)
 
     def perturb(self, seed: int, size: float) -> None:
         """Put noise of `size` times its own spread on every weight until `restore_weights`; see `Perturbation`.

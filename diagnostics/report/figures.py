@@ -64,15 +64,10 @@ def figure(value: float | None, signed: bool = False, scale: float | None = None
     scale = abs(value) if scale is None else scale
     if value == 0 and not scale:
         return "0"
-    text = f"{value:.1e}" if scale < 5e-4 else f"{value:.{_decimals(scale)}f}"
+    decimals = (3 if scale >= 0.1 else 4) if scale < 1 else max(0, 2 - math.floor(math.log10(scale)))
+    text = f"{value:.1e}" if scale < 5e-4 else f"{value:.{decimals}f}"
     sign = "+" if signed and value > 0 else ""
     return sign + text.replace("-", "−")
-
-
-def _decimals(scale: float) -> int:
-    if scale < 1:
-        return 3 if scale >= 0.1 else 4
-    return max(0, 2 - math.floor(math.log10(scale)))
 
 
 def interval(record: Mapping[str, Any] | None, signed: bool = False) -> str:

@@ -16,7 +16,7 @@ from orchestration.config.stages import STAGES
 from orchestration.prepare.inputs import Prepared
 from rollout.group import RolloutGroup
 from scoring.config import TEACHER
-from scoring.pool import BASE, REFERENCE, TeacherPool
+from scoring.pool import BASE, TeacherPool
 from tutelage.cluster import Cluster, Worker
 
 
@@ -97,18 +97,15 @@ class Fleet:
         await self.learner.connect([*self.rollouts.workers, *self.teachers.followers])
         await self.send_heads()
         if BASE in self.teachers:
-            await self._send_head(BASE)
+            await self.send_head(BASE)
 
     async def send_heads(self) -> None:
         """The teachers' heads as they are now; of one whose weights move, again before each evaluation."""
         for key in (*self.teachers.teachers, *self.teachers.mixtures):
-            await self._send_head(key)
+            await self.send_head(key)
 
-    async def send_reference_head(self) -> None:
-        """For objectives over the whole vocabulary that compare the student with a reference alone."""
-        await self._send_head(REFERENCE)
-
-    async def _send_head(self, role: str) -> None:
+    async def send_head(self, role: str) -> None:
+        """Give the learner the head behind a role's hidden states, if there is one."""
         head = await self.teachers.lm_head(role)
         if head is not None:
             await self.learner.set_teacher_head(role, head)

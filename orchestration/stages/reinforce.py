@@ -46,4 +46,4 @@ class Reinforcement(OnPolicyStage):
         """As every stage; an objective over the whole vocabulary gets the reference's head."""
         await super().restore(checkpoint)
         if REFERENCE in self.fleet.teachers and self.needs.hidden_states:
-            await self.fleet.send_reference_head()
+            await self.fleet.send_head(REFERENCE)
