@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from scoring.cross_tokenizer.byte_alignment import NO_SPAN, Aligner, Alignment
+from scoring.cross_tokenizer.byte_alignment import NO_SPAN, Aligner, ByteAlignment
 from scoring.cross_tokenizer.token_bytes import TokenBytes
 from tests.models import make_tokenizer
 from tests.tokenizers import pruned, sentencepiece
@@ -46,7 +46,7 @@ def span_bytes(tokens: TokenBytes, ids: list[int], spans: np.ndarray) -> dict[in
     return found
 
 
-def assert_same_bytes(aligner: Aligner, ids: list[int], alignment: Alignment) -> None:
+def assert_same_bytes(aligner: Aligner, ids: list[int], alignment: ByteAlignment) -> None:
     """Span by span; a space that the teacher alone writes at the beginning is not the student's."""
     ours = span_bytes(aligner.student, ids, alignment.spans)
     theirs = span_bytes(aligner.teacher, alignment.teacher_ids.tolist(), alignment.teacher_spans)
