@@ -31,7 +31,7 @@ class Prepared:
 
     @property
     def teacher_path(self) -> str | None:
-        """Of the teacher that every run has; None where no teacher takes part."""
+        """The checkpoint of the teacher that every run has; None where no teacher takes part."""
         return self.teachers[TEACHER].path if TEACHER in self.teachers else None
 
     @property

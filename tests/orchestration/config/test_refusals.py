@@ -1,6 +1,6 @@
 """One way to say no: ranges on the fields, rules that say refusals, and one place that raises them all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 
 import pytest
@@ -44,7 +44,9 @@ def test_a_user_with_a_mistake_in_every_room_sees_a_message_for_each() -> None:
         (precompute_refusals, [], ["objective.sequences.other_source", "scoring.cache_dir", "pipeline.steps"]),
     ],
 )
-def test_what_a_command_refuses_is_said_with_all_the_rest(rules, overrides: list[str], keys: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_what_a_command_refuses_is_said_with_all_the_rest(
+    rules: Callable[[RunConfig], Iterable[Refusal]], overrides: list[str], keys: list[str]
+) -> None:
     register_schema()
     with initialize_config_module(version_base="1.3", config_module="conf"):
         composed = compose("config", overrides=["objective.name=mine", "pipeline.steps=0", *overrides])
