@@ -22,8 +22,9 @@ from torch import Tensor
 
 from learner.config import LearnerConfig
 from learner.head.fused_loss import FullTeacher, fused_head_loss
-from learner.objectives import ObjectiveConfig, Rows, build_objective
+from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Gradient, Importance, Support
+from learner.records import Rows
 from tutelage.lm.head import Head, LogitTransform
 
 K, BETA = 16, 0.5

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import conf
-from learner.objectives import Objective, Rows, StudentChunk, TeacherChunk, build_objective
+from learner.objectives import Objective, StudentChunk, TeacherChunk, build_objective
 from learner.objectives.config import ObjectiveConfig
+from learner.records import Rows
 
 VOCABULARY = 32
 TOP_K = 12

@@ -59,7 +59,10 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
             raise CheckpointError(f"{directory}: saved with learner.{name}={state[name]}, this run has {here}")
     all_trained = engine.student.lora.rank == 0
     engine.deepspeed.load_checkpoint(str(directory), tag=_TAG, load_module_strict=all_trained)
-    _restore_random_state(load_file(_random_file(directory, engine.rank)))
+    random_state = load_file(_random_file(directory, engine.rank))
+    torch.set_rng_state(random_state["cpu"])
+    if "cuda" in random_state:
+        torch.cuda.set_rng_state(random_state["cuda"])
     report = state["last_report"]
     engine.resume(state["version"], None if report is None else StepReport(**report))
 
@@ -82,12 +85,6 @@ def _random_state() -> dict[str, torch.Tensor]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
-
-
-def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _verify(directory: Path, run_directory: Path) -> None:

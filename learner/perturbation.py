@@ -27,9 +27,11 @@ class Perturbation:
         weights = self._weights()
         self._kept = [weight.detach().to("cpu", copy=True) for weight in weights]
         generator = torch.Generator(weights[0].device).manual_seed(seed)
-        spreads = {id(adapter.up): 1 / (adapter.scaling * adapter.rank**0.5) for adapter in adapters(module).values()}
+        spread_of_zeros = {id(a.up): 1 / (a.scaling * a.rank**0.5) for a in adapters(module).values()}
         for parameter, weight in zip(self._parameters, weights, strict=True):
-            _disturb(weight, generator, size, spreads.get(id(parameter), 1.0))
+            noise = torch.randn(weight.shape, generator=generator, device=weight.device)
+            spread = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / max(weight.numel(), 1) ** 0.5
+            weight.add_(noise.mul_(size * (spread or spread_of_zeros.get(id(parameter), 1.0))).to(weight.dtype))
 
     def restore(self) -> None:
         """Put the weights back as they were, bit for bit."""
@@ -45,9 +47,3 @@ class Perturbation:
             with deepspeed.zero.GatheredParameters([parameter]):
                 pass
         return [parameter.ds_tensor.data for parameter in self._parameters]
-
-
-def _disturb(weight: Tensor, generator: torch.Generator, size: float, spread_of_zeros: float) -> None:
-    noise = torch.randn(weight.shape, generator=generator, device=weight.device)
-    spread = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / max(weight.numel(), 1) ** 0.5
-    weight.add_(noise.mul_(size * (spread or spread_of_zeros)).to(weight.dtype))

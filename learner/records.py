@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.records.per_token import PerToken, declared, per_token
+from tutelage.records.per_token import declared, per_token
 from tutelage.records.signal import SIGNAL_ARRAYS, TeacherSignal
 from tutelage.records.trajectory import TRAJECTORY_ARRAYS, Trajectory
 
@@ -115,16 +115,13 @@ class Rows:
 
 
 STATES = "teacher_hidden_states"  # packed like rows, but the head's: no objective sees them
-
-
-def _row_arrays() -> dict[str, PerToken]:
-    """Declarations of what micro-batches hold of each response token, by the name it has there and in `Rows`."""
-    brought = TRAJECTORY_ARRAYS | {array.learner_name(name): array for name, array in SIGNAL_ARRAYS.items()}
-    read = {item.name for item in fields(Rows)} | {STATES}
-    return {name: array for name, array in (brought | declared(Rows)).items() if name in read}
-
-
-ROW_ARRAYS = _row_arrays()
+_brought = TRAJECTORY_ARRAYS | {array.learner_name(name): array for name, array in SIGNAL_ARRAYS.items()}
+# What micro-batches hold of each response token, by the name that it has there and in `Rows`.
+ROW_ARRAYS = {
+    name: array
+    for name, array in (_brought | declared(Rows)).items()
+    if name in {STATES, *(item.name for item in fields(Rows))}
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from tutelage.records.trajectory import FinishReason, PolicySpan, RolloutRequest, Trajectory
 
-INITIAL_WEIGHTS = "default"  # vLLM's label of the weights it was started with
+_INITIAL_WEIGHTS = "default"  # vLLM's label of the weights it was started with
 
 
 def sampling_params(request: RolloutRequest) -> SamplingParams:
@@ -50,16 +50,10 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
         sampling_logprobs=logprobs_TK[:, 0].copy(),
         temperature=request.temperature,
         candidate_ids=ids_TK[:, 1:].copy() if request.candidates else None,
-        spans=_spans(output),
+        # the versions that vLLM noted as the tokens came
+        spans=tuple(
+            PolicySpan(0 if s.version == _INITIAL_WEIGHTS else int(s.version), s.start, s.end)
+            for s in output.weight_versions
+        ),
         finish_reason=FinishReason(output.finish_reason),
     )
-
-
-def _spans(output: CompletionOutput) -> tuple[PolicySpan, ...]:
-    """Read the versions that vLLM noted as the tokens came."""
-    return tuple(PolicySpan(version_of(s.version), s.start, s.end) for s in output.weight_versions)
-
-
-def version_of(label: str) -> int:
-    """Read the policy version from vLLM's label of its weights."""
-    return 0 if label == INITIAL_WEIGHTS else int(label)

@@ -3,7 +3,7 @@
 Shape suffixes: C positions, K ids that a term touches, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from learner.objectives.base import Objective, StudentChunk, TeacherChunk, TokenLosses
 from learner.objectives.config import (
     K1,
+    STUDENT_SUPPORTS,
+    TEACHER_SUPPORTS,
     Gradient,
     Importance,
     Normalisation,
@@ -24,21 +26,18 @@ from learner.objectives.config import (
     is_likelihood,
 )
 from learner.objectives.estimators import ESTIMATORS
-from learner.objectives.full import FullTerm
-from learner.objectives.sampled_term import SampledPolicyGradient, Signal
-from learner.objectives.support_term import SupportTerm
-from learner.objectives.term import Term, TermLosses, WeightedTerm
+from learner.objectives.terms import (
+    FullTerm,
+    SampledPolicyGradient,
+    Signal,
+    SupportTerm,
+    Term,
+    TermLosses,
+    WeightedTerm,
+)
 from learner.objectives.token_masks import token_weights
 from learner.records import Rows
 from tutelage.records.signal import SignalNeeds
-
-_NEEDS_STUDENT_TOP = {
-    Support.student_topk,
-    Support.intersection,
-    Support.union,
-    Support.symmetric_difference,
-}
-_NEEDS_TEACHER_TOP = _NEEDS_STUDENT_TOP - {Support.student_topk} | {Support.teacher_topk}
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> 
     task = config.task_reward if config.task_reward.mix is not TaskRewardMix.none else None
     returns = config.returns.discount > 0
     supports = {term.support for term in terms.values()}
-    both_tops = bool(supports & _NEEDS_STUDENT_TOP and supports & _NEEDS_TEACHER_TOP)
+    both_tops = bool(supports & STUDENT_SUPPORTS and supports & TEACHER_SUPPORTS)
     extrapolation = config.reference.extrapolation if config.reference.model is not None else None
     for name, term in terms.items():
         own_returns = returns and not name
@@ -181,13 +180,13 @@ def requirements(config: ObjectiveConfig) -> SignalNeeds:
     """What the objective that `config` composes must be told."""
     returns, terms = config.returns, {"": config, **config.further_terms}
 
-    def largest(supports: set[Support]) -> int:
+    def largest(supports: Set[Support]) -> int:
         return max((term.k for term in terms.values() if term.support in supports), default=0)
 
     return SignalNeeds(
         teacher=_needs_teacher(config, terms),
-        candidates=largest(_NEEDS_STUDENT_TOP),
-        teacher_top_k=largest(_NEEDS_TEACHER_TOP),
+        candidates=largest(STUDENT_SUPPORTS),
+        teacher_top_k=largest(TEACHER_SUPPORTS),
         teacher_entropy=any(_needs_entropy(term.tokens) for term in terms.values()),
         hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),
         reference_logprobs=config.reference.model is not None,

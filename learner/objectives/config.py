@@ -28,6 +28,11 @@ class Support(Enum):
     full = "full"  # the whole vocabulary, from the teacher's hidden states and head
 
 
+TOPK_SUPPORTS = frozenset(Support) - {Support.sampled, Support.full}
+STUDENT_SUPPORTS = TOPK_SUPPORTS - {Support.teacher_topk}  # need the student's most likely ids
+TEACHER_SUPPORTS = TOPK_SUPPORTS - {Support.student_topk}  # need the teacher's
+
+
 class Normalisation(Enum):
     """What is made of the two distributions on a support that is not the whole vocabulary."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from learner.objectives.config import (
     REVERSE_KL,
+    TOPK_SUPPORTS,
     Gradient,
     Importance,
     LossReduction,
@@ -147,7 +148,7 @@ def _term_words(objective: ObjectiveConfig, term: TermConfig) -> str:
     rewards_alone = term is objective and reward.mix is not TaskRewardMix.none and reward.share == 0
     compared = "the task's reward alone" if rewards_alone else divergence_of(term).formula.name
     on = f"{compared} on {_fill(_SUPPORTS[term.support], term)}"
-    topk = term.support not in (Support.sampled, Support.full)
+    topk = term.support in TOPK_SUPPORTS
     how = "policy gradient" if term.gradient is Gradient.policy_gradient else "back-propagated"
     if term.support is Support.sampled and term.gradient is Gradient.backprop:
         how += f" through its {term.estimator} estimate"

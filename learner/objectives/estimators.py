@@ -2,7 +2,7 @@
 
 Shape suffixes: C positions.
 
-    k1            loss = log p(y) - log q(y),   g = 1:  zero in expectation, so it is a reward only (`sampled_term`)
+    k1            loss = log p(y) - log q(y),   g = 1:  zero in expectation, so it is a reward only (`terms`)
     k2            loss = w (log p(y) - log q(y))^2 / 2,   g = w (log p(y) - log q(y)):  reverse KL in expectation
     k3            loss = w (r - 1 - log r),  r = q(y)/p(y),  g = w (1 - r):  forward KL in expectation
     likelihood    loss = -log p(y),  g = -1:  KL(writer || student) in expectation, where another wrote y
@@ -21,7 +21,7 @@ from learner.objectives.base import StudentChunk, TeacherChunk
 from learner.objectives.config import FORWARD_KL, K1, LIKELIHOOD, REVERSE_KL, TermConfig
 from learner.objectives.importance import truncated_weight
 from learner.objectives.spans import actions
-from learner.objectives.term import TermLosses
+from learner.objectives.terms import TermLosses
 from learner.records import Rows
 from tutelage.registry import Registry
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from rollout.config import PromptSourceConfig
 from rollout.data.column_sums import ColumnSums
-from rollout.data.reversed_digits import ReversedDigits
+from rollout.data.digit_tasks import ReversedDigits
 from rollout.data.sources import load_prompts
 
 VOCABULARY = 512

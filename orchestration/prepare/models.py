@@ -7,8 +7,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from learner.lora import trainable_parameters
-from learner.objectives.config import ObjectiveConfig
-from learner.objectives.rules.case import TOPK_SUPPORTS
+from learner.objectives.config import TOPK_SUPPORTS, ObjectiveConfig
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.checkpoints import resolve_model, resolve_tokenizer

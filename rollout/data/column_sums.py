@@ -73,7 +73,8 @@ class ColumnSums:
 
     def worked(self, operands: tuple[int, ...]) -> str:
         """Write the steps, #### and the answer as the pattern has them."""
-        columns = _columns(*operands)
+        from_ones = (reversed(str(number)) for number in operands)
+        columns = [(int(left), int(right)) for left, right in zip(*from_ones, strict=True)]
         match self.pattern:
             case Pattern.carries:
                 steps, answer = _with_carries(columns), self.answer(operands)
@@ -93,11 +94,6 @@ class ColumnSums:
     @property
     def _numbers(self) -> int:
         return 9 * 10 ** (self.digits - 1)
-
-
-def _columns(left: int, right: int) -> list[tuple[int, int]]:
-    """Pairs of digits, from the ones upwards."""
-    return [(int(a), int(b)) for a, b in zip(reversed(str(left)), reversed(str(right)), strict=True)]
 
 
 def _with_carries(columns: list[tuple[int, int]]) -> list[str]:

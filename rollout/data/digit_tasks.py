@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,7 +23,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rollout.config import PromptSourceConfig
 from rollout.data.base import PromptSource, count_refusals, generated_count
 from rollout.data.column_sums import ColumnSums
-from rollout.data.reversed_digits import ReversedDigits
 from tutelage.records.prompt import Message, Prompt
 from tutelage.settings import ConfigError, Refusal
 
@@ -45,6 +44,43 @@ class DigitTask(Protocol):
     def question(self, operands: tuple[int, ...]) -> str: ...
     def answer(self, operands: tuple[int, ...]) -> str: ...  # the right one
     def worked(self, operands: tuple[int, ...]) -> str: ...  # a whole response, with #### before its answer
+
+
+@dataclass
+class ReversedDigits:
+    """Numbers of `digits` digits written backwards: a second task, on which the forgetting of another is measured.
+
+    reverse 58312 ─► ####21385
+    """
+
+    name: ClassVar[str] = "reversed_digits"
+    rule: ClassVar[str] = "backwards"
+
+    digits: int = 5
+
+    def __post_init__(self) -> None:
+        if self.digits < 1:
+            raise ValueError(f"digits={self.digits}: a number has digits; set 1 or more")
+
+    @property
+    def count(self) -> int:
+        return 9 * 10 ** (self.digits - 1)
+
+    def operands(self, index: int) -> tuple[int]:
+        """Find the number at 0 ≤ index < count."""
+        return (10 ** (self.digits - 1) + index,)
+
+    def includes(self, operands: tuple[int, ...]) -> bool:
+        return True
+
+    def question(self, operands: tuple[int, ...]) -> str:
+        return f"reverse {operands[0]}"
+
+    def answer(self, operands: tuple[int, ...]) -> str:
+        return str(operands[0])[::-1]
+
+    def worked(self, operands: tuple[int, ...]) -> str:
+        return f"####{self.answer(operands)}"
 
 
 DIGIT_TASKS: dict[str, type[Any]] = {task.name: task for task in (ColumnSums, ReversedDigits)}
@@ -233,11 +269,5 @@ def _typed(options_class: type[Any], options: Mapping[str, Any], key: str) -> An
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options_class), dict(options)))
     except (OmegaConfBaseException, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            Refusal(key, dict(options), f"{reason}; its options are {_option_names(options_class)}")
-        ) from error
-
-
-def _option_names(options_class: type[Any]) -> str:
-    own = [field.name for field in fields(options_class)]
-    return ", ".join(dict.fromkeys([*own, *(field.name for field in fields(Presentation))]))
+        names = dict.fromkeys(field.name for known in (options_class, Presentation) for field in fields(known))
+        raise ConfigError(Refusal(key, dict(options), f"{reason}; its options are {', '.join(names)}")) from error

@@ -8,16 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from learner.objectives import (
-    Objective,
-    ObjectiveConfig,
-    Rows,
-    StudentChunk,
-    TeacherChunk,
-    TokenLosses,
-    build_objective,
-)
+from learner.objectives import Objective, ObjectiveConfig, StudentChunk, TeacherChunk, TokenLosses, build_objective
 from learner.objectives.config import Support
+from learner.records import Rows
 
 V, K = 12, 4
 

@@ -204,15 +204,5 @@ class TeacherSignal:
         }
         return replace(self, **arrays)
 
-    @property
-    def support_mass(self) -> NDArray[np.float32] | None:
-        """[T], the teacher's probability of the support; what it leaves to one is the tail mass."""
-        return None if self.support_logprobs is None else np.exp(self.support_logprobs).sum(axis=-1)
-
-    @property
-    def top_mass(self) -> NDArray[np.float32] | None:
-        """[T], the teacher's probability of its own most likely ids."""
-        return None if self.top_logprobs is None else np.exp(self.top_logprobs).sum(axis=-1)
-
 
 SIGNAL_ARRAYS = declared(TeacherSignal)

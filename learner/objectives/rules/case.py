@@ -3,19 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from learner.objectives.config import Gradient, ObjectiveConfig, Support, TermConfig, is_likelihood
+from learner.objectives.config import TOPK_SUPPORTS, Gradient, ObjectiveConfig, Support, TermConfig, is_likelihood
 from learner.objectives.divergences import DIVERGENCES, divergence_of
-
-TOPK_SUPPORTS = frozenset(
-    {
-        Support.student_topk,
-        Support.teacher_topk,
-        Support.intersection,
-        Support.union,
-        Support.symmetric_difference,
-    }
-)
-STUDENT_SUPPORTS = TOPK_SUPPORTS - {Support.teacher_topk}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from learner.objectives.config import REVERSE_KL, Normalisation, Support, TaskRewardMix, TermConfig
-from learner.objectives.rules.case import STUDENT_SUPPORTS, Case, Rule
+from learner.objectives.config import REVERSE_KL, STUDENT_SUPPORTS, Normalisation, Support, TaskRewardMix, TermConfig
+from learner.objectives.rules.case import Case, Rule
 
 
 def _supports(c: Case) -> set[Support]:
@@ -13,10 +13,6 @@ def _supports(c: Case) -> set[Support]:
 
 def _off_policy(c: Case) -> bool:
     return c.objective.sequences.on_policy_fraction < 1
-
-
-def _weighs_sample(c: Case) -> bool:
-    return any(replace(c, term=term).learns_from_sample for term in c.terms.values())
 
 
 def _count(c: Case, has: Callable[[TermConfig], bool]) -> int:
@@ -30,7 +26,7 @@ def _mixes_reward(c: Case) -> bool:
 OBJECTIVE_RULES = (
     Rule(
         "sequences.on_policy_fraction",
-        lambda c: _off_policy(c) and _weighs_sample(c),
+        lambda c: _off_policy(c) and any(replace(c, term=term).learns_from_sample for term in c.terms.values()),
         "a loss of the sampled token needs the student's own samples and their sampling log-probs, which the "
         "teacher's and the dataset's sequences do not have; set 1, or a support of teacher_topk or full",
     ),

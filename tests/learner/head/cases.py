@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from learner.head.fused_loss import FullTeacher
-from learner.objectives import Rows
+from learner.records import Rows
 from tutelage.lm.head import Head, LogitTransform
 
 D, TEACHER_D = 24, 31

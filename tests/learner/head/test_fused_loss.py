@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.head.fused_loss import fused_head_loss
-from learner.objectives import Rows, build_objective
+from learner.objectives import build_objective
+from learner.records import Rows
 from tests.learner.objectives.compositions import COMPOSITIONS
 
 V, D, K = 97, 24, 16

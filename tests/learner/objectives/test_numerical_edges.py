@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.objectives import ObjectiveConfig, Rows
+from learner.objectives import ObjectiveConfig
 from learner.objectives.base import LOG_ZERO
 from learner.objectives.config import Gradient, Normalisation, Support
+from learner.records import Rows
 from tests.learner.objectives.compositions import DIVERGENCES, FEW
 from tests.learner.positions import V, close, compute, make_rows, random_pair, value_and_gradient
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.objectives import ObjectiveConfig, Rows, build_objective
+from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import (
     K1,
     Gradient,
@@ -24,6 +24,7 @@ from learner.objectives.describe import describe
 from learner.objectives.estimators import ESTIMATORS, Estimator, LogRatio
 from learner.objectives.rules.case import RunFacts
 from learner.objectives.rules.refusals import refusals
+from learner.records import Rows
 from tests.learner.objectives.compositions import DIVERGENCES
 from tests.learner.objectives.formulas import SHAPES, losses
 from tests.learner.positions import at_every_target, backward, close, compute, make_rows, random_pair, with_sampling

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.head.fused_loss import fused_head_loss
-from learner.objectives import ObjectiveConfig, Rows, build_objective
+from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import (
     Gradient,
     Importance,
@@ -24,7 +24,7 @@ from learner.objectives.config import (
 )
 from learner.objectives.spans import span_groups, sums_of_others
 from learner.packing import pack
-from learner.records import Example
+from learner.records import Example, Rows
 from learner.tensors import to_tensors
 from tests.learner.examples import make_example
 from tests.learner.positions import backward, close, compute, make_rows, random_pair

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.objectives import ObjectiveConfig, Rows, build_objective
+from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Normalisation, Support
+from learner.records import Rows
 from tests.learner.objectives.compositions import DIVERGENCES, FEW
 from tests.learner.objectives.formulas import losses, support_of
 from tests.learner.positions import (

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.objectives import ObjectiveConfig, Rows, StudentChunk, build_objective
+from learner.objectives import ObjectiveConfig, StudentChunk, build_objective
 from learner.objectives.config import Gradient, Support, TokenMaskConfig, Trust
+from learner.records import Rows
 from tests.learner.positions import close, compute, make_rows, random_pair
 
 MANY = 4000

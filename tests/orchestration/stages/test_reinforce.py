@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.objectives import Rows, StudentChunk, TokenLosses, build_objective, requirements
+from learner.objectives import StudentChunk, TokenLosses, build_objective, requirements
 from learner.objectives.config import ObjectiveConfig
 from learner.packing import pack
-from learner.records import Example
+from learner.records import Example, Rows
 from orchestration.pipeline.weighting import with_advantages, with_loss_reduction
 from tests.factories import NEEDED_BY_PRESETS, configured, make_trajectory, message
 from tests.learner.positions import close

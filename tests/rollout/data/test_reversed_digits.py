@@ -1,4 +1,4 @@
-from rollout.data.reversed_digits import ReversedDigits
+from rollout.data.digit_tasks import ReversedDigits
 
 
 def test_a_number_is_written_backwards() -> None:
