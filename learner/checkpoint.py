@@ -64,7 +64,7 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
     if "cuda" in random_state:
         torch.cuda.set_rng_state(random_state["cuda"])
     report = state["last_report"]
-    engine.resume(state["version"], None if report is None else StepReport(**report))
+    engine.version, engine.last_report = state["version"], None if report is None else StepReport(**report)
 
 
 def _setup(engine: LearnerEngine) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class LearnerConfig(Settings):
         32, at_least=1
     )  # weights leave in buckets of this size: one is written while another is loaded
 
+    @property
+    def examined_k(self) -> int:
+        """The k of both models' most likely ids where tokens are examined, also in a run that measures no overlap."""
+        return self.overlap_k or LearnerConfig().overlap_k
+
 
 @dataclass
 class CheckpointConfig(Settings):

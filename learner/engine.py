@@ -56,31 +56,14 @@ class LearnerEngine:
         self._watch = GradientWatch(module)
         self.deepspeed = initialise(module, self.config, setup.total_steps)
         self._teacher_heads: dict[str, TeacherHead] = {}
-        self._version = 0
-        self._last_report: StepReport | None = None
+        self.version = 0  # how many optimiser steps the weights have behind them
+        self.last_report: StepReport | None = None
         self._perturbation: Perturbation | None = None
 
     @property
     def module(self) -> PreTrainedModel:
         """The Hugging Face causal LM; under ZeRO-3 its parameters are partitioned."""
         return self.deepspeed.module.causal_lm
-
-    @property
-    def zero_stage(self) -> int:
-        return self.config.zero_stage
-
-    @property
-    def version(self) -> int:
-        """How many optimiser steps the weights have behind them."""
-        return self._version
-
-    @property
-    def last_report(self) -> StepReport | None:
-        return self._last_report
-
-    def resume(self, version: int, last_report: StepReport | None) -> None:
-        """Continue from `version`, whose weights and optimiser state have been loaded."""
-        self._version, self._last_report = version, last_report
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model; the group of ranks stays."""
@@ -95,8 +78,8 @@ class LearnerEngine:
             NonFiniteError: on every rank, before the optimiser's step, so the weights are as they were.
             ValueError: the batch belongs to another version of the weights or another number of ranks.
         """
-        if self._last_report is not None and batch.policy_version == self._version - 1:
-            return self._last_report
+        if self.last_report is not None and batch.policy_version == self.version - 1:
+            return self.last_report
         self._check(batch)
         started, cpu_started = time.perf_counter(), time.process_time()
         totals = self._accumulate(batch)
@@ -105,9 +88,9 @@ class LearnerEngine:
         grad_norm = self._optimise()
         loss, metrics = totals.reduce(batch.loss_tokens)
         cpu_seconds = self._sum_over_ranks(time.process_time() - cpu_started)
-        self._version += 1
-        self._last_report = StepReport(
-            policy_version=self._version,
+        self.version += 1
+        self.last_report = StepReport(
+            policy_version=self.version,
             loss=loss,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
@@ -116,7 +99,7 @@ class LearnerEngine:
             cpu_seconds=cpu_seconds,
             metrics=metrics,
         )
-        return self._last_report
+        return self.last_report
 
     def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
         """Keep a teacher's LM head for `evaluate` and for objectives over the whole vocabulary."""
@@ -131,11 +114,11 @@ class LearnerEngine:
         Raises:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
-        head, chunk, overlap_k = self._teacher_head(teacher), self.config.head_chunk_tokens, self.config.overlap_k
+        head, chunk, k = self._teacher_head(teacher), self.config.head_chunk_tokens, self.config.overlap_k
 
         def job(packed: PackedTensors) -> _Look:
             full = _full_teacher(packed, head)
-            return lambda student, states: divergences(student, states, full.head, full.hidden, chunk, overlap_k)
+            return lambda student, states: divergences(student, states, full.head, full.hidden, chunk, k)
 
         sums = ExampleSums(batch.examples, self.device)
         for rows, values in self._look(batch, job):
@@ -195,7 +178,7 @@ class LearnerEngine:
         """
         if self._perturbation is not None:
             raise ValueError("perturb: the weights are perturbed already; restore_weights comes first")
-        self._perturbation = Perturbation(self.deepspeed.module, self.zero_stage == 3, seed, size)
+        self._perturbation = Perturbation(self.deepspeed.module, self.config.zero_stage == 3, seed, size)
 
     def restore_weights(self) -> None:
         """Take the noise of `perturb` off again, bit for bit; without any, nothing happens."""
@@ -214,9 +197,9 @@ class LearnerEngine:
     def _check(self, batch: Batch) -> None:
         if self._perturbation is not None:
             raise ValueError("step: the weights are perturbed; restore_weights comes first")
-        if batch.policy_version != self._version:
+        if batch.policy_version != self.version:
             raise ValueError(
-                f"step: the batch starts from version {batch.policy_version}, the weights are at {self._version}"
+                f"step: the batch starts from version {batch.policy_version}, the weights are at {self.version}"
             )
         for micro_batch in self._share(batch):
             if micro_batch is not None and not (micro_batch.rows["temperatures"] > 0).all():
@@ -231,7 +214,10 @@ class LearnerEngine:
     def _accumulate(self, batch: Batch) -> StepTotals:
         """Run every micro-batch forward and backward."""
         totals = StepTotals(self.device)
-        overlap_k = self._overlap_k(batch)
+        # Where no teacher has told its own most likely ids, none are compared; decided by the whole batch, so that all
+        # ranks measure the same.
+        told = self._objective.requirements.hidden_states or batch.teacher_top_k >= self.config.overlap_k
+        compared_k = self.config.overlap_k if told else 0
         # DeepSpeed averages over ranks; the loss is a sum over all of them, divided by their tokens.
         scale = self.ranks / max(batch.loss_tokens, 1)
         micro_batches = self._share(batch)
@@ -245,7 +231,7 @@ class LearnerEngine:
                 chunk_tokens=self.config.head_chunk_tokens,
                 transform=self._transform,
                 teacher=self._teacher_of(micro_batch, packed),
-                overlap_k=overlap_k,
+                compared_k=compared_k,
             )
             loss, per_token = self.deepspeed(packed, job)
             totals.add(per_token, packed.rows.require("positions"))
@@ -262,21 +248,13 @@ class LearnerEngine:
         named = None if micro_batch is None else micro_batch.teacher
         return _full_teacher(packed, self._teacher_head(named or next(iter(self._teacher_heads), None)))
 
-    def _overlap_k(self, batch: Batch) -> int:
-        """How many most likely ids to compare: 0 where no teacher has told its own.
-
-        Decided by the whole batch, so that all ranks measure the same.
-        """
-        told = self._objective.requirements.hidden_states or batch.teacher_top_k >= self.config.overlap_k
-        return self.config.overlap_k if told else 0
-
     def _refuse_non_finite(self, totals: StepTotals) -> None:
         bad = [] if totals.loss_is_finite else ["the loss"]
         bad += [f"the gradient of {name}" for name in self._watch.drain()]
         if self._sum_over_ranks(float(len(bad))):
             what = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
             raise NonFiniteError(
-                f"step {self._version + 1}: {what or 'a value on another rank'} is not finite "
+                f"step {self.version + 1}: {what or 'a value on another rank'} is not finite "
                 f"(rank {self.rank}); the optimiser's step was not taken"
             )
 
@@ -290,7 +268,7 @@ class LearnerEngine:
         self.deepspeed.step()
         norm = float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
         if not math.isfinite(norm):  # finite gradients whose squares overflow
-            raise NonFiniteError(f"step {self._version + 1}: the gradient norm is {norm}; discard these weights")
+            raise NonFiniteError(f"step {self.version + 1}: the gradient norm is {norm}; discard these weights")
         return norm
 
     def _sum_over_ranks(self, value: float) -> float:

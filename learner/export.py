@@ -51,7 +51,7 @@ def _whole_state(engine: LearnerEngine) -> dict[str, Tensor]:
             if first in state and model.config.tie_word_embeddings:
                 state[weight.name] = state[first]  # save_pretrained expects to find both names of one tensor
             continue
-        with deepspeed.zero.GatheredParameters(weight.parts, enabled=engine.zero_stage == 3):
+        with deepspeed.zero.GatheredParameters(weight.parts, enabled=engine.config.zero_stage == 3):
             if engine.rank == 0:
                 state[weight.name] = weight.value().to("cpu", weight.parameter.dtype, copy=True)
     persistent = model.state_dict().keys()
@@ -65,7 +65,7 @@ def _trained_state(engine: LearnerEngine) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters(parameter, enabled=engine.zero_stage == 3):
+            with deepspeed.zero.GatheredParameters(parameter, enabled=engine.config.zero_stage == 3):
                 if engine.rank == 0:
                     state[name] = parameter.detach().to("cpu", copy=True)
     return state

@@ -157,7 +157,7 @@ class ExampleTokens:
     """One response under both models at temperature 1, in nats; T is the number of its loss tokens.
 
     `values` has [T] of each of: "student_logprob" and "teacher_logprob" of the token, "student_entropy",
-    "teacher_entropy", "reverse_kl" KL(student || teacher), "forward_kl", and what `learner.head.overlap` tells
+    "teacher_entropy", "reverse_kl" KL(student || teacher), "forward_kl", and what `learner.head.compare.overlap` tells
     ("overlap_token_advantage" is NaN where fewer than two ids are shared).
     """
 

@@ -11,12 +11,16 @@ from torch import Tensor
 _BLOCK_NUMBERS = {"cpu": 2**18, "cuda": 2**24}  # the size of a temporary tensor
 
 
+def slices(total: int, step: int) -> Iterator[slice]:
+    """Cut `total` rows; of none comes one empty slice, which still names the values that are made of rows."""
+    for start in range(0, max(total, 1), step):
+        yield slice(start, min(start + step, total))
+
+
 def row_blocks(buffer_CV: Tensor) -> Iterator[slice]:
-    """Slices that cover the rows of `buffer_CV`; of no rows, one empty slice."""
+    """As `slices`, of so few rows of `buffer_CV` that what is made of them stays in the cache."""
     rows, width = buffer_CV.shape
-    step = max(1, _BLOCK_NUMBERS.get(buffer_CV.device.type, 2**24) // max(width, 1))
-    for start in range(0, max(rows, 1), step):
-        yield slice(start, min(start + step, rows))
+    return slices(rows, max(1, _BLOCK_NUMBERS.get(buffer_CV.device.type, 2**24) // max(width, 1)))
 
 
 def log_softmax_(logits_CV: Tensor, floor: float) -> Tensor:

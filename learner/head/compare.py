@@ -1,10 +1,14 @@
-"""What student and teacher say at every loss token of a response, one by one: for diagnosis, not for training.
+"""What student and teacher say at every loss token of a response, one by one: measured, not learned from.
 
 Shape suffixes: R loss tokens of a micro-batch, T loss tokens of an example, C positions of a chunk, K most likely
 ids, V vocabulary, d hidden size.
+
+Overlap of the most likely ids: Rethinking On-Policy Distillation, arXiv 2604.13016; S^p and S^q are the top k of
+student and teacher, at temperature 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +17,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.head.overlap import Top, overlap
+from learner.objectives.base import LOG_ZERO
 from learner.records import ExampleDivergence, ExampleTokens, Rows
-from learner.rowwise import log_softmax_, row_blocks, row_dots, write_rows
+from learner.rowwise import log_softmax_, row_blocks, row_dots, slices, write_rows
 from tutelage.lm.head import Head, TeacherHead
+from tutelage.lm.top_k import top_k
 
 # A probability of zero: far below any log-prob, and finite, so that 0 * log 0 is 0.
 _LOG_NOTHING = torch.finfo(torch.float32).min / 2
@@ -45,10 +50,9 @@ def _by_chunk(
     chunk = min(chunk_tokens, max(total, 1))
     buffers = [states.new_empty(chunk, len(head), dtype=torch.float32) for head, states in sides]
     values: dict[str, Tensor] = {}
-    for start in range(0, max(total, 1), chunk):  # of no rows one empty chunk, which still names the values
-        rows = slice(start, min(start + chunk, total))
+    for rows in slices(total, chunk):
         logits = (
-            head.logits(states[rows].float(), out=buffer[: rows.stop - start])
+            head.logits(states[rows].float(), out=buffer[: rows.stop - rows.start])
             for (head, states), buffer in zip(sides, buffers, strict=True)
         )
         write_rows(values, rows, work(rows, *logits), total)
@@ -110,9 +114,9 @@ def examine_rows(
 
 
 def divergences(
-    student: Head, hidden: Tensor, teacher: TeacherHead, teacher_hidden: Tensor, chunk_tokens: int, overlap_k: int = 0
+    student: Head, hidden: Tensor, teacher: TeacherHead, teacher_hidden: Tensor, chunk_tokens: int, k: int = 0
 ) -> dict[str, Tensor]:
-    """What `compare` says of each token, and with `overlap_k` what `overlap` says of the two top k, [R] each.
+    """What `compare` says of each token, and with `k` what `overlap` says of the two top k, [R] each.
 
     Args:
         hidden: [R, d] the student's states.
@@ -120,7 +124,7 @@ def divergences(
     """
 
     def work(_rows: slice, logp_CV: Tensor, logq_CV: Tensor) -> dict[str, Tensor]:
-        shared_top = overlap(Top.of(logp_CV, overlap_k), Top.of(logq_CV, overlap_k)) if overlap_k else {}
+        shared_top = overlap(Top.of(logp_CV, k), Top.of(logq_CV, k)) if k else {}
         return compare(logp_CV, logq_CV) | shared_top
 
     return _both(student, hidden, teacher, teacher_hidden, chunk_tokens, work)
@@ -161,6 +165,55 @@ def _compare(logp: Tensor, logq: Tensor, p: Tensor) -> dict[str, Tensor]:
         "reverse_kl": (p * log_ratio).sum(-1),
         "forward_kl": -(q * log_ratio).sum(-1),
         "teacher_entropy": -(q * logq).sum(-1),
+    }
+
+
+@dataclass(frozen=True)
+class Top:
+    """The most likely ids of a model at C positions, in any order."""
+
+    ids: Tensor  # [C, K]
+    logprobs: Tensor  # [C, K]
+
+    @classmethod
+    def of(cls, logprobs_CV: Tensor, k: int) -> "Top":
+        logprobs_CK, ids_CK = top_k(logprobs_CV, k, in_order=False)
+        return cls(ids_CK, logprobs_CK)
+
+
+def top_and_entropy(logits_CV: Tensor, k: int) -> tuple[Top, Tensor]:
+    """The top k and the exact entropy [C] in nats of the softmax of logits, which are left as they are."""
+    tops, entropies = [], []
+    for block in row_blocks(logits_CV):
+        logprobs = logits_CV[block].log_softmax(-1).clamp_(min=LOG_ZERO)
+        tops.append(Top.of(logprobs, k))
+        entropies.append(-row_dots(logprobs.exp(), logprobs))
+    return Top(torch.cat([t.ids for t in tops]), torch.cat([t.logprobs for t in tops])), torch.cat(entropies)
+
+
+def overlap(student: Top, teacher: Top) -> dict[str, Tensor]:
+    """Statistics of S^p ∩ S^q, [C] each; ids that only one of the models has count as not shared.
+
+    Returns:
+        "overlap_ratio" |S^p ∩ S^q| / k; "overlap_mass_student" and "overlap_mass_teacher", what p and q give to
+        the intersection; "overlap_token_advantage", the mean over its ids of p̄ (log q̄ - log p̄) in nats, with
+        both renormalised on it, NaN where fewer than two ids are shared; "overlap_undefined_share", 1 there.
+    """
+    same_CKK = student.ids[:, :, None] == teacher.ids[:, None, :]
+    absent_CK = ~same_CKK.any(-1)
+    logq_CK = teacher.logprobs.gather(1, same_CKK.byte().argmax(-1))
+    logp_CK, logq_CK = (x.clamp(min=LOG_ZERO).masked_fill(absent_CK, -torch.inf) for x in (student.logprobs, logq_CK))
+    log_mass_p, log_mass_q = logp_CK.logsumexp(-1, keepdim=True), logq_CK.logsumexp(-1, keepdim=True)
+    logp_CK, logq_CK = logp_CK - log_mass_p, logq_CK - log_mass_q
+    shared_C = (~absent_CK).sum(-1, dtype=logp_CK.dtype)
+    advantage_C = (logp_CK.exp() * (logq_CK - logp_CK)).masked_fill(absent_CK, 0.0).sum(-1) / shared_C
+    undefined_C = shared_C < 2
+    return {
+        "overlap_ratio": shared_C / absent_CK.shape[1],
+        "overlap_mass_student": log_mass_p[:, 0].exp(),
+        "overlap_mass_teacher": log_mass_q[:, 0].exp(),
+        "overlap_token_advantage": advantage_C.masked_fill(undefined_C, torch.nan),
+        "overlap_undefined_share": undefined_C.to(logp_CK.dtype),
     }
 
 

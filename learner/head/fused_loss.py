@@ -11,20 +11,18 @@ whole distribution and one more for soft-capped logits are reused by every chunk
 number of tokens, apart from [R, d] and [R] results.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from learner.head.compare import compare
-from learner.head.overlap import Top, overlap, top_and_entropy
+from learner.head.compare import Top, compare, overlap, top_and_entropy
 from learner.objectives.base import LOG_ZERO, Objective, StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.returns import future_advantages
 from learner.objectives.spans import span_groups, sums_of_others
 from learner.records import Rows
-from learner.rowwise import log_softmax_, write_rows
+from learner.rowwise import log_softmax_, slices, write_rows
 from tutelage.lm.head import Head, LogitTransform, TeacherHead
 from tutelage.records.signal import SignalNeeds
 
@@ -98,7 +96,7 @@ def fused_head_loss(
     chunk_tokens: int,
     transform: LogitTransform | None = None,
     teacher: FullTeacher | None = None,
-    overlap_k: int = 0,
+    compared_k: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the objective over all rows, differentiable once with respect to hidden states and head.
 
@@ -111,7 +109,7 @@ def fused_head_loss(
         transform: what the model makes of the head's output; None: nothing.
         teacher: needed by objectives over the whole vocabulary. Ids beyond the shorter of the two heads are
             padding rows that no tokenizer emits; both softmaxes leave them out.
-        overlap_k: most likely ids of student and teacher that are compared, 0: none. Without `teacher`, `rows` must
+        compared_k: most likely ids of student and teacher that are compared, 0: none. Without `teacher`, `rows` must
             have the teacher's entropy and at least so many of its most likely ids.
 
     Returns:
@@ -120,7 +118,7 @@ def fused_head_loss(
         "learner_logprob" (log p) and "rollout_logprob_gap" (|sampling log-prob - the learner's at the
         sampling temperature|; inflated if top-p or top-k cut the sampling distribution). With a teacher also the
         values of `learner.head.compare.compare`. Entropies and those are of the softmaxes at the temperature that
-        the objective asks for. With `overlap_k` also the values of `learner.head.overlap.overlap` and "entropy_gap"
+        the objective asks for. With `compared_k` also the values of `learner.head.compare.overlap` and "entropy_gap"
         |H(q) - H(p)|, at temperature 1 whatever the objective asks for.
 
     Raises:
@@ -130,7 +128,7 @@ def fused_head_loss(
         raise ValueError("objective.support=full needs the teacher's hidden states; set ScoringRequest.hidden_states")
     with torch.no_grad():
         head = Head.of(weight, bias, transform or LogitTransform())
-        work = _ChunkWork(head, objective, teacher, min(chunk_tokens, max(len(rows), 1)), overlap_k)
+        work = _ChunkWork(head, objective, teacher, min(chunk_tokens, max(len(rows), 1)), compared_k)
         sweep = _sweep(work, head, hidden, rows, objective.requirements, weight.requires_grad)
     if not torch.is_grad_enabled():
         return sweep.loss, sweep.per_token
@@ -150,7 +148,7 @@ def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Si
     values: dict[str, Tensor] = {}
     # Whole logits would be [R, V], 2.5 GB at 4,096 tokens and 150,000 ids, and softmax and gradient as much again. A
     # chunk needs [C, V] buffers, the same for all chunks: memory that is touched for the first time is slow.
-    for positions in _chunks(len(rows), work.positions):
+    for positions in slices(len(rows), work.positions):
         hidden_Cd = hidden[positions].float()
         # The gradient is taken here, where the chunk's distribution is at hand. Autograd would keep the logits of every
         # chunk until the backward pass, and checkpointing would compute them twice.
@@ -164,16 +162,10 @@ def _sweep(work: "_ChunkWork", head: Head, hidden: Tensor, rows: Rows, needs: Si
     return _Sweep(values["loss"].double().sum().float(), grad_hidden, grad_weight, grad_bias, values)
 
 
-def _chunks(total: int, chunk: int) -> Iterator[slice]:
-    """Slices of all rows; of none, one empty slice, which still names the metrics."""
-    for start in range(0, max(total, 1), chunk):
-        yield slice(start, min(start + chunk, total))
-
-
 def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: SignalNeeds) -> Tensor:
     """[R], from a sweep of its own: a token's advantage holds those of the tokens behind it."""
     logp_R = torch.empty_like(rows.teacher_logprobs)
-    for positions in _chunks(len(rows), work.positions):
+    for positions in slices(len(rows), work.positions):
         logp_R[positions] = work.target_logprobs(hidden[positions].float(), rows, positions)
     return future_advantages(
         teacher_floor(rows.teacher_logprobs) - logp_R,
@@ -190,7 +182,7 @@ def _with_span_sums(work: "_ChunkWork", hidden: Tensor, rows: Rows) -> Rows:
     shared = (tokens_R > 1).nonzero()[:, 0]
     hidden_Sd, targets = hidden[shared], replace(rows, target_ids=rows.target_ids[shared])
     logp_R = torch.zeros_like(rows.teacher_logprobs)
-    for positions in _chunks(len(shared), work.positions):
+    for positions in slices(len(shared), work.positions):
         logp_R[shared[positions]] = work.target_logprobs(hidden_Sd[positions].float(), targets, positions)
     values_R3 = torch.stack([logp_R, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs], dim=1)
     return replace(rows, span_tokens=tokens_R, span_rest=sums_of_others(values_R3, groups_R, tokens_R))
@@ -200,14 +192,14 @@ class _ChunkWork:
     """What is done with the positions of one chunk, in buffers that all chunks share."""
 
     def __init__(
-        self, head: Head, objective: Objective, teacher: FullTeacher | None, positions: int, overlap_k: int
+        self, head: Head, objective: Objective, teacher: FullTeacher | None, positions: int, compared_k: int
     ) -> None:
         self.head = head if teacher is None else head.shortened(min(len(head), len(teacher.head)))
         self.positions = positions
         self._objective = objective
         self._teacher = None if teacher is None else FullTeacher(teacher.hidden, teacher.head.shortened(len(self.head)))
         self._temperature = objective.requirements.softmax_temperature
-        self._overlap_k = overlap_k
+        self._compared_k = compared_k
         self._logits, self._spare = self._buffer(), self._buffer()
         self._teacher_logits = None if teacher is None else self._buffer()
         self._slope = None if head.transform.cap is None else self._buffer()
@@ -282,27 +274,27 @@ class _ChunkWork:
         self, student: StudentChunk, teacher: TeacherChunk | None, rows: Rows, values: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Taken before the objective overwrites the two distributions, which are at temperature 1."""
-        if not self._overlap_k:
+        if not self._compared_k:
             return {}
         if teacher is None:
             theirs, entropy = self._told(rows)
         else:
-            theirs, entropy = Top.of(teacher.logprobs, self._overlap_k), values["teacher_entropy"]
-        shared_top = overlap(Top.of(student.logprobs, self._overlap_k), theirs)
+            theirs, entropy = Top.of(teacher.logprobs, self._compared_k), values["teacher_entropy"]
+        shared_top = overlap(Top.of(student.logprobs, self._compared_k), theirs)
         return shared_top | {"entropy_gap": (entropy - values["student_entropy"]).abs()}
 
     def _tempered_overlap(self, logits_CV: Tensor, teacher_CV: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         """The same from the logits, for an objective at another temperature: one more softmax of each."""
-        if not self._overlap_k:
+        if not self._compared_k:
             return {}
-        ours, entropy = top_and_entropy(logits_CV, self._overlap_k)
-        told = self._told(rows) if teacher_CV is None else top_and_entropy(teacher_CV, self._overlap_k)
+        ours, entropy = top_and_entropy(logits_CV, self._compared_k)
+        told = self._told(rows) if teacher_CV is None else top_and_entropy(teacher_CV, self._compared_k)
         return overlap(ours, told[0]) | {"entropy_gap": (told[1] - entropy).abs()}
 
     def _told(self, rows: Rows) -> tuple[Top, Tensor]:
         """The teacher's most likely ids and its entropy as it sent them."""
         ids_CK, logq_CK = rows.teacher_top()
-        return Top(ids_CK[:, : self._overlap_k], logq_CK[:, : self._overlap_k]), rows.require("teacher_entropy")
+        return Top(ids_CK[:, : self._compared_k], logq_CK[:, : self._compared_k]), rows.require("teacher_entropy")
 
 
 def _tempered_logprobs(logits_CV: Tensor, spare_CV: Tensor, target_ids: Tensor, temperatures: Tensor) -> Tensor:

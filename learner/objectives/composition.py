@@ -115,20 +115,19 @@ def build_objective(config: ObjectiveConfig, seed: int = 0) -> Objective:
     Raises:
         ValueError: a composition that cannot be computed or has an expected gradient of zero.
     """
-    terms = {"": config, **config.further_terms}
-    if sum(term.normalisation is Normalisation.tail for term in terms.values()) > 1:
+    if sum(term.normalisation is Normalisation.tail for term in config.terms.values()) > 1:
         raise ValueError("objective.further_terms: only one term may have normalisation=tail; use raw for the others")
-    return ComposedObjective(requirements(config), list(_parts(config, terms, seed)))
+    return ComposedObjective(requirements(config), list(_parts(config, seed)))
 
 
-def _parts(config: ObjectiveConfig, terms: dict[str, TermConfig], seed: int) -> Iterator[_MaskedTerm]:
+def _parts(config: ObjectiveConfig, seed: int) -> Iterator[_MaskedTerm]:
     """Every term; after a first term on more than the sampled token, what it answers for later, on the sampled one."""
     task = config.task_reward if config.task_reward.mix is not TaskRewardMix.none else None
     returns = config.returns.discount > 0
-    supports = {term.support for term in terms.values()}
+    supports = {term.support for term in config.terms.values()}
     both_tops = bool(supports & STUDENT_SUPPORTS and supports & TEACHER_SUPPORTS)
     extrapolation = config.reference.extrapolation if config.reference.model is not None else None
-    for name, term in terms.items():
+    for name, term in config.terms.items():
         own_returns = returns and not name
         if term.support is not Support.sampled:
             wide = FullTerm(term) if term.support is Support.full else SupportTerm(term, both_tops)
@@ -159,16 +158,18 @@ def _estimator(term: TermConfig) -> Term:
     return ESTIMATORS[term.estimator](term)
 
 
-def _needs_teacher(config: ObjectiveConfig, terms: dict[str, TermConfig]) -> bool:
+def _needs_teacher(config: ObjectiveConfig) -> bool:
     """Whether a term compares the student with another model, or that model chooses the tokens."""
     task = config.task_reward
     rewards_alone = task.mix is not TaskRewardMix.none and task.share == 0
-    compared = [term for term in terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))]
+    compared = [
+        term for term in config.terms.values() if not (is_likelihood(term) or (rewards_alone and term is config))
+    ]
     if compared or config.returns.discount > 0:
         return True
     return any(
         term.control_variate or term.tokens.trust is not Trust.none or _needs_entropy(term.tokens)
-        for term in terms.values()
+        for term in config.terms.values()
     )
 
 
@@ -178,17 +179,17 @@ def _needs_entropy(tokens: TokenMaskConfig) -> bool:
 
 def requirements(config: ObjectiveConfig) -> SignalNeeds:
     """What the objective that `config` composes must be told."""
-    returns, terms = config.returns, {"": config, **config.further_terms}
+    returns, terms = config.returns, config.terms.values()
 
     def largest(supports: Set[Support]) -> int:
-        return max((term.k for term in terms.values() if term.support in supports), default=0)
+        return max((term.k for term in terms if term.support in supports), default=0)
 
     return SignalNeeds(
-        teacher=_needs_teacher(config, terms),
+        teacher=_needs_teacher(config),
         candidates=largest(STUDENT_SUPPORTS),
         teacher_top_k=largest(TEACHER_SUPPORTS),
-        teacher_entropy=any(_needs_entropy(term.tokens) for term in terms.values()),
-        hidden_states=any(term.support is Support.full or term.control_variate for term in terms.values()),
+        teacher_entropy=any(_needs_entropy(term.tokens) for term in terms),
+        hidden_states=any(term.support is Support.full or term.control_variate for term in terms),
         reference_logprobs=config.reference.model is not None,
         task_advantages=config.task_reward.mix is not TaskRewardMix.none,
         future_advantages=returns.discount > 0,

@@ -204,3 +204,8 @@ class ObjectiveConfig(TermConfig):
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     task_reward: TaskRewardConfig = field(default_factory=TaskRewardConfig)
     unsafe_baseline: bool = False  # allow a form that is known to be wrong, to reproduce its failure
+
+    @property
+    def terms(self) -> dict[str, TermConfig]:
+        """All terms by name, "" for the objective's own, which comes first."""
+        return {"": self, **self.further_terms}

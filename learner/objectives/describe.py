@@ -279,10 +279,11 @@ def _objective_words(objective: ObjectiveConfig) -> tuple[str, ...]:
 
 def describe(objective: ObjectiveConfig) -> Description:
     """An objective that `rules.refusals` has nothing against, in words and as formulas."""
-    terms = {"": objective, **objective.further_terms}
-    words = tuple(f"{f'{name}: ' if name else ''}{_term_words(objective, term)}" for name, term in terms.items())
+    words = tuple(
+        f"{f'{name}: ' if name else ''}{_term_words(objective, term)}" for name, term in objective.terms.items()
+    )
     formulas = []
-    for name, term in terms.items():
+    for name, term in objective.terms.items():
         weight = "" if term.weight == 1 else f"{term.weight:g} × "
         mask = "m(t) × " if _token_words(term.tokens) else ""
         sign = f"+ {name}: " if name else "l(t) = "

@@ -21,7 +21,7 @@ from diagnostics.alignment.nodes import choose, node_view
 from learner.records import ExampleTokens
 from orchestration.config.schema import RunConfig
 from orchestration.measure.alignment_record import AlignmentCost, GradientAlignment
-from orchestration.measure.both_models import BothModels, examined_k, teacher_in_question
+from orchestration.measure.both_models import BothModels, teacher_in_question
 from orchestration.measure.targeted import AnswerGrader, Completed, Target, TargetedPlan, complete, fit
 from orchestration.pipeline.fleet import Fleet
 from orchestration.pipeline.requests import roll_out_all, rollout_request
@@ -230,7 +230,7 @@ class _Measurement:
         ]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
         examples = await self._both.ask([answer.trajectory for answer in answers], requests)
-        return await self._both.tokens(examples, max(examined_k(self._config.learner), self._settings.candidates))
+        return await self._both.tokens(examples, max(self._config.learner.examined_k, self._settings.candidates))
 
     def _seen_by(self, teacher: ComparedTeacher, answer: Answer) -> NDArray[np.int32]:
         item = self._prompts[answer.question]

@@ -32,11 +32,6 @@ def full_request(item: RenderedPrompt, answer: Trajectory) -> ScoringRequest:
     return ScoringRequest(item.prompt.teacher, item.teacher_ids, answer.response_ids, hidden_states=True)
 
 
-def examined_k(learner: LearnerConfig) -> int:
-    """The k of both models' most likely ids where tokens are examined, also in a run that measures no overlap."""
-    return learner.overlap_k or LearnerConfig().overlap_k
-
-
 def teacher_in_question(config: RunConfig, fleet: Fleet) -> ScoringGroup:
     """The workers of `teacher`, for what looks at one teacher only.
 

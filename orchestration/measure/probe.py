@@ -17,7 +17,7 @@ import numpy as np
 from diagnostics.compatibility import Graded, ProbedAnswer, ProbeSamples
 from diagnostics.representation import Layer, Reading, compare_models
 from orchestration.config.schema import RunConfig
-from orchestration.measure.both_models import BothModels, examined_k, full_request, teacher_in_question
+from orchestration.measure.both_models import BothModels, full_request, teacher_in_question
 from orchestration.pipeline.fleet import Fleet, start_engines
 from orchestration.pipeline.requests import rollout_request
 from orchestration.prepare.checkpoints import resolve_model
@@ -201,7 +201,7 @@ class Prober:
         requests = [full_request(item, answer) for item, answer in zip(items, trajectories, strict=True)]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
         both = BothModels(self._fleet, self._config.learner)
-        tokens = await both.tokens(await both.ask(trajectories, requests), examined_k(self._config.learner))
+        tokens = await both.tokens(await both.ask(trajectories, requests), self._config.learner.examined_k)
         answers = [
             ProbedAnswer(answer.prompt_id, item.prompt.domain, item.prompt.teacher, answer.reward, its_tokens)
             for item, answer, its_tokens in zip(items, trajectories, tokens, strict=True)

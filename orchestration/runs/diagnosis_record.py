@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.compatibility import ProbedAnswer, ProbeStatistics
 from diagnostics.verdict import VerdictReport
 from orchestration.config.schema import RunConfig
-from orchestration.measure.both_models import examined_k
 from orchestration.measure.probe import Probed
 from tutelage.records.trajectory import CORRECT, Trajectory
 
@@ -38,7 +37,7 @@ def probe_record(config: RunConfig, probed: Probed, statistics: ProbeStatistics,
         "samples_per_prompt": config.probe.samples_per_prompt,
         "tokens": probed.tokens,
         "seconds": round(probed.seconds, 1),
-        "k": examined_k(config.learner),
+        "k": config.learner.examined_k,
         "vocabulary": vocabulary,
         "accuracy": accuracy,
         **record,

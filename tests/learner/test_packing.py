@@ -211,7 +211,7 @@ def swept(examples: list[Example]) -> list[torch.Tensor]:
         ((micro_batch,),) = pack(examples, 1, 1000, 0).ranks
         rows = to_tensors(micro_batch, torch.device("cpu")).rows
         hidden = table[rows.slots, rows.positions]
-        loss, metrics = fused_head_loss(hidden, weight, None, rows, build_objective(config), 5, overlap_k=4)
+        loss, metrics = fused_head_loss(hidden, weight, None, rows, build_objective(config), 5, compared_k=4)
         loss.backward()
         metrics.pop("overlap_token_advantage")  # undefined where fewer than two ids are shared
         found += [loss.detach(), weight.grad, *metrics.values()]

@@ -72,13 +72,13 @@ def steps(engine: LearnerEngine, count: int, examples: Sequence[Example] | None 
 
 
 def sent(engine: LearnerEngine) -> dict[str, Tensor]:
-    source = CausalLMSource(engine.module, engine.zero_stage, getattr(torch, engine.config.dtype.value), 2**18)
+    source = CausalLMSource(engine.module, engine.config.zero_stage, getattr(torch, engine.config.dtype.value), 2**18)
     return {name: weight.clone() for name, weight in source}
 
 
 def bases(engine: LearnerEngine) -> dict[str, Tensor]:
     """The weights that adapters are added to or that have none: nothing of it may be trained."""
-    source = CausalLMSource(engine.module, engine.zero_stage, torch.float32, 2**18)
+    source = CausalLMSource(engine.module, engine.config.zero_stage, torch.float32, 2**18)
     found = {}
     for bucket in source.buckets:
         with source.gathered(bucket):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 def _weights(engine: LearnerEngine) -> dict[str, torch.Tensor]:
-    source = CausalLMSource(engine.module, engine.zero_stage, torch.float32, 2**20)
+    source = CausalLMSource(engine.module, engine.config.zero_stage, torch.float32, 2**20)
     return {name: weight.clone() for name, weight in source}
 
 

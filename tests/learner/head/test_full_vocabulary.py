@@ -80,12 +80,12 @@ def plain(case: Case, formula: Formula, temperature: float = 1.0) -> tuple[Tenso
 
 
 def fused(
-    case: Case, config: ObjectiveConfig, chunk: int = 8, overlap_k: int = 0
+    case: Case, config: ObjectiveConfig, chunk: int = 8, compared_k: int = 0
 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     leaves = [x.detach().clone().float().requires_grad_() for x in case.leaves]
     bias = leaves[2] if case.bias is not None else None
     loss, per_token = fused_head_loss(
-        leaves[0], leaves[1], bias, case.rows, build_objective(config), chunk, case.transform, case.teacher, overlap_k
+        leaves[0], leaves[1], bias, case.rows, build_objective(config), chunk, case.transform, case.teacher, compared_k
     )
     loss.backward()
     return loss.detach(), [leaf.grad for leaf in leaves], per_token  # type: ignore[misc]
@@ -161,7 +161,7 @@ def test_a_student_equal_to_its_teacher_stays(name: str) -> None:
     case = make_case(transform=TRANSFORMS["capped"])
     head = Head.of(case.weight, case.bias, case.transform)
     case = replace(case, teacher=FullTeacher(case.hidden, head))
-    loss, grads, per_token = fused(case, OBJECTIVES[name][0], overlap_k=16)
+    loss, grads, per_token = fused(case, OBJECTIVES[name][0], compared_k=16)
     assert loss.abs() < 1e-4 and all(grad.norm() < 1e-4 for grad in grads)
     assert (per_token["reverse_kl"].abs() < 1e-5).all() and (per_token["overlap_ratio"] == 1).all()
 
@@ -169,7 +169,7 @@ def test_a_student_equal_to_its_teacher_stays(name: str) -> None:
 @pytest.mark.verifies(SECTION, "KL both ways, entropies and overlap of the whole distributions in the same sweep")
 def test_diagnostics_come_with_the_same_sweep() -> None:
     case = make_case(teacher_vocabulary=113)
-    per_token = fused(case, OBJECTIVES["JSD"][0], overlap_k=16)[2]
+    per_token = fused(case, OBJECTIVES["JSD"][0], compared_k=16)[2]
     logp, logq = case.log_softmaxes([x.double() for x in case.leaves])
     tops = [set(row.tolist()) for x in (logp, logq) for row in x.topk(16).indices]
     rows = len(logp)
@@ -187,9 +187,9 @@ def test_diagnostics_come_with_the_same_sweep() -> None:
 
 def test_evaluation_has_the_values_of_training() -> None:
     case = make_case(vocabulary=113, transform=TRANSFORMS["scaled"])
-    per_token = fused(case, OBJECTIVES["reverse KL"][0], overlap_k=16)[2]
+    per_token = fused(case, OBJECTIVES["reverse KL"][0], compared_k=16)[2]
     student = Head.of(case.weight, case.bias, case.transform)
-    values = divergences(student, case.hidden, case.teacher.head, case.teacher.hidden, chunk_tokens=4, overlap_k=16)
+    values = divergences(student, case.hidden, case.teacher.head, case.teacher.hidden, chunk_tokens=4, k=16)
     assert {"reverse_kl", "teacher_entropy", "overlap_ratio"} <= values.keys()
     for name, value in values.items():
         torch.testing.assert_close(value, per_token[name], rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -203,7 +203,7 @@ def test_ids_that_one_side_excludes_stay_finite() -> None:
             assert case.bias is not None and case.teacher.head.bias is not None
             bias = case.bias if side == "student" else case.teacher.head.bias
             bias[10] = -torch.inf
-            loss, grads, per_token = fused(case, config, overlap_k=16)
+            loss, grads, per_token = fused(case, config, compared_k=16)
             assert loss.isfinite() and all(grad.isfinite().all() for grad in grads), name
             undefined = per_token["overlap_undefined_share"].bool()  # not every position shares two ids
             assert torch.equal(per_token.pop("overlap_token_advantage").isfinite(), ~undefined)
@@ -219,9 +219,9 @@ def test_no_rows_give_a_connected_zero_and_all_metric_names() -> None:
         rows=case.rows.slice(0, 0),
         teacher=FullTeacher(case.teacher.hidden[:0], case.teacher.head),
     )
-    loss, grads, per_token = fused(empty, config, overlap_k=16)
+    loss, grads, per_token = fused(empty, config, compared_k=16)
     assert loss == 0 and not any(grad.any() for grad in grads)
-    assert per_token.keys() == fused(case, config, overlap_k=16)[2].keys()
+    assert per_token.keys() == fused(case, config, compared_k=16)[2].keys()
 
 
 def test_a_missing_teacher_is_named() -> None:

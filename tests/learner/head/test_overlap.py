@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from learner.head.compare import Top, overlap, top_and_entropy
 from learner.head.fused_loss import FullTeacher, fused_head_loss
-from learner.head.overlap import Top, overlap, top_and_entropy
 from learner.objectives import ObjectiveConfig, build_objective
 from learner.objectives.config import Gradient, Importance, Support
 from tests.learner.head.cases import Case, make_case
