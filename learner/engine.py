@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 
 from learner.config import LearnerSetup
 from learner.deepspeed_setup import initialise, join_group
-from learner.finite import GradientWatch, NonFiniteError
 from learner.head.compare import ExampleSums, by_example, divergences, examine_rows, example_tokens, token_logprobs
 from learner.head.fused_loss import FullTeacher, fused_head_loss
 from learner.objectives import build_objective
@@ -30,7 +29,7 @@ from learner.perturbation import Perturbation
 from learner.records import Batch, ExampleDivergence, ExampleTokens, MicroBatch, Rows, StepReport
 from learner.student import load_student
 from learner.tensors import PackedTensors, to_tensors
-from learner.totals import StepTotals
+from learner.totals import GradientWatch, NonFiniteError, StepTotals
 from tutelage.lm.head import Head, LMHead, LogitTransform, MixedHead, TeacherHead
 
 # Values [R, …] by name, of the student's head and its states [R, d].

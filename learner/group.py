@@ -8,7 +8,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from learner.config import LearnerConfig, LearnerSetup
+from learner.config import LearnerSetup
 from learner.records import Batch, ExampleDivergence, ExampleTokens, PublishReport, StepReport
 from learner.worker import LearnerWorker
 from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered
@@ -22,14 +22,9 @@ class LearnerGroup:
 
     KIND = "learner"
 
-    def __init__(self, workers: list[Worker], settings: LearnerConfig, timeouts: TimeoutConfig) -> None:
-        self.workers, self.reuse_key = workers, self._reuse_key(settings)
+    def __init__(self, workers: list[Worker], reuse_key: ReuseKey, timeouts: TimeoutConfig) -> None:
+        self.workers, self.reuse_key = workers, reuse_key
         self._timeouts = timeouts
-
-    @staticmethod
-    def _reuse_key(learner: LearnerConfig) -> ReuseKey:
-        """The settings that must match for idle learner processes to be reused; the student is loaded anew."""
-        return (learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
 
     def set_idle(self, cluster: Cluster) -> None:
         """Keep the processes for a next run; the student in them is dropped then."""
@@ -39,7 +34,9 @@ class LearnerGroup:
     async def start(cls, setup: LearnerSetup, timeouts: TimeoutConfig, cluster: Cluster) -> "LearnerGroup":
         """Start the ranks, or take idle processes, and load the student in each."""
         settings, deadline = setup.learner, timeouts.start
-        workers = cluster.reuse(cls.KIND, "learner", cls._reuse_key(settings))
+        # The student is loaded anew, so idle processes need nothing else in common.
+        reuse_key = (settings.ranks, settings.cpus_per_rank, settings.gpus_per_rank, settings.threads)
+        workers = cluster.reuse(cls.KIND, "learner", reuse_key)
         if not workers:
             workers = await cluster.start(
                 LearnerWorker,
@@ -50,7 +47,7 @@ class LearnerGroup:
         address = await workers[0].call("address", deadline=deadline)
         setups = (worker.call("setup", setup, rank, address, deadline=deadline) for rank, worker in enumerate(workers))
         await asyncio.gather(*setups)
-        return cls(workers, settings, timeouts)
+        return cls(workers, reuse_key, timeouts)
 
     async def connect(self, readers: Sequence[Worker]) -> None:
         """Let rank 0 send weights to engines and to whoever else follows the student."""

@@ -1,4 +1,4 @@
-"""Sums over the micro-batches and ranks of a step, whole and by position in the response.
+"""Sums over the micro-batches and ranks of a step, whole and by position in the response; a NaN in it is caught.
 
 Shape suffixes: R loss tokens of a micro-batch, B position buckets.
 
@@ -12,7 +12,7 @@ other lengths take part in the same collective.
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 GAP = "rollout_logprob_gap"
 LOSS = "loss"
@@ -74,6 +74,36 @@ class StepTotals:
         if GAP in known:
             known |= {f"{GAP}_mean": known.pop(GAP), f"{GAP}_max": float(self._gap_max)}
         return loss, known | _bucket_means(buckets)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient of a step is not finite: nothing may be published or saved after it."""
+
+
+class GradientWatch:
+    """Looks at every parameter's gradient as the backward pass produces it.
+
+    A hook on the parameter sees the whole gradient under every ZeRO stage, before it is reduced or
+    partitioned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._bad: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda grad, name=name: self._look(name, grad))
+
+    def _look(self, name: str, grad: Tensor) -> None:
+        # The sum of finite numbers is finite short of 3e38: one pass and no mask of the gradient's size.
+        bad = ~grad.detach().sum(dtype=torch.float32).isfinite()
+        seen = self._bad.get(name)
+        self._bad[name] = bad if seen is None else seen | bad
+
+    def drain(self) -> list[str]:
+        """Names of the parameters with a non-finite gradient since the last call."""
+        names = [name for name, bad in self._bad.items() if bool(bad)]
+        self._bad.clear()
+        return names
 
 
 def _zeros(device: torch.device, *shape: int) -> Tensor:

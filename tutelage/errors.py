@@ -4,7 +4,7 @@
     wrong input        ValueError naming key, value and fix, raised where it is read
     a worker dies      WorkerLost, from any call or stream of `tutelage.cluster.Worker`, also after a missed deadline
     a worker raises    WorkerFailure with the exception's text and the end of the worker's log
-    a step fails       LearnerFailure: NonFiniteError (`learner.finite`) on every rank, or a rank was lost
+    a step fails       LearnerFailure: NonFiniteError (`learner.totals`) on every rank, or a rank was lost
     weights not taken  WeightSyncError (`learner.weights.client`) in learner rank 0, a WorkerFailure in the driver
     damaged bytes      ChecksumMismatch (`tutelage.weights`), CheckpointError (`learner.checkpoint`): nothing was loaded
     the user stops     Interrupted

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.config import Schedule
 from learner.export import export
-from learner.finite import NonFiniteError
 from learner.packing import pack
 from learner.records import Batch, Example, ExampleDivergence, StepReport
+from learner.totals import NonFiniteError
 from tests.integration.learner.jobs import BUDGET, STEPS, Job, assert_same_update, plain_loss, settings, weights
 from tests.integration.ranks import Ranks
 from tests.learner.examples import make_example, make_examples
