@@ -10,7 +10,7 @@ prompts. Shape suffix: T loss tokens of an answer.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +21,7 @@ from diagnostics.intervals import BOOTSTRAP_DRAWS, Interval, ratio_interval
 from learner.records import ExampleTokens
 from tutelage.records.trajectory import CORRECT
 
-EARLIER = "earlier_teacher_logprob"
+EARLIER = "earlier_teacher_logprob"  # of a token, under the teacher's earlier checkpoint
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,6 @@ class ProbedAnswer:
     @property
     def _log_ratio(self) -> NDArray[np.float32]:
         return self.tokens.values["teacher_logprob"] - self.tokens.values["student_logprob"]
-
-    def with_earlier_teacher(self, logprobs: NDArray[np.float32]) -> "ProbedAnswer":
-        """Also under the teacher's earlier checkpoint, whose log-probs of all response tokens these are."""
-        values = {**self.tokens.values, EARLIER: logprobs[self.tokens.positions]}
-        return replace(self, tokens=replace(self.tokens, values=values))
 
 
 @dataclass(frozen=True)
@@ -125,8 +120,7 @@ def auroc(answers: Sequence[ProbedAnswer]) -> Interval | None:
         rows = np.concatenate([rows_of[i] for i in rng.integers(0, len(rows_of), len(rows_of))])
         if correct[rows].any() and not correct[rows].all():
             draws.append(_auroc(scores[rows], correct[rows]))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(_auroc(scores, correct), float(low), float(high))
+    return Interval.of(_auroc(scores, correct), draws)
 
 
 def by_position(answers: Sequence[ProbedAnswer]) -> dict[str, list[PositionRange]]:

@@ -1,7 +1,7 @@
 """Means with their 95 % intervals."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,12 @@ class Interval:
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, value: float, draws: Sequence[float] | NDArray[np.float64]) -> "Interval":
+        """A value with the range of the middle 95 % of its draws."""
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return cls(float(value), float(low), float(high))
 
     def as_json(self) -> dict[str, float | None] | None:
         """Return what JSON can hold; None where nothing was measured, and no end that was not."""
@@ -37,9 +43,7 @@ def ratio_interval(totals: NDArray[np.float64], weights: NDArray[np.float64]) ->
         weights: [n] the number of terms in each sum.
     """
     draws = _draws(len(totals))
-    ratios = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Interval(float(totals.sum() / weights.sum()), float(low), float(high))
+    return Interval.of(totals.sum() / weights.sum(), totals[draws].sum(axis=1) / weights[draws].sum(axis=1))
 
 
 def bootstrap_interval(statistic: Callable[[NDArray[np.int64]], float], prompts: int) -> Interval:
@@ -48,8 +52,7 @@ def bootstrap_interval(statistic: Callable[[NDArray[np.int64]], float], prompts:
     Args:
         statistic: takes the indices of prompts, some of them several times.
     """
-    low, high = np.percentile([statistic(rows) for rows in _draws(prompts)], [2.5, 97.5])
-    return Interval(statistic(np.arange(prompts)), float(low), float(high))
+    return Interval.of(statistic(np.arange(prompts)), [statistic(rows) for rows in _draws(prompts)])
 
 
 def _draws(count: int) -> NDArray[np.int64]:

@@ -63,6 +63,11 @@ class VerdictReport:
     evidence: tuple[str, ...]  # in plain words, with figures
     parts: Mapping[str, Interval] = field(default_factory=dict)  # of the formula: "gain" and "acceptance"
 
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What to add to the diagnosed settings for the recipe that is recommended."""
+        return ("recipe=cold_start_then_distil",) if self.verdict is Verdict.go_with_cold_start else ()
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -214,11 +219,6 @@ def _reachable_share(samples: ProbeSamples) -> Interval:
         sums[answer.prompt_id][1] += float(divergence.sum(dtype=np.float64))
     columns = np.array(list(sums.values()))
     return ratio_interval(columns[:, 0], columns[:, 1].clip(min=1e-12))
-
-
-def overrides_for(judgement: VerdictReport) -> tuple[str, ...]:
-    """What to add to the diagnosed settings for the recipe that the verdict recommends."""
-    return ("recipe=cold_start_then_distil",) if judgement.verdict is Verdict.go_with_cold_start else ()
 
 
 def _show(value: Interval, sign: str = "") -> str:

@@ -1,6 +1,7 @@
 """What each teacher of a run is asked about a trajectory: what the objective needs, and what is watched beside it."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from scoring.cross_tokenizer.byte_alignment import Aligner
 from scoring.cross_tokenizer.requests import other_tokens_request
 from scoring.cross_tokenizer.token_bytes import TokenBytes
-from scoring.requests import TeacherRequest, build_request, same_tokens_request, with_monitored
+from scoring.requests import TeacherRequest, build_request, same_tokens_request
 from tutelage.records.signal import SignalNeeds
 from tutelage.records.trajectory import STUDENT_ROLE, Trajectory
 
@@ -61,7 +62,9 @@ class RequestBuilder:
                 f"rendering has {len(follow_ups)}"
             )
         request = build_request(teacher, prompt_ids, trajectory, self._needs)
-        request = with_monitored(request, self._watched_top_k, teacher not in self._without_entropy)
+        # Hidden states tell the watched ids, and more; of these, those that the objective asked for are the first.
+        top_k = request.top_k if request.hidden_states else max(request.top_k, self._watched_top_k)
+        request = replace(request, top_k=top_k, entropy=request.entropy or teacher not in self._without_entropy)
         aligner = self._aligners.get(teacher)
         if aligner is None:
             return same_tokens_request(request, trajectory, follow_ups)

@@ -29,26 +29,11 @@ def build_request(
         teacher=teacher,
         prompt_ids=prompt_ids,
         response_ids=trajectory.response_ids,
-        support_ids=_support(trajectory, needs.candidates) if needs.candidates else None,
+        support_ids=student_candidates(trajectory, k)[:, :k] if (k := needs.candidates) else None,
         top_k=needs.teacher_top_k,
         entropy=needs.teacher_entropy,
         hidden_states=needs.hidden_states,
     )
-
-
-def with_monitored(request: ScoringRequest, k: int, entropy: bool) -> ScoringRequest:
-    """The request, also for what is watched: the teacher's `k` most likely ids, and its entropy if it can tell.
-
-    Hidden states tell the ids, and more, without being asked. The k that the objective asked for, if fewer, are the
-    first of them.
-    """
-    top_k = request.top_k if request.hidden_states else max(request.top_k, k)
-    return replace(request, top_k=top_k, entropy=request.entropy or entropy)
-
-
-def _support(trajectory: Trajectory, k: int) -> NDArray[np.int32]:
-    """[T, k]"""
-    return student_candidates(trajectory, k)[:, :k]
 
 
 def student_candidates(trajectory: Trajectory, at_least: int = 0) -> NDArray[np.int32]:

@@ -22,7 +22,7 @@ from scoring.backends.quantization import QuantizationBias, measure_bias
 from scoring.config import Quantization, ScoringConfig, TeacherConfig, TeacherWeights
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
-from tutelage.weights import EngineInfo
+from tutelage.weights import EngineInfo, SharedBuffer
 
 
 class ScoringWorker:
@@ -109,7 +109,7 @@ class ScoringWorker:
         return EngineInfo(self._settings.dtype.value, 1, self._followed.version)
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._followed.init_transfer(**init_info)
+        self._followed.buffer = SharedBuffer.open(Path(init_info["path"]), init_info["nbytes"])
 
     async def start_weight_update(self, version: int) -> None:
         await self._followed.start_update(version)

@@ -33,11 +33,6 @@ def log_renormalised(logprobs_C: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def smoothed(successes_C: Array, completions_C: Array, alpha: float) -> Array:
-    """Psucc_j = (k_j + α) / (m_j + 2α), the mean under a Beta(α, α) prior."""
-    return (successes_C + alpha) / (completions_C + 2 * alpha)
-
-
 def ideal_gradient(p_C: Array, success_C: Array) -> Array:
     """∂P̄/∂z: p_j (Psucc_j − P̄)."""
     return p_C * (success_C - p_C @ success_C)
@@ -72,11 +67,6 @@ def cosine(a_C: Array, b_C: Array) -> float:
     return float(a_C @ b_C / lengths) if lengths > _NO_DIRECTION**2 else 0.0
 
 
-def teacher_advantage(p_C: Array, q_C: Array, success_C: Array) -> float:
-    """Σ_j (q_j − p_j) Psucc_j: what the student would gain here if it chose this one token as the teacher does."""
-    return float((q_C - p_C) @ success_C)
-
-
 def gradient_noise(p_C: Array, successes_C: Array, completions_C: Array, alpha: float) -> float:
     """The standard error of g: √Σ_j Var g_j, from the variances of the Beta posteriors of Psucc.
 
@@ -100,11 +90,6 @@ def half_agreement(p_C: Array, outcomes_CM: Array, generator: np.random.Generato
         halves = (mixed_CM[:, :half], mixed_CM[:, half : 2 * half])
         cosines.append(cosine(*(ideal_gradient(p_C, part.mean(axis=1)) for part in halves)))
     return float(np.mean(cosines))
-
-
-def spearman_brown(half: Array) -> Array:
-    """The reliability of the whole, from the agreement of its halves."""
-    return 2 * half / (1 + half)
 
 
 @dataclass(frozen=True)
@@ -143,7 +128,7 @@ class NodeAlignment:
     gradient_norm: float = np.nan
     noise: float = np.nan  # standard error of the gradient
     agreement: float = np.nan  # of the halves
-    advantage: float = np.nan  # the teacher's
+    advantage: float = np.nan  # Σ_j (q_j − p_j) Psucc_j: what choosing this one token as the teacher does would gain
     cosines: Mapping[str, float] = field(default_factory=dict)  # by divergence
     direction_norms: Mapping[str, float] = field(default_factory=dict)  # |d|, by divergence
 
@@ -160,7 +145,9 @@ def compare_gradients(
     completions = np.array([len(item) for item in by_candidate], dtype=np.float64)
     successes = np.array([item.sum() for item in by_candidate])
     kept = completions >= settings.min_completions
-    success = np.where(completions > 0, smoothed(successes, completions, settings.alpha), np.nan)
+    # The mean under a Beta(α, α) prior.
+    smoothed = (successes + settings.alpha) / (completions + 2 * settings.alpha)
+    success = np.where(completions > 0, smoothed, np.nan)
     if kept.sum() < 2:
         return NodeAlignment(node, view, kept, success, "fewer than two candidates")
     logp, logq = log_renormalised(view.student_logprobs[kept]), log_renormalised(view.teacher_logprobs[kept])
@@ -179,7 +166,7 @@ def compare_gradients(
         gradient_norm=float(np.linalg.norm(gradient)),
         noise=noise,
         agreement=half_agreement(p, table, np.random.default_rng(0)),
-        advantage=teacher_advantage(p, np.exp(logq), success[kept]),
+        advantage=float((np.exp(logq) - p) @ success[kept]),
         cosines={name: cosine(gradient, direction) for name, direction in directions.items()},
         direction_norms={name: float(np.linalg.norm(direction)) for name, direction in directions.items()},
     )

@@ -9,14 +9,13 @@ they move the student, where a mean of cosines counts a token that is all but ce
 Shape suffixes: N nodes, Q questions, B bootstrap draws, S statistics.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
-from diagnostics.alignment.gradients import DESCENTS, Array, NodeAlignment, spearman_brown
+from diagnostics.alignment.gradients import DESCENTS, Array, NodeAlignment
 from diagnostics.intervals import Interval
 
 DRAWS = 1000
@@ -108,7 +107,8 @@ def _both(sums_QS: Array, counts_BQ: Array) -> dict[str, tuple[float, Array]]:
 def _statistics(sums_BS: Array) -> dict[str, Array]:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = dict(zip(_COLUMNS, (sums_BS[:, 1:] / sums_BS[:, :1]).T, strict=True))
-        reliability = spearman_brown(means.pop("agreement"))
+        half = means.pop("agreement")
+        reliability = 2 * half / (1 + half)  # of the whole, from its halves (Spearman-Brown)
         factor = np.sqrt(np.where(reliability > _LOWEST_RELIABILITY, reliability, np.nan))
         squares = means.pop("gradient_square")
         pooled = {
@@ -126,8 +126,7 @@ def _estimate(value: float, draws_B: Array) -> Interval:
     finite = draws_B[np.isfinite(draws_B)]
     if not np.isfinite(value) or not len(finite):
         return Interval(value, np.nan, np.nan)
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    return Interval.of(value, finite)
 
 
 def spearman(a_N: Array, b_N: Array) -> float:
@@ -236,8 +235,3 @@ def candidate_rows(row: NodeAlignment, texts: Mapping[int, str]) -> list[Json]:
         }
         for i, token in enumerate(view.candidate_ids)
     ]
-
-
-def skipped_counts(rows: Sequence[NodeAlignment]) -> dict[str, int]:
-    """Count the nodes of which nothing is said, by the reason."""
-    return dict(Counter(row.skipped for row in rows if row.skipped))

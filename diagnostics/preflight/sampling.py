@@ -19,7 +19,7 @@ def check_sampling(objective: ObjectiveConfig, run: RunFacts) -> Check:
     seen = f"temperature {run.temperature:g}, top-p {run.top_p:g}, top-k {run.top_k}; {objective.name} {ratios}"
     if run.top_p < 1 or run.top_k > 0:
         fix = "set sampling.top_p=1 and sampling.top_k=-1: likely tokens are all that the student learns about"
-        return Check(name, Status.warned, f"{seen}; the states are those of a truncated distribution", fix)
+        return Check(name, Status.warned, f"{seen}; the sequences are those of a truncated distribution", fix)
     return Check(name, Status.passed, seen)
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from diagnostics.report.charts import BEFORE, NEUTRAL, STUDENT, TEACHER, Chart, Series
 from diagnostics.report.figures import ROLES, describe, interval_of
 from diagnostics.report.page import Folded, Section
-from diagnostics.report.tables import Table, of_groups, of_statistics
+from diagnostics.report.tables import Table, of_groups, of_statistics, span
 
 X, X_LABEL = "policy_version", "policy version"
 HELD_OUT = (
@@ -130,7 +130,7 @@ def position_section(steps: Sequence[Mapping[str, float]]) -> Section:
             Series(label, list(range(len(places))), _means(rows, name, places), colour=colour)
             for (label, rows), colour in zip(compared.items(), (BEFORE, STUDENT), strict=True)
         ]
-        names, known = [_place(*place) for place in places], describe(name)
+        names, known = [span(*place) for place in places], describe(name)
         charts.append(Chart(known.label, curves, "token of the response", known.unit, x_names=names).svg())
     compares = "The first step and the last" if count == 1 else f"The first {count} steps and the last {count}"
     text = f"{compares}, of {len(steps)}." if charts else ""
@@ -147,10 +147,6 @@ def _buckets(steps: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, int, i
             yield match[1], int(match[2]), int(match[3])
 
 
-def _place(first: int, last: int) -> str:
-    return str(last) if last == first + 1 else f"{first + 1}–{last}"
-
-
 def _means(rows: Sequence[Mapping[str, float]], name: str, places: Sequence[tuple[int, int]]) -> list[float | None]:
     keys = [f"train/{name}/tokens_{first}_{last}" for first, last in places]
     columns = [[row[key] for row in rows if key in row] for key in keys]
@@ -159,8 +155,8 @@ def _means(rows: Sequence[Mapping[str, float]], name: str, places: Sequence[tupl
 
 def _position_table(rows: Sequence[Mapping[str, float]], buckets: Mapping[str, Sequence[tuple[int, int]]]) -> Table:
     places = sorted({place for ranges in buckets.values() for place in ranges})
-    groups: dict[str, dict[str, Any]] = {_place(*place): {} for place in places}
+    groups: dict[str, dict[str, Any]] = {span(*place): {} for place in places}
     for name in buckets:
         for place, value in zip(places, _means(rows, name, places), strict=True):
-            groups[_place(*place)][name] = value
+            groups[span(*place)][name] = value
     return of_groups("", groups)

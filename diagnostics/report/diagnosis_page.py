@@ -187,7 +187,7 @@ def _positions(probe: Mapping[str, Any]) -> Section:
     for name in (name for name in _BY_POSITION if name in by_position):
         rows, known = by_position[name], describe(name)
         series = _band("", rows, list(range(len(rows))), colour=NEUTRAL)
-        names = [span(row) for row in rows]
+        names = [span(row["from"], row["to"]) for row in rows]
         charts.append(Chart(known.label, [series], "token of the answer", known.unit, x_names=names).svg())
     tables = [of_buckets("", by_position)] if by_position else []
     folded: list[Folded] = [("The figures", [], tables)] if tables else []

@@ -81,14 +81,14 @@ def of_buckets(title: str, by_position: Mapping[str, Sequence[Mapping[str, Any]]
     groups: dict[str, dict[str, Any]] = {}
     for name, buckets in by_position.items():
         for bucket in buckets:
-            groups.setdefault(span(bucket), {})[name] = bucket
+            groups.setdefault(span(bucket["from"], bucket["to"]), {})[name] = bucket
     table = of_groups(title, groups)
     return Table(title, ["tokens", *table.columns[1:]], table.rows)
 
 
-def span(bucket: Mapping[str, Any]) -> str:
-    """The tokens of a bucket, counted from 1, both ends in it."""
-    first, last = int(bucket["from"]) + 1, int(bucket["to"])
+def span(start: float, stop: float) -> str:
+    """Write the tokens from `start` to before `stop`, counted from 1, both ends in it."""
+    first, last = int(start) + 1, int(stop)
     return str(first) if last <= first else f"{first}–{last}"
 
 

@@ -1,5 +1,6 @@
 """What the measurement of a teacher's gradients found, and what it took: the section `alignment` of diagnosis.json."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class GradientAlignment:
             "cost": asdict(self.cost),
             "summary": {name: {key: i.as_json() for key, i in part.items()} for name, part in strata.items()},
             "nodes": {name: len(part) for name, part in summary.strata(summary.counting(own)).items()},
-            "skipped": summary.skipped_counts(own),
+            "skipped": dict(Counter(row.skipped for row in own if row.skipped)),
             "tables": self._tables(own),
             "proxies": {name: estimate.as_json() for name, estimate in summary.proxies(own).items()},
             "candidates": [summary.candidate_rows(row, self.texts) for row in own],

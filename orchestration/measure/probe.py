@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diagnostics.compatibility import Graded, ProbedAnswer, ProbeSamples
+from diagnostics.compatibility import EARLIER, Graded, ProbedAnswer, ProbeSamples
 from diagnostics.representation import Layer, Reading, compare_models
 from orchestration.config.schema import RunConfig
 from orchestration.measure.both_models import BothModels, full_request, teacher_in_question
@@ -220,7 +220,11 @@ class Prober:
         signals = await self._scorers.score_all([replace(request, hidden_states=False) for request in requests])
         assert self._prepared.teacher_path is not None  # it has workers of its own
         await self._scorers.load(self._prepared.teacher_path, self._config.teacher)
-        return [a.with_earlier_teacher(signal.logprobs) for a, signal in zip(answers, signals, strict=True)]
+        told = []
+        for answer, signal in zip(answers, signals, strict=True):
+            values = {**answer.tokens.values, EARLIER: signal.logprobs[answer.tokens.positions]}
+            told.append(replace(answer, tokens=replace(answer.tokens, values=values)))
+        return told
 
 
 def _reward(trajectory: Trajectory) -> float:

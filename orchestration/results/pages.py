@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from diagnostics.report import RunRecord, render_diagnosis, render_recipe, render_run
+from diagnostics.report.diagnosis_page import render_diagnosis
+from diagnostics.report.run_page import RunRecord, render_recipe, render_run
 from orchestration.results.directory import stage_folders
 from orchestration.results.samples import read_samples
 from orchestration.results.tracker import read_metrics

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diagnostics.compatibility import ProbeStatistics, figures
-from diagnostics.report import render_diagnosis
-from diagnostics.verdict import Verdict, VerdictReport, judge, overrides_for
+from diagnostics.report.diagnosis_page import render_diagnosis
+from diagnostics.verdict import Verdict, VerdictReport, judge
 from orchestration.config.facts import shows_whole, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
@@ -140,7 +140,7 @@ class Diagnosis:
         """diagnosis.json and report.html, and the verdict for whoever watches."""
         assert self._preflight is not None
         probed, statistics, report = self._probed, self._statistics, self._report
-        change = overrides_for(report) if report else ()
+        change = report.overrides if report else ()
         command = shlex.join(["python", "-m", "orchestration.launch", *overrides, *change])
         tokenizer = self._prepared.tokenizer
         record = {

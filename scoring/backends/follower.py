@@ -51,13 +51,10 @@ class Follower:
         # Each once, under the first of its names.
         distinct = {id(weight): (name, weight) for name, weight in reversed(self._parameters.items())}
         self._masters = {name: weight.detach().float().clone() for name, weight in distinct.values() if self._averages}
-        self._buffer: SharedBuffer | None = None
+        self.buffer: SharedBuffer | None = None  # that the weights come through
         self._pause = AsyncExitStack()
         self._incoming = 0  # version of the update under way
         self._taken: set[int] = set()  # parameters that the update under way has brought
-
-    def init_transfer(self, path: str, nbytes: int) -> None:
-        self._buffer = SharedBuffer.open(Path(path), nbytes)
 
     async def start_update(self, version: int) -> None:
         """Forwards wait from here to `finish_update`; one that is under way is waited for."""
@@ -76,9 +73,9 @@ class Follower:
         """
         if self._averages and self._incoming <= self.version:
             return
-        if self._buffer is None:
+        if self.buffer is None:
             raise RuntimeError("the shared-memory weight transfer has not been initialised")
-        weights = read_bucket(self._buffer.data, Bucket(**bucket))
+        weights = read_bucket(self.buffer.data, Bucket(**bucket))
         await self._teacher.in_turn(lambda: self._take(weights))
 
     async def finish_update(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scoring.backends.base import check_request
 from scoring.backends.loading import load_teacher
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.lm.head import Head, LMHead, LogitTransform
@@ -26,35 +27,7 @@ _CPU_ROWS = 8  # of logits that are worked on at a time: what is written stays i
 
 def forward_tokens(request: ScoringRequest) -> int:
     """Tokens of a request that go through the backbone: nothing is asked of the state after the last scored one."""
-    return len(request.prompt_ids) + _last_scored(request) if request.num_scored else 0
-
-
-def _last_scored(request: ScoringRequest) -> int:
-    """Find where in the response its last scored token is."""
-    return (
-        len(request.response_ids) - 1 if request.scored_mask is None else int(np.flatnonzero(request.scored_mask)[-1])
-    )
-
-
-def check_shapes(request: ScoringRequest) -> None:
-    """Refuse a request that does not fit together, whoever is asked.
-
-    Raises:
-        ValueError: an empty prompt, or a mask or support of another length.
-    """
-    if len(request.prompt_ids) == 0:
-        raise ValueError("ScoringRequest.prompt_ids is empty: no state predicts the first response token")
-    if request.scored_mask is not None and len(request.scored_mask) != len(request.response_ids):
-        raise ValueError(
-            f"ScoringRequest.scored_mask has {len(request.scored_mask)} places for "
-            f"{len(request.response_ids)} response tokens"
-        )
-    support, tokens = request.support_ids, request.num_scored
-    if support is not None and len(support) != tokens:
-        raise ValueError(
-            f"ScoringRequest.support_ids has {len(support)} positions for {tokens} scored tokens; give one row of "
-            "ids for each"
-        )
+    return len(request.prompt_ids) + int(request.scored_positions[-1]) if request.num_scored else 0
 
 
 class TeacherModel:
@@ -107,7 +80,7 @@ class TeacherModel:
         Raises:
             ValueError: an empty prompt, ids that the model does not have, or a support of another length.
         """
-        check_shapes(request)
+        check_request(request)
         if request.top_k > self.vocabulary_size:
             raise ValueError(f"ScoringRequest.top_k={request.top_k} exceeds the vocabulary of {self.vocabulary_size}")
         for name in ("prompt_ids", "response_ids", "support_ids"):

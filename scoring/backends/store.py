@@ -2,7 +2,7 @@
 
     <cache_dir>/<teacher's identity>/teacher.json            who that is, for people
                                      lm_head.safetensors     once hidden states are kept, without which they say nothing
-                                     3f/3fa9….safetensors    the scores of one response
+                                     3f/3fa9….safetensors    the scores of one response, and its request's SHA-256
 
 Files are written beside their place and renamed there, so several workers and runs may share a directory; of two that
 write the same scores the later one stays. What is read is checked against digests in the file itself.
@@ -98,11 +98,11 @@ class SignalStore:
             OSError: the directory cannot be written to.
         """
         kept = {name: rows for name, rows in signal.arrays.items() if name in request.row_shapes}
-        about = {"request": _long_digest(request), "extent": json.dumps(asdict(Coverage.of(request)))}
+        about = {"request": _digest(request, hashlib.sha256()), "extent": json.dumps(asdict(Coverage.of(request)))}
         self._write(self.path(request), kept, about)
 
     def path(self, request: ScoringRequest) -> Path:
-        name = _short_digest(request)
+        name = _digest(request, xxhash.xxh3_128())
         return self.folder / name[:2] / f"{name}.safetensors"
 
     # What is kept of the teacher itself
@@ -154,7 +154,7 @@ class SignalStore:
     @contextmanager
     def _opened(self, request: ScoringRequest) -> Iterator[Any]:
         with self._verified(self.path(request)) as file:
-            if file.metadata().get("request") != _long_digest(request):
+            if file.metadata().get("request") != _digest(request, hashlib.sha256()):
                 raise Unreadable("it holds the answer to another request")
             yield file
 
@@ -185,26 +185,12 @@ def _array_digest(array: Array) -> str:
     return xxhash.xxh3_128_hexdigest(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
 
 
-def _parts(request: ScoringRequest) -> Iterator[bytes]:
-    """What the scores depend on, each part with its shape; a mask that scores all is no mask."""
+def _digest(request: ScoringRequest, digest: Any) -> str:
+    """Hash what the scores depend on, each part with its shape; a mask that scores all is no mask."""
     scored_mask = np.ones(len(request.response_ids), np.bool_) if request.scored_mask is None else request.scored_mask
     support = np.empty((0, 0), np.int32) if request.support_ids is None else request.support_ids
     for array in (request.prompt_ids, request.response_ids, scored_mask, support):
         kind = np.bool_ if array.dtype == np.bool_ else np.int64
-        yield np.array([array.ndim, *array.shape], np.int64).tobytes()
-        yield array.astype(kind).tobytes()
-
-
-def _short_digest(request: ScoringRequest) -> str:
-    digest = xxhash.xxh3_128()
-    for part in _parts(request):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _long_digest(request: ScoringRequest) -> str:
-    """Beyond chance and intent: SHA-256."""
-    digest = hashlib.sha256()
-    for part in _parts(request):
-        digest.update(part)
-    return digest.hexdigest()
+        digest.update(np.array([array.ndim, *array.shape], np.int64).tobytes())
+        digest.update(array.astype(kind).tobytes())
+    return str(digest.hexdigest())

@@ -21,15 +21,13 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
-from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from scoring.backends.base import Backend
-from scoring.backends.model import check_shapes
+from scoring.backends.base import Backend, check_request
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.vllm_environment import prepare_environment
@@ -145,14 +143,8 @@ def _max_model_len(path: str, teacher: TeacherConfig, scoring: ScoringConfig) ->
 
 
 def _check(request: ScoringRequest, scores_ids: bool) -> None:
-    check_shapes(request)
-    needs_other = {"entropy": request.entropy, "hidden_states": request.hidden_states}
-    for name, wanted in needs_other.items():
-        if wanted:
-            raise ValueError(
-                f"ScoringRequest.{name}: a vLLM engine cannot give it; set teacher.backend=transformers, or choose an "
-                "objective that does not need it"
-            )
+    why = "a vLLM engine cannot give it; set teacher.backend=transformers, or choose an objective that does not need it"
+    check_request(request, ("entropy", "hidden_states"), why)
     if request.support_ids is not None and not scores_ids:
         raise ValueError(
             "ScoringRequest.support_ids: vLLM scores given ids on GPUs only, and there only for models that its "
@@ -196,7 +188,8 @@ def signal_of(request: ScoringRequest, output: RequestOutput, by_id: bool) -> Te
     if not by_id or request.top_k:
         # Entry i is about token i + 1: the token itself first, then the most likely ones.
         rows_T = len(request.prompt_ids) - 1 + positions_T
-        ids, values = _table(output.prompt_logprobs, request.top_k)
+        flat, row = output.prompt_logprobs, (-1, 1 + request.top_k)
+        ids, values = np.array(flat.token_ids, np.int32).reshape(row), np.array(flat.logprobs, np.float32).reshape(row)
         logprobs, top_ids, top_logprobs = values[rows_T, 0], ids[rows_T, 1:], values[rows_T, 1:]
     return TeacherSignal(
         teacher=request.teacher,
@@ -206,12 +199,6 @@ def signal_of(request: ScoringRequest, output: RequestOutput, by_id: bool) -> Te
         top_ids=top_ids if request.top_k else None,
         top_logprobs=_finite(top_logprobs) if request.top_k else None,
     )
-
-
-def _table(flat: FlatLogprobs, top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ids and log-probs [N - 1, 1 + top_k] of a prompt; of its first token nothing is said."""
-    shape = (-1, 1 + top_k)
-    return np.array(flat.token_ids, np.int32).reshape(shape), np.array(flat.logprobs, np.float32).reshape(shape)
 
 
 def _finite(logprobs: Any) -> NDArray[np.float32]:

@@ -116,7 +116,8 @@ def _bytes_by_id(described: dict[str, Any], tokenizer: PreTrainedTokenizerBase, 
     vocabulary = described["model"]["vocab"]
     pieces = vocabulary.items() if isinstance(vocabulary, dict) else [(p, i) for i, (p, _) in enumerate(vocabulary)]
     special = {*tokenizer.all_special_ids, *(entry["id"] for entry in described["added_tokens"] if entry["special"])}
-    read = _byte_level if "ByteLevel" in decoders else _sentencepiece if _has_spaces(described) else str.encode
+    writes_spaces = _SPACE in json.dumps([described["decoder"], described["pre_tokenizer"]], ensure_ascii=False)
+    read = _byte_level if "ByteLevel" in decoders else _sentencepiece if writes_spaces else str.encode
     bytes_of = {token: read(piece) for piece, token in pieces}
     bytes_of |= {entry["id"]: entry["content"].encode() for entry in described["added_tokens"]}
     return {token: content for token, content in bytes_of.items() if token not in special}
@@ -131,11 +132,6 @@ def _types(node: object) -> Iterator[str]:
     elif isinstance(node, list):
         for child in node:
             yield from _types(child)
-
-
-def _has_spaces(described: dict[str, Any]) -> bool:
-    """Whether spaces are written as sentencepiece writes them."""
-    return _SPACE in json.dumps([described["decoder"], described["pre_tokenizer"]], ensure_ascii=False)
 
 
 _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diagnostics.report import RunRecord
+from diagnostics.report.run_page import RunRecord
 
 ATTACK = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 

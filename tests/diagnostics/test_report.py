@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diagnostics.report import RunRecord, render_diagnosis, render_recipe, render_run
 from diagnostics.report.charts import Chart, Series, ticks
+from diagnostics.report.diagnosis_page import render_diagnosis
 from diagnostics.report.figures import figure, interval
+from diagnostics.report.run_page import RunRecord, render_recipe, render_run
 from diagnostics.report.tokens import SHOWN_TOKENS, token_view
 from tests.diagnostics import report_examples as examples
 from tests.diagnostics.report_examples import ATTACK, hostile_diagnosis

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from diagnostics.compatibility import Graded, ProbeSamples, figures
-from diagnostics.verdict import Verdict, VerdictReport, judge, overrides_for, predict
+from diagnostics.verdict import Verdict, VerdictReport, judge, predict
 from tests.diagnostics.preflight.answers import answer
 
 PROMPTS = 40
@@ -43,14 +43,14 @@ def test_a_teacher_that_goes_on_better_from_the_students_beginnings_is_a_go() ->
     judgement = _judge(_found(0.5, 1.0, 0.4, 0.9))
     assert judgement.verdict is Verdict.go
     assert judgement.predicted_change.low > 0
-    assert overrides_for(judgement) == ()
+    assert judgement.overrides == ()
 
 
 def test_a_teacher_that_scores_high_and_is_lost_in_the_students_beginnings_needs_a_cold_start() -> None:
     judgement = _judge(_found(0.5, 1.0, 0.9, 0.0))
     assert judgement.verdict is Verdict.go_with_cold_start
     assert judgement.predicted_change.high < 0
-    assert overrides_for(judgement) == ("recipe=cold_start_then_distil",)
+    assert judgement.overrides == ("recipe=cold_start_then_distil",)
 
 
 def test_what_the_student_never_gets_right_is_not_predicted_to_be_learned() -> None:

@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scoring.requests import build_request, with_monitored
+from scoring.request_builder import RequestBuilder
+from scoring.requests import build_request
 from tests.factories import make_trajectory
 from tutelage.records.signal import SignalNeeds
 
@@ -38,7 +39,8 @@ def test_missing_candidates_are_explained() -> None:
 
 def test_the_teachers_top_is_asked_for_once_and_not_beside_hidden_states() -> None:
     def asked(needs: SignalNeeds, k: int) -> int:
-        return with_monitored(build_request("judge", TEACHER_IDS, TRAJECTORY, needs), k, entropy=False).top_k
+        builder = RequestBuilder(replace(needs, watched_top_k=k))
+        return builder.build("judge", TEACHER_IDS, TRAJECTORY).request.top_k
 
     assert asked(SignalNeeds(), 16) == 16 and asked(SignalNeeds(), 0) == 0
     assert asked(SignalNeeds(teacher_top_k=5), 16) == 16 and asked(SignalNeeds(teacher_top_k=64), 16) == 64
@@ -50,7 +52,7 @@ def test_the_teachers_top_is_asked_for_once_and_not_beside_hidden_states() -> No
 
 def test_the_entropy_is_asked_for_where_it_is_needed_or_watched() -> None:
     def asked(needed: bool, watched: bool) -> bool:
-        request = build_request("judge", TEACHER_IDS, TRAJECTORY, SignalNeeds(teacher_entropy=needed))
-        return with_monitored(request, 0, watched).entropy
+        builder = RequestBuilder(SignalNeeds(teacher_entropy=needed), without_entropy=() if watched else ("judge",))
+        return builder.build("judge", TEACHER_IDS, TRAJECTORY).request.entropy
 
     assert [asked(*flags) for flags in ((False, False), (True, False), (False, True))] == [False, True, True]

@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import AutoTokenizer
 
-from scoring.backends.base import Backend, ServerStats
-from scoring.backends.model import check_shapes
+from scoring.backends.base import Backend, ServerStats, check_request
 from scoring.backends.server.answers import (
     check_positions,
     completion_question,
@@ -20,7 +20,7 @@ from scoring.backends.server.answers import (
     scored_logprobs,
     scored_top,
 )
-from scoring.backends.server.checks import check_endpoint, load_tokenizer, vocabulary_size
+from scoring.backends.server.checks import check_endpoint, vocabulary_size
 from scoring.backends.server.client import Endpoint, EndpointFailure, EndpointRefusal
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.records.signal import ScoringRequest, TeacherSignal
@@ -48,7 +48,7 @@ class ServerTeacher(Backend):
             ValueError: it does not answer, does not let us in, or cannot give what the config says.
         """
         await self._endpoint.open()
-        tokenizer = load_tokenizer(self._path, self._teacher.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._teacher.trust_remote_code)
         try:
             await check_endpoint(self._endpoint, self._teacher, self._scoring, tokenizer)
         except (EndpointFailure, ValueError) as error:
@@ -82,14 +82,8 @@ class ServerTeacher(Backend):
         return self._endpoint.stats()
 
     def _check(self, request: ScoringRequest) -> None:
-        check_shapes(request)
-        asked = {"support_ids": request.support_ids is not None, "entropy": request.entropy}
-        for name, wanted in {**asked, "hidden_states": request.hidden_states}.items():
-            if wanted:
-                raise ValueError(
-                    f"ScoringRequest.{name}: a completions endpoint cannot give it; ask for top_k, or set "
-                    "teacher.backend=transformers"
-                )
+        why = "a completions endpoint cannot give it; ask for top_k, or set teacher.backend=transformers"
+        check_request(request, ("support_ids", "entropy", "hidden_states"), why)
         limit = self._teacher.server.max_top_k
         if request.top_k > limit:
             raise ValueError(

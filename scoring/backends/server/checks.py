@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from scoring.backends.server.answers import (
     ModelCard,
     PromptLogprobs,
-    TokenLogprob,
     check_positions,
     completion_question,
     read_models,
@@ -29,10 +28,6 @@ CANARY = (
 )
 _CANARY_TOKENS = 96
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # of bytes that are no whole character
-
-
-def load_tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def vocabulary_size(path: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -56,9 +51,12 @@ async def check_endpoint(
     except EndpointRefusal as error:
         raise ValueError(_explained(error, teacher)) from error
     _check_length(card, scoring, teacher)
-    ids_N = _canary_ids(tokenizer, card)
+    longest = min(_CANARY_TOKENS, (card.max_model_len or _CANARY_TOKENS + 1) - 1)
+    ids_N = np.array(tokenizer(CANARY, add_special_tokens=False)["input_ids"][:longest], np.int32)
     entries = await _canary_logprobs(endpoint, teacher, ids_N)
-    _check_top_k(entries, teacher)
+    given = min((len(entry) for entry in entries[1:] if entry is not None), default=0)
+    if given < teacher.server.max_top_k:
+        raise ValueError(_too_many(teacher, f"{given} ids a position"))
     _check_ids(entries, tokenizer, teacher)
 
 
@@ -98,11 +96,6 @@ def _check_length(card: ModelCard, scoring: ScoringConfig, teacher: TeacherConfi
             f"which it generates; lower rollout.max_model_len to {given - 1}, or start it with --max-model-len "
             f"{needed + 1}"
         )
-
-
-def _canary_ids(tokenizer: PreTrainedTokenizerBase, card: ModelCard) -> NDArray[np.int32]:
-    longest = min(_CANARY_TOKENS, (card.max_model_len or _CANARY_TOKENS + 1) - 1)
-    return np.array(tokenizer(CANARY, add_special_tokens=False)["input_ids"][:longest], np.int32)
 
 
 def _read_canary(ids_N: NDArray[np.int32], content: bytes) -> PromptLogprobs | None:
@@ -147,15 +140,10 @@ def _too_many(teacher: TeacherConfig, what: str) -> str:
     )
 
 
-def _check_top_k(entries: PromptLogprobs, teacher: TeacherConfig) -> None:
-    given = min((len(entry) for entry in entries[1:] if entry is not None), default=0)
-    if given < teacher.server.max_top_k:
-        raise ValueError(_too_many(teacher, f"{given} ids a position"))
-
-
 def _check_ids(entries: PromptLogprobs, tokenizer: PreTrainedTokenizerBase, teacher: TeacherConfig) -> None:
     """Compare the text of every id that has come: those of the canary, and the most likely ones."""
-    texts = {i: entry["decoded_token"] for i, entry in _decoded(entries) if i < len(tokenizer)}
+    told = [pair for entry in entries if entry is not None for pair in entry.items()]
+    texts = {i: text for i, token in told if i < len(tokenizer) and (text := token.get("decoded_token")) is not None}
     comparable = 0
     for token_id, text in texts.items():
         ours = str(tokenizer.decode([token_id]))
@@ -171,9 +159,3 @@ def _check_ids(entries: PromptLogprobs, tokenizer: PreTrainedTokenizerBase, teac
             )
     if not comparable:
         log.warning("%s tells no text of its tokens: its tokenizer could not be compared", teacher.server.url)
-
-
-def _decoded(entries: PromptLogprobs) -> list[tuple[int, TokenLogprob]]:
-    """List id and entry of all that have their text."""
-    pairs = [pair for entry in entries if entry is not None for pair in entry.items()]
-    return [(token_id, entry) for token_id, entry in pairs if entry.get("decoded_token") is not None]

@@ -87,11 +87,13 @@ class Endpoint:
         per_minute = config.requests_per_minute
         # One at a time: a larger bucket would let through twice the quota in its first minute.
         self._pace = None if per_minute is None else AsyncLimiter(1, 60 / per_minute)
+        # The proxy is the environment's (HTTPS_PROXY, NO_PROXY, …); aiohttp would read passwords from ~/.netrc as well.
+        parts = urlsplit(config.url)
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
             connector=aiohttp.TCPConnector(limit=config.max_connections),
             timeout=aiohttp.ClientTimeout(total=config.request_timeout, sock_connect=CONNECT_TIMEOUT),
-            proxy=_proxy(config.url),
+            proxy=None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme),
         )
 
     async def close(self) -> None:
@@ -195,12 +197,6 @@ def address_refusals(key: str, url: str) -> Iterator[Refusal]:
     elif parts.scheme not in ("http", "https") or not parts.hostname:
         fix = "is no endpoint; give its address up to and with /v1, for instance http://127.0.0.1:8000/v1"
         yield Refusal(key, url, fix)
-
-
-def _proxy(url: str) -> str | None:
-    """By the environment (HTTPS_PROXY, NO_PROXY and their kin); aiohttp would read passwords from ~/.netrc as well."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _key(variable: str | None) -> str | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
-from diagnostics.report import render_diagnosis, render_run
+from diagnostics.report.diagnosis_page import render_diagnosis
+from diagnostics.report.run_page import render_run
 from tests.diagnostics import report_examples as examples
 from tests.diagnostics.report_examples import hostile_diagnosis
 

@@ -50,7 +50,7 @@ def make(path: Path, kind: TeacherWeights) -> tuple[BatchingTeacher, Follower, S
     config = TeacherConfig(weights=kind, ema_rate=RATE)
     teacher = BatchingTeacher(str(path), config, ScoringConfig(dtype=DType.float32))
     follower, sender = Follower(teacher, config), Sender(8 * 2**20)
-    follower.init_transfer(str(sender.buffer.path), 8 * 2**20)
+    follower.buffer = SharedBuffer.open(sender.buffer.path, 8 * 2**20)
     sender.buffer.unlink()
     return teacher, follower, sender
 
