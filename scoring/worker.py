@@ -62,15 +62,12 @@ class ScoringWorker:
     async def reference_logprobs_for_check(
         self, requests: Sequence[ScoringRequest]
     ) -> list[NDArray[np.float32]] | None:
-        """What `score` should say of the scored tokens; None where there are no other means to tell."""
         return await self._backend.reference_logprobs_for_check(requests)
 
     async def cache_stats(self) -> CacheStats | None:
-        """How often scores were there already; None: none are kept."""
         return self._backend.cache_stats()
 
     async def server_stats(self) -> ServerStats | None:
-        """How often an endpoint had to be asked; None: there is no endpoint."""
         return self._backend.server_stats()
 
     async def quantization_bias(self, requests: Sequence[ScoringRequest]) -> QuantizationBias | None:

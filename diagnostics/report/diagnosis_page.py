@@ -5,10 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from diagnostics.report.charts import NEUTRAL, STUDENT, TEACHER, Chart, Series, interval_bar
-from diagnostics.report.figures import describe, ends, figure, interval, is_interval
-from diagnostics.report.page import Figure, Folded, Headline, Page, Section, models_of, preflight_section, render
+from diagnostics.report.figures import describe, interval, is_interval
+from diagnostics.report.page import (
+    Figure,
+    Folded,
+    Headline,
+    Page,
+    Section,
+    models_of,
+    preflight_section,
+    render,
+    token_section,
+)
 from diagnostics.report.tables import Table, of_buckets, of_groups, of_records, of_statistics, span, with_intervals
-from diagnostics.report.tokens import token_view
 
 _VERDICTS = {
     "go": ("good", "Go", "This teacher is expected to help this student."),
@@ -54,7 +63,7 @@ def render_diagnosis(diagnosis: Mapping[str, Any]) -> str:
             _knowledge(probe),
             _representation(probe),
             *_alignment(diagnosis.get("alignment")),
-            _tokens(diagnosis.get("trajectories") or []),
+            token_section(diagnosis.get("trajectories") or []),
         ],
         settings=config,
         versions=diagnosis.get("versions") or {},
@@ -80,7 +89,7 @@ def _headline(diagnosis: Mapping[str, Any]) -> Headline:
     tone, title, text = _VERDICTS.get(name, ("neutral", name.replace("_", " "), ""))
     change = verdict.get("predicted_change")
     known = is_interval(change) and None not in (change["mean"], change.get("low"), change.get("high"))
-    figures = [_figure(f"predicted change, {verdict['unit']}", change, signed=True)] if known else []
+    figures = [Figure.of(f"predicted change, {verdict['unit']}", change, signed=True)] if known else []
     return Headline(
         tone=tone,
         title=title,
@@ -101,10 +110,6 @@ def _without_verdict(diagnosis: Mapping[str, Any]) -> Headline:
     return Headline("neutral", "No verdict", "The teacher was not probed.")
 
 
-def _figure(label: str, value: Mapping[str, Any], signed: bool = False) -> Figure:
-    return Figure(label, figure(value["mean"], signed), ends(value, signed))
-
-
 def _key_figures(probe: Mapping[str, Any]) -> list[Figure]:
     accuracy, statistics = probe.get("accuracy") or {}, probe.get("statistics") or {}
     values = {
@@ -112,7 +117,7 @@ def _key_figures(probe: Mapping[str, Any]) -> list[Figure]:
         "accuracy, teacher": accuracy.get("teacher"),
         "overlap ratio" + (f", k = {probe['k']}" if probe.get("k") else ""): statistics.get("overlap_ratio"),
     }
-    return [_figure(label, value) for label, value in values.items() if value is not None]
+    return [Figure.of(label, value) for label, value in values.items() if value is not None]
 
 
 def _agreement(probe: Mapping[str, Any]) -> Section:
@@ -276,8 +281,3 @@ _ALIGNMENT = (
     "succeed more often: 1 is perfect, 0 useless, below 0 harmful."
 )
 _LONG = 12  # rows or columns of a table that is shown on demand
-
-
-def _tokens(trajectories: Sequence[Mapping[str, Any]]) -> Section:
-    view = token_view(trajectories)
-    return Section("tokens", "Token by token", tokens=view, tables=view.worst if view else [])

@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from diagnostics.report.figures import ends, figure
 from diagnostics.report.tables import Cell, Table
-from diagnostics.report.tokens import TokenView, legend
+from diagnostics.report.tokens import TokenView, legend, token_view
 
 Folded = tuple[str, Sequence[Markup], Sequence[Table]]  # title, charts and tables of what is shown on demand
 
@@ -22,6 +23,11 @@ class Figure:
     label: str
     value: str
     interval: str = ""
+
+    @classmethod
+    def of(cls, label: str, value: Mapping[str, Any], signed: bool = False) -> "Figure":
+        """A mean with its interval."""
+        return cls(label, figure(value["mean"], signed), ends(value, signed))
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,12 @@ def preflight_section(preflight: Mapping[str, Any] | None) -> Section:
     seconds = (preflight or {}).get("seconds")
     took = f", in {seconds:.0f} s" if seconds is not None and seconds >= 1 else ""
     return Section("preflight", "Preflight", f"{said}{took}.", tables=[check_table(checks)])
+
+
+def token_section(trajectories: Sequence[Mapping[str, Any]], text: str = "") -> Section:
+    """Show trajectories as `token_view` reads them, and their worst tokens; empty where there are none."""
+    view = token_view(trajectories)
+    return Section("tokens", "Token by token", text, tokens=view, tables=view.worst if view else [])
 
 
 _STATUSES = {"fail": "failed", "warn": "to look at", "pass": "passed"}

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diagnostics.report.curves import X, held_out_section, position_section, training_section
-from diagnostics.report.figures import ROLES, describe, ends, figure, interval, interval_of
-from diagnostics.report.page import Figure, Headline, Page, Section, models_of, preflight_section, render
+from diagnostics.report.figures import ROLES, describe, figure, interval, interval_of
+from diagnostics.report.page import Figure, Headline, Page, Section, models_of, preflight_section, render, token_section
 from diagnostics.report.tables import Cell, Table
-from diagnostics.report.tokens import token_view
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _key_figures(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
     for role, label in ROLES.items():
         value = interval_of(evaluation, role, name)
         if value is not None:
-            figures.append(Figure(f"{describe(name).label}, {label}", figure(value["mean"]), ends(value)))
+            figures.append(Figure.of(f"{describe(name).label}, {label}", value))
     recovery = summary.get("gap_recovery")
     if recovery is not None:
         figures.append(Figure("gap recovery", f"{recovery:.0%}".replace("-", "−")))
@@ -140,9 +139,8 @@ def _tokens(samples: Mapping[int, Sequence[Mapping[str, Any]]]) -> Section:
         for step in steps
         for sample in samples[step]
     ]
-    view = token_view(trajectories)
     text = f"Samples of {' and '.join(f'step {step}' for step in reversed(steps))}." if steps else ""
-    return Section("tokens", "Token by token", text, tokens=view, tables=view.worst if view else [])
+    return token_section(trajectories, text)
 
 
 def _tokens_of(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class BackendKind(ABC):
 
     def identity(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Sequence[str]:
         """Name all that the scores depend on, beside the backend itself: kept scores are found again by it."""
-        from scoring.backends.identity import checkpoint_digest  # reads whole checkpoints, in the worker
+        from scoring.backends.store import checkpoint_digest  # reads whole checkpoints, in the worker
 
         return scoring.dtype.value, teacher.quantization.value, checkpoint_digest(path)
 

@@ -154,7 +154,7 @@ def identity(path: str, teacher: TeacherConfig, scoring: ScoringConfig, backend:
     Args:
         backend: who computes them; None: the teacher's own backend.
     """
-    from scoring.backends.identity import digest_of
+    from scoring.backends.store import digest_of
 
     name = backend or teacher.backend
     return digest_of(name, *BACKENDS[name].identity(path, teacher, scoring))

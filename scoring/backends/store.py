@@ -31,6 +31,7 @@ from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 FORMAT = "tutelage marks 1"  # as the first files say it: a new word would make them unreadable
 _HEAD, _ABOUT = "lm_head.safetensors", "teacher.json"
+_READ_BYTES = 16 * 2**20  # of a checkpoint at a time
 Array = NDArray[Any]
 
 
@@ -194,3 +195,33 @@ def _digest(request: ScoringRequest, digest: Any) -> str:
         digest.update(np.array([array.ndim, *array.shape], np.int64).tobytes())
         digest.update(array.astype(kind).tobytes())
     return str(digest.hexdigest())
+
+
+# Who computed it: scores are kept by what computed them, not by what it was called
+
+
+def digest_of(*texts: str) -> str:
+    """Tell lists of texts apart: 32 hexadecimal digits."""
+    digest = xxhash.xxh3_128()
+    _add(digest, *texts)
+    return digest.hexdigest()
+
+
+def checkpoint_digest(path: str) -> str:
+    """Hash config.json and all weights of a checkpoint, names and contents."""
+    digest = xxhash.xxh3_128()
+    folder = Path(path)
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        _add(digest, file.name, str(file.stat().st_size))
+        with file.open("rb") as stream:
+            while piece := stream.read(_READ_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _add(digest: xxhash.xxh3_128, *texts: str) -> None:
+    """Each with its length, so that no two lists of texts look alike."""
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)

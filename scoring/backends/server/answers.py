@@ -10,12 +10,12 @@ from typing import Annotated, NotRequired, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
 from scoring.backends.server.client import GarbledAnswer
 
-Answer = TypeVar("Answer")
+Answer = TypeVar("Answer", bound=BaseModel)
 _ROUNDING = 1e-4  # nats by which a log-prob may come out above 0
 _MAX_MASS = 1.01  # of probabilities that do not overlap; a teacher in half precision rounds
 
@@ -46,10 +46,6 @@ class _Models(BaseModel):
     data: list[ModelCard]
 
 
-_COMPLETION = TypeAdapter(_Completion)
-_MODELS = TypeAdapter(_Models)
-
-
 def completion_question(model: str, ids_N: NDArray[np.int32], top_k: int) -> dict[str, object]:
     """What to ask about every token of a prompt; one token has to be generated, and is not looked at."""
     return {"model": model, "prompt": ids_N.tolist(), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
@@ -61,7 +57,7 @@ def read_models(content: bytes) -> list[ModelCard]:
     Raises:
         GarbledAnswer: it is none.
     """
-    return _validated(_MODELS, content).data
+    return _validated(_Models, content).data
 
 
 def read_prompt_logprobs(content: bytes) -> PromptLogprobs | None:
@@ -70,7 +66,7 @@ def read_prompt_logprobs(content: bytes) -> PromptLogprobs | None:
     Raises:
         GarbledAnswer: it is no completion, or a log-prob is not finite or is positive.
     """
-    return _validated(_COMPLETION, content).choices[0].prompt_logprobs
+    return _validated(_Completion, content).choices[0].prompt_logprobs
 
 
 def check_positions(entries: PromptLogprobs | None, ids_N: NDArray[np.int32]) -> PromptLogprobs:
@@ -133,9 +129,9 @@ def _rank(logprob: TokenLogprob) -> int:
     return logprob.get("rank") or 0  # not told: it is taken for one of the most likely
 
 
-def _validated(adapter: TypeAdapter[Answer], content: bytes) -> Answer:
+def _validated(kind: type[Answer], content: bytes) -> Answer:
     try:
-        return adapter.validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoring.backends.factory import CacheKind, identity
-from scoring.backends.identity import checkpoint_digest
+from scoring.backends.store import checkpoint_digest
 from scoring.config import Quantization, ScoringConfig, ServerConfig, TeacherConfig
 from tutelage.settings import DType
 
