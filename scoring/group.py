@@ -19,15 +19,7 @@ from scoring.backends.base import CacheStats, ServerStats
 from scoring.backends.quantization import QuantizationBias
 from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.worker import ScoringWorker
-from tutelage.cluster import (
-    Cluster,
-    Resources,
-    ReuseKey,
-    Worker,
-    call_all,
-    numbered,
-    values_of,
-)
+from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered, values_of
 from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal

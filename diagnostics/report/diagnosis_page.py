@@ -26,16 +26,8 @@ _VERDICTS = {
         "Go, after a cold start",
         "The teacher has something to teach, but thinks too differently: first fine-tune the student on its answers.",
     ),
-    "choose_another_teacher": (
-        "bad",
-        "Choose another teacher",
-        "This teacher is not expected to help this student.",
-    ),
-    "nothing_to_learn": (
-        "neutral",
-        "Nothing to learn",
-        "The student already does what this teacher would teach it.",
-    ),
+    "choose_another_teacher": ("bad", "Choose another teacher", "This teacher is not expected to help this student."),
+    "nothing_to_learn": ("neutral", "Nothing to learn", "The student already does what this teacher would teach it."),
 }
 _SIDE_BY_SIDE = 5  # groups that fit beside each other
 _BY_POSITION = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")

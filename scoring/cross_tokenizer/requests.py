@@ -129,11 +129,7 @@ def _state_rows(
 
 
 def _twins(
-    trajectory: Trajectory,
-    k: int,
-    alignments: Sequence[ByteAlignment],
-    aligner: Aligner,
-    state_rows: NDArray[np.int64],
+    trajectory: Trajectory, k: int, alignments: Sequence[ByteAlignment], aligner: Aligner, state_rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The student's k most likely ids that the teacher has an equal of, and those equals, [T, K] each; -1: fewer."""
     ids = student_candidates(trajectory)
