@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.ideal import StageTimes, Workload, ideal_seconds, ideal_step_seconds, interleaved_ratio
 from benchmarks.job import CORES, Window, run_job, window
 from benchmarks.report import finish, print_table
-from orchestration.pipeline.clock import StageClock
 from orchestration.pipeline.pipeline import Pipeline
+from orchestration.pipeline.progress import StageClock
 from tutelage.records.signal import TeacherSignal
 from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 

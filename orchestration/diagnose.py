@@ -54,7 +54,7 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
         if config.dry_run:
             return 0
         directory = open_diagnosis_directory(folder, composed)
-    return asyncio.run(execute_diagnosis(config, composed, prepared, directory, session, overrides))
+    return asyncio.run(execute_diagnosis(config, prepared, directory, session, overrides))
 
 
 def _print_cost(cost: ProbeCost) -> None:

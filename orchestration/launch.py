@@ -60,7 +60,7 @@ def _launch_run(composed: DictConfig, preset: str, session: Session) -> int:
             return 0
         directory = open_run_directory(config, composed)
         directory.check_prompts(prepared.prompts_digest)
-    return asyncio.run(execute(config, composed, prepared, directory, session))
+    return asyncio.run(execute(config, prepared, directory, session))
 
 
 def _launch_recipe(composed: DictConfig, config_name: str, overrides: Sequence[str], session: Session) -> int:

@@ -32,11 +32,6 @@ def run_facts(config: RunConfig) -> RunFacts:
 INITIAL_STUDENT = "student"  # as objective.reference.model
 
 
-def uses_teacher(config: RunConfig) -> bool:
-    """Whether a teacher scores or writes any of the sequences that are learned from."""
-    return STAGES[config.stage].has_teacher and (requirements(config.objective).teacher or learns_from_teacher(config))
-
-
 def learns_from_teacher(config: RunConfig) -> bool:
     """Whether some sequences are the teacher's own."""
     sequences = config.objective.sequences
@@ -56,8 +51,10 @@ def needs_teacher_rollouts(config: RunConfig) -> bool:
 
 
 def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:
-    """By key, mixtures included; empty where no teacher takes part."""
-    return named_teachers(config) if uses_teacher(config) else {}
+    """By key, mixtures included; empty where none scores or writes any of the sequences that are learned from."""
+    if STAGES[config.stage].has_teacher and (requirements(config.objective).teacher or learns_from_teacher(config)):
+        return named_teachers(config)
+    return {}
 
 
 def named_teachers(config: RunConfig) -> dict[str, TeacherConfig]:
@@ -83,10 +80,3 @@ def signal_needs(config: RunConfig) -> SignalNeeds:
     """What the teachers of a run are to tell of each token: what the objective needs, and what is watched beside it."""
     watched = config.learner.overlap_k if STAGES[config.stage].learns_from_scores else 0
     return replace(requirements(config.objective), watched_top_k=watched)
-
-
-def sampled_candidates(config: RunConfig) -> int:
-    """Most likely ids that rollouts return: more than are compared where some have no equal at a teacher."""
-    needed = requirements(config.objective).candidates
-    across = [teacher.twin_candidates for teacher in teachers_of(config).values() if teacher.cross_tokenizer]
-    return max([needed, *across]) if needed else 0

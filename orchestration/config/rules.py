@@ -92,7 +92,9 @@ def _teachers(config: RunConfig) -> Iterator[Refusal]:
     teachers, use = named_teachers(config), _backend_use(config)
     yield from name_refusals(config.further_teachers)
     yield from domain_refusals(teachers)
-    yield from _writers(config)
+    if config.further_teachers and learns_from_teacher(config):
+        fix = "sequences of the teacher's own come from one teacher; leave it empty, or learn from the student's"
+        yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
     yield from _cache(config)
     for key, teacher in teachers.items():
         if teacher.mixture:
@@ -113,13 +115,6 @@ def _backend_use(config: RunConfig) -> BackendUse:
         writes=learns_from_teacher(config),
         new_responses=sequences.on_policy_fraction > 0,
     )
-
-
-def _writers(config: RunConfig) -> Iterator[Refusal]:
-    """Where one teacher writes the sequences, there is one."""
-    if config.further_teachers and learns_from_teacher(config):
-        fix = "sequences of the teacher's own come from one teacher; leave it empty, or learn from the student's"
-        yield Refusal("further_teachers", ", ".join(config.further_teachers), fix)
 
 
 def _cache(config: RunConfig) -> Iterator[Refusal]:

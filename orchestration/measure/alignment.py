@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from diagnostics.alignment.gradients import Node, NodeAlignment, View, compare_gradients
 from diagnostics.alignment.nodes import choose, node_view
@@ -25,8 +23,8 @@ from orchestration.measure.both_models import BothModels, teacher_in_question
 from orchestration.measure.targeted import AnswerGrader, Completed, Target, TargetedPlan, complete, fit
 from orchestration.pipeline.fleet import Fleet
 from orchestration.pipeline.requests import roll_out_all, rollout_request
+from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
-from orchestration.prepare.models import alignment_teachers
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.chat import generation_ends, stop_token_ids
@@ -110,12 +108,13 @@ class _Measurement:
         before = self._tokens
         done = await complete(plan, self._fleet.rollouts, self._grader)
         cost = self._cost(plan, before, done, pace)
+        candidates = {int(token) for site in sites for view in site.views for token in view.candidate_ids}
         return GradientAlignment(
             rows=self._compared(sites, done),
             teachers=tuple(teacher.name for teacher in self._teachers),
             cost=cost,
             accuracy=self._accuracy(trajectories, correct),
-            texts=_texts(sites, self._prepared.tokenizer),
+            texts={token: self._prepared.tokenizer.decode([token]) for token in candidates},
         )
 
     # The student's answers
@@ -224,17 +223,15 @@ class _Measurement:
         if teacher is not self._teachers[0]:
             self._say(f"alignment: {teacher.name} looks at the same answers …")
             await self._load(teacher)
+        prompts = [self._prompts[answer.question] for answer in answers]
+        seen = [item.teacher_ids if teacher.sees_context else item.student_ids for item in prompts]
         requests = [
-            ScoringRequest(TEACHER, self._seen_by(teacher, a), a.trajectory.response_ids, hidden_states=True)
-            for a in answers
+            ScoringRequest(TEACHER, prompt_ids, answer.trajectory.response_ids, hidden_states=True)
+            for prompt_ids, answer in zip(seen, answers, strict=True)
         ]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
         examples = await self._both.ask([answer.trajectory for answer in answers], requests)
         return await self._both.tokens(examples, max(self._config.learner.examined_k, self._settings.candidates))
-
-    def _seen_by(self, teacher: ComparedTeacher, answer: Answer) -> NDArray[np.int32]:
-        item = self._prompts[answer.question]
-        return item.teacher_ids if teacher.sees_context else item.student_ids
 
     # Targeted rollouts
 
@@ -300,15 +297,14 @@ def _compared_teachers(config: RunConfig, prepared: Prepared) -> list[ComparedTe
     assert prepared.teacher_path is not None  # there are scorers
     own = ComparedTeacher(config.teacher.model, prepared.teacher_path, sees_context=True)
     others = [
-        ComparedTeacher(f"{item.model}, {'with' if item.sees_context else 'without'} context", path, item.sees_context)
-        for item, path in zip(config.alignment.teachers, alignment_teachers(config), strict=True)
+        ComparedTeacher(
+            f"{item.model}, {'with' if item.sees_context else 'without'} context",
+            resolve_model(item.model, "alignment.teachers"),
+            item.sees_context,
+        )
+        for item in config.alignment.teachers
     ]
     return [own, *others]
-
-
-def _texts(sites: Sequence[Site], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    ids = {int(token) for site in sites for view in site.views for token in view.candidate_ids}
-    return {token: tokenizer.decode([token]) for token in ids}
 
 
 def _instead_of(count: int, wanted: int) -> str:

@@ -173,10 +173,6 @@ class Canary:
         bias = await scorers.quantization_bias(scores.requests)
         return [check_quantised(bias)] if bias is not None else []
 
-    def compares(self, key: str) -> bool:
-        """Whether this teacher can be compared with the student over the whole vocabulary."""
-        return shows_whole(self._config, key)
-
     async def check_teacher_differs(self, scores: ScoredAnswers, key: str) -> Check:
         examples = [Example(t, s) for t, s in zip(scores.trajectories, scores.signals, strict=True)]
         tokens = await self._both.tokens(examples, 1)

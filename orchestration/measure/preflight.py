@@ -5,18 +5,23 @@ canary ─► engine, learner, teacher on the same few tokens, with the initial 
 """
 
 import asyncio
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import AutoConfig
 
 from diagnostics.check import Check, Status, worst
 from diagnostics.preflight.budget import (
+    ModelSize,
     StepPlan,
     WorkerMemory,
     check_arithmetic,
@@ -29,11 +34,10 @@ from diagnostics.preflight.budget import (
 from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
 from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check_templates, check_tokenizers
-from orchestration.config.facts import capabilities_of, needs_teacher_rollouts, run_facts, teachers_of
+from orchestration.config.facts import capabilities_of, needs_teacher_rollouts, run_facts, shows_whole, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
-from orchestration.measure.sizes import host_memory_gib, model_size
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from scoring.backends.factory import kind_of
@@ -45,6 +49,7 @@ from tutelage.records.trajectory import FinishReason
 from tutelage.settings import DType
 from tutelage.verifier import Verifier
 
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHOWN_PROMPTS = 16  # rendered by both templates
 _COLOURS = {Status.passed: "green", Status.warned: "yellow", Status.failed: "red"}
 
@@ -110,21 +115,18 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     for key, teacher in prepared.teachers.items():
         if teachers_of(config)[key].cross_tokenizer:
             continue  # its ids, template and ends are its own, and aligned
+        ends = check_end_of_turn(teacher.tokenizer, generation_ends(teacher.path), "teacher's EOS")
+        if ends.status is Status.failed:  # the teacher scores what the student ends; only its own answers would not end
+            ends = replace(ends, status=Status.warned)
         about_teacher = [
             *check_tokenizers(student, teacher.tokenizer),
             *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
-            _check_teacher_ends(teacher.tokenizer, teacher.path),
+            ends,
         ]
         about_teachers += (
             about_teacher if key == TEACHER else [replace(c, name=f"{key}: {c.name}") for c in about_teacher]
         )
     return [*about_teachers, *checks]
-
-
-def _check_teacher_ends(teacher: PreTrainedTokenizerBase, path: str) -> Check:
-    """The teacher scores what the student ends; only answers of its own would not end."""
-    check = check_end_of_turn(teacher, generation_ends(path), "teacher's EOS")
-    return replace(check, status=Status.warned) if check.status is Status.failed else check
 
 
 def _not_applicable(name: str, why: str) -> Check:
@@ -142,11 +144,8 @@ def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | N
     checks.append(check_sampling(config.objective, run_facts(config)))
     if prepared.teachers:
         checks.append(check_teacher_temperature(config.objective))
-    return [
-        *checks,
-        check_memory(_memory(config, prepared), _memory_there(config)),
-        check_arithmetic(_plan(config, prepared)),
-    ]
+    there = host_memory_gib() if config.cluster.address == "local" else None
+    return [*checks, check_memory(_memory(config, prepared), there), check_arithmetic(_plan(config, prepared))]
 
 
 async def _check_workers(config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None) -> list[Check]:
@@ -184,7 +183,7 @@ async def _check_scores(
         scores = scores or its_scores
         checks.append(await canary.check_scores(its_scores, group, key))
         checks += await canary.check_quantised(its_scores, group)
-        if canary.compares(key):
+        if shows_whole(config, key):
             checks.append(await canary.check_teacher_differs(its_scores, key))
     reference = fleet.teachers.groups.get(REFERENCE)
     if reference is not None and reference not in groups.values():
@@ -203,8 +202,29 @@ def _bytes(dtype: DType) -> int:
     return 4 if dtype is DType.float32 else 2
 
 
-def _memory_there(config: RunConfig) -> float | None:
-    return host_memory_gib() if config.cluster.address == "local" else None
+def model_size(path: str) -> ModelSize:
+    """Count a checkpoint's numbers from the headers of its weights and from config.json; nothing is loaded."""
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    parameters = 0
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118, the file is no mapping
+                parameters += math.prod(weights.get_slice(name).get_shape())
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelSize(
+        parameters=parameters,
+        head=config.vocab_size * config.hidden_size,
+        vocabulary=config.vocab_size,
+        cache=2 * config.num_hidden_layers * heads * head_size,
+    )
+
+
+def host_memory_gib() -> float:
+    """Memory of this machine, or of its container."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    text = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
+    return min(machine, int(text) if text.isdigit() else machine) / 2**30
 
 
 def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:

@@ -65,7 +65,8 @@ def plan_probe(config: RunConfig, prepared: Prepared) -> ProbeCost:
 
 def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> ProbeCost:
     probe, graded = config.probe, config.data.is_graded
-    samples, prefixes = probe.samples_per_prompt, _prefixes(config)
+    samples = probe.samples_per_prompt
+    prefixes = len(probe.depths) * min(PREFIXED_SAMPLES, samples)  # of each prompt: both models go on from them
     lengths = [len(item.student_ids) + config.sampling.max_tokens for item in prompts]
     teacher_lengths = [len(item.teacher_ids) + config.sampling.max_tokens for item in prompts]
     each = sum(lengths) * samples + sum(teacher_lengths) * samples  # the student's answers, generated and scored
@@ -73,11 +74,6 @@ def _cost(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> ProbeCost:
         each += sum(teacher_lengths) * samples + (sum(lengths) + sum(teacher_lengths)) * prefixes
     count = len(prompts)
     return ProbeCost(count, count * samples * (1 + graded), 2 * count * prefixes * graded, each)
-
-
-def _prefixes(config: RunConfig) -> int:
-    """How many beginnings of each prompt's answers both models go on from."""
-    return len(config.probe.depths) * min(PREFIXED_SAMPLES, config.probe.samples_per_prompt)
 
 
 class Prober:

@@ -6,7 +6,6 @@ A candidate that ends the answer, or leaves no room for more, is graded at once,
 came out alike.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,12 +125,11 @@ class AnswerGrader:
 class Completed:
     outcomes: Mapping[int, Mapping[int, NDArray[np.float64]]]  # node ─► candidate ─► of each completion, 1 or 0
     tokens: int
-    seconds: float
 
 
 async def complete(plan: TargetedPlan, rollouts: RolloutGroup, grader: AnswerGrader) -> Completed:
     """Let the student go on from every candidate, at temperature 1."""
-    started, outcomes, tokens = time.monotonic(), np.zeros((len(plan.targets), plan.completions)), 0
+    outcomes, tokens = np.zeros((len(plan.targets), plan.completions)), 0
     for index, target in enumerate(plan.targets):
         tokens += target.tokens(0, 0)
         if not target.room:
@@ -149,7 +147,7 @@ async def complete(plan: TargetedPlan, rollouts: RolloutGroup, grader: AnswerGra
     by_node: dict[int, dict[int, NDArray[np.float64]]] = {}
     for target, row in zip(plan.targets, outcomes, strict=True):
         by_node.setdefault(target.node, {})[target.candidate] = row
-    return Completed(by_node, tokens, time.monotonic() - started)
+    return Completed(by_node, tokens)
 
 
 def _requests(plan: TargetedPlan) -> list[RolloutRequest]:

@@ -30,26 +30,16 @@ group is trained or counted as replaced.
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from learner.records import Example
-from orchestration.pipeline.clock import StageClock
+from orchestration.pipeline.progress import Cursor, StageClock
 from tutelage.records.signal import TeacherSignal
 from tutelage.records.trajectory import Trajectory
 
 RollOut = Callable[[Sequence[int]], AsyncIterator[Trajectory]]
 Score = Callable[[Trajectory], Awaitable[TeacherSignal | None]]
 Keep = Callable[[Sequence[Example]], bool]
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """Where a run stands in its prompts: slots that were admitted but not trained, and the next new one."""
-
-    next_slot: int = 0
-    pending: tuple[int, ...] = ()
-    replaced: int = 0  # groups dropped so far, each for one more
 
 
 class Pipeline:

@@ -102,11 +102,6 @@ def _further_models(config: RunConfig) -> dict[str, str]:
     return names if earlier is None else names | {"probe.earlier_teacher": earlier}
 
 
-def alignment_teachers(config: RunConfig) -> list[str]:
-    """The checkpoints of the further teachers that the alignment looks at."""
-    return [resolve_model(teacher.model, "alignment.teachers") for teacher in config.alignment.teachers]
-
-
 def _count_adapters(config: RunConfig, student_path: str, refusals: Refusals) -> int:
     with refusals.collecting():
         if config.student.lora.rank:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from orchestration.config.facts import learns_from_data, teachers_of
@@ -101,15 +99,15 @@ class Renderer:
         if not self._teachers:
             return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
         members = list(self._teachers[prompt.teacher].mixture or (prompt.teacher,))
-        views = {key: self._teacher_ids(prompt, key) for key in members}
+        views = {  # [P'] each: what a teacher sees of the prompt before there is any response to it
+            key: render_teacher_prompt(
+                self._prepared[key].tokenizer, prompt, _context(prompt, key, self._teachers[key]), self._system_prompt
+            )
+            for key in members
+        }
         longest = max(views.values(), key=len)
         item = RenderedPrompt(prompt, student_ids, longest, follow_ups=follow_ups, teacher_follow_ups=between)
         return replace(item, views=views) if len(views) > 1 else self._as_read(item, messages, members[0])
-
-    def _teacher_ids(self, prompt: Prompt, key: str) -> NDArray[np.int32]:
-        """[P']: what a teacher sees of a prompt before there is any response to it."""
-        context = _context(prompt, key, self._teachers[key])
-        return render_teacher_prompt(self._prepared[key].tokenizer, prompt, context, self._system_prompt)
 
     def _as_read(self, item: RenderedPrompt, messages: Sequence[Message], reader: str) -> RenderedPrompt:
         """Add the further turns by the teacher's own template, and whether it is told more where ids cannot tell.

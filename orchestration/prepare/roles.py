@@ -32,11 +32,6 @@ class Roles:
         """Each group of workers once."""
         return list({scorer.name: scorer for scorer in self.scorers.values()}.values())
 
-    @property
-    def teachers(self) -> list[str]:
-        """Keys of the teachers that need workers; mixtures need none of their own."""
-        return [role for role in self.scorers if role not in (REFERENCE, BASE)]
-
 
 def decide_roles(
     config: RunConfig,
@@ -58,7 +53,8 @@ def decide_roles(
     for key in members:
         name = TEACHER_GROUP if key == TEACHER else f"{TEACHER_GROUP}-{key}"
         scorer = Scorer(name, teachers[key].path, teachers_of(config)[key])
-        scorers[key] = next((other for other in scorers.values() if _same_work(scorer, other)), scorer)
+        work = _work(scorer)
+        scorers[key] = next((other for other in scorers.values() if _work(other) == work), scorer)
     if reference_path is not None:
         states = requirements(config.objective).hidden_states
         holder = _holder(scorers.values(), reference_path, states)
@@ -74,15 +70,14 @@ def decide_roles(
     return Roles(scorers, {key: teacher.mixture for key, teacher in settings.items() if teacher.mixture})
 
 
-def _same_work(one: Scorer, other: Scorer) -> bool:
-    """Whether workers of one could answer for the other: a context and a choice of prompts are not the workers'."""
-    return one.path == other.path and _worker_settings(one.teacher) == _worker_settings(other.teacher)
+def _work(scorer: Scorer) -> tuple[str, dict[str, Any]]:
+    """What workers depend on: the path, which stands for the model unless that runs elsewhere, and the settings.
 
-
-def _worker_settings(teacher: TeacherConfig) -> dict[str, Any]:
-    """What workers depend on beside the path, which stands for the model unless that runs elsewhere."""
-    spelled = set() if kind_of(teacher).is_remote(teacher) else {"model"}
-    return {name: value for name, value in asdict(teacher).items() if name not in _NOT_THE_WORKERS | spelled}
+    A context and a choice of prompts are not the workers': where all of this is equal, one could answer for the other.
+    """
+    teacher = scorer.teacher
+    ignored = _NOT_THE_WORKERS if kind_of(teacher).is_remote(teacher) else _NOT_THE_WORKERS | {"model"}
+    return scorer.path, {name: value for name, value in asdict(teacher).items() if name not in ignored}
 
 
 def _holder(scorers: Iterable[Scorer], path: str, states: bool) -> Scorer | None:

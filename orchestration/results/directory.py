@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestration.config.keys import RENAMED
 from orchestration.config.schema import Resume, RunConfig
-from orchestration.pipeline.pipeline import Cursor
+from orchestration.pipeline.progress import Cursor
 from tutelage.files import write_json, write_text
 from tutelage.settings import ConfigError, Refusal, Refusals
 
@@ -53,13 +53,6 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    def latest_checkpoint(self) -> Path | None:
-        return latest_checkpoint(self.path)
-
-    def whole_checkpoints(self) -> list[Path]:
-        """In order of step."""
-        return whole_checkpoints(self.path)
 
     def interrupted_checkpoints(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*.partial"))
@@ -104,6 +97,11 @@ class RunDirectory:
 
     def write_config(self, composed: DictConfig) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a run, a recipe or a diagnosis as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.results.summary import ROLES, Answers, Evaluation, Summary
 from tutelage.files import write_text
@@ -94,9 +94,9 @@ def _side_by_side(answers: Mapping[str, Answers], heldout: Sequence[Prompt]) -> 
     return table
 
 
-def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
+def write_model_card(final: Path, config: RunConfig) -> None:
     """Write a README beside the exported weights: what they were made from, and how."""
-    student, kind = settings["student"]["model"], STAGES[settings["stage"]]
+    student, kind = config.student.model, STAGES[config.stage]
     lines = [
         "---",
         "library_name: transformers",
@@ -107,24 +107,24 @@ def write_model_card(final: Path, settings: Mapping[str, Any]) -> None:
         f"# {student}, {kind.done}",
         "",
         f"- student: `{student}`",
-        *_sources(settings),
-        f"- objective: `{settings['objective']['name']}`",
-        f"- steps: {settings['pipeline']['steps']} of {settings['pipeline']['batch_size']} trajectories",
+        *_sources(config),
+        f"- objective: `{config.objective.name}`",
+        f"- steps: {config.pipeline.steps} of {config.pipeline.batch_size} trajectories",
         "",
         f"Made with Tutelage by {kind.method}; `config.yaml` of the run has every setting.",
     ]
     write_text(final / "README.md", "\n".join(lines) + "\n")
 
 
-def _sources(settings: Mapping[str, Any]) -> list[str]:
+def _sources(config: RunConfig) -> list[str]:
     """Say whom the student learned from, a line each."""
-    teacher, reference = settings["teacher"], settings["objective"]["reference"]["model"]
-    told = f", told {teacher['context']!r}" if teacher["context"] else ""
-    if STAGES[settings["stage"]].has_teacher:
+    teacher, reference = config.teacher, config.objective.reference.model
+    told = f", told {teacher.context!r}" if teacher.context else ""
+    if STAGES[config.stage].has_teacher:
         others = [
-            f"- teacher {key}: " + (f"mixture {other['mixture']}" if other["mixture"] else f"`{other['model']}`")
-            for key, other in settings.get("further_teachers", {}).items()
+            f"- teacher {key}: " + (f"mixture {other.mixture}" if other.mixture else f"`{other.model}`")
+            for key, other in config.further_teachers.items()
         ]
-        return [f"- teacher: `{teacher['model']}`{told}", *others]
+        return [f"- teacher: `{teacher.model}`{told}", *others]
     kept_near = [f"- reference: `{reference}`"] if reference else []
-    return [f"- rewards: `{settings['data']['verifier']}` verifier", *kept_near]
+    return [f"- rewards: `{config.data.verifier}` verifier", *kept_near]

@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from diagnostics.report.diagnosis_page import render_diagnosis
 from diagnostics.report.run_page import RunRecord, render_recipe, render_run
-from orchestration.results.directory import stage_folders
-from orchestration.results.samples import read_samples
-from orchestration.results.tracker import read_metrics
+from orchestration.results.directory import read_settings, stage_folders
+from orchestration.results.tracker import read_metrics, read_samples
 from tutelage.files import write_text
 
 PAGE = "report.html"
@@ -46,7 +43,7 @@ def write_run_report(folder: Path) -> Path:
     """Write the page of one run, as far as it has come."""
     record = RunRecord(
         name=folder.name,
-        settings=_settings(folder),
+        settings=read_settings(folder),
         metrics=read_metrics(folder) if (folder / "metrics.jsonl").is_file() else [],
         summary=_optional(folder / "summary.json"),
         samples=read_samples(folder),
@@ -58,16 +55,12 @@ def write_run_report(folder: Path) -> Path:
 
 def write_recipe_report(folder: Path) -> Path:
     """Write the page of a recipe that has its summary."""
-    return _write(folder, render_recipe(folder.name, _settings(folder), _json(folder / "summary.json")))
+    return _write(folder, render_recipe(folder.name, read_settings(folder), _json(folder / "summary.json")))
 
 
 def _write(folder: Path, page: str) -> Path:
     write_text(folder / PAGE, page)
     return folder / PAGE
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
 
 
 def _json(path: Path) -> dict[str, Any]:

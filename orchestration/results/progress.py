@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from learner.records import StepReport
-from orchestration.pipeline.clock import StageClock
+from orchestration.pipeline.progress import StageClock
 
 log = logging.getLogger("tutelage")
 REFRESH_SECONDS = 0.5

@@ -1,17 +1,12 @@
-"""Trajectories for people, token by token: samples/step-*.jsonl, and a table for Weights & Biases."""
+"""Trajectories for people, token by token, as samples/step-*.jsonl and a table of Weights & Biases have them."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from learner.records import Example
 from orchestration.results.metrics import token_mean
-from tutelage.files import write_text
 from tutelage.records.trajectory import Origin
 
 SHOWN_TOP = 5  # of the most likely ids of a token
@@ -38,21 +33,6 @@ class Sample:
     # Of each token the most likely others: their text, the student's and the teacher's log-prob of it where known.
     student_top: tuple[tuple[Candidate, ...], ...] | None = None  # None where the engine was not asked for them
     teacher_top: tuple[tuple[Candidate, ...], ...] | None = None
-
-
-def write_samples(run_dir: Path, policy_version: int, samples: Sequence[Sample]) -> None:
-    """Keep the trajectories that a step learned from, a line each."""
-    lines = [json.dumps(sample.__dict__, ensure_ascii=False) for sample in samples]
-    write_text(run_dir / "samples" / f"step-{policy_version:06d}.jsonl", "".join(f"{line}\n" for line in lines))
-
-
-def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
-    """Return the kept trajectories by the step that learned from them."""
-    files = sorted((run_dir / "samples").glob("step-*.jsonl"))
-    return {
-        int(path.stem.removeprefix("step-")): [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for path in files
-    }
 
 
 def sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Sample:

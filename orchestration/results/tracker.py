@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl and Weights & Biases, under the same names."""
+"""Where the numbers and samples of a run go: its folder and Weights & Biases, under the same names."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 import wandb
 
 from orchestration.config.schema import TrackingConfig, WandbMode
-from orchestration.results.samples import TABLE_COLUMNS, Sample, write_samples
+from orchestration.results.samples import TABLE_COLUMNS, Sample
 from tutelage.files import write_text
 
 X_AXIS = "policy_version"
@@ -46,7 +46,8 @@ class Tracker:
 
     def log_samples(self, policy_version: int, samples: Sequence[Sample]) -> None:
         """Keep trajectories with their per-token signal, for people."""
-        write_samples(self._run_dir, policy_version, samples)
+        lines = [json.dumps(sample.__dict__, ensure_ascii=False) + "\n" for sample in samples]
+        write_text(self._run_dir / "samples" / f"step-{policy_version:06d}.jsonl", "".join(lines))
         if self._wandb is not None:
             rows = [[getattr(sample, name) for name in TABLE_COLUMNS] for sample in samples]
             # What has a value a token is JSON.
@@ -79,6 +80,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
+    """Return the kept trajectories by the step that learned from them."""
+    files = sorted((run_dir / "samples").glob("step-*.jsonl"))
+    return {
+        int(path.stem.removeprefix("step-")): [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for path in files
+    }
 
 
 def _forget_after(run_dir: Path, version: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diagnostics.alarms import Alarm, Watch, most_severe
 from diagnostics.config import AlarmsConfig, Remedy
-from orchestration.results.directory import RunDirectory
+from orchestration.results.directory import RunDirectory, whole_checkpoints
 from orchestration.results.progress import ProgressView
 from orchestration.results.tracker import X_AXIS, Tracker
 
@@ -98,13 +98,13 @@ def checkpoint_to_end_with(alarm: Alarm | None, directory: RunDirectory) -> Path
     """
     if alarm is None or alarm.rule.remedy is not Remedy.roll_back:
         return None
-    good = [path for path in directory.whole_checkpoints() if directory.load_state(path).step < alarm.since]
+    good = [path for path in whole_checkpoints(directory.path) if directory.load_state(path).step < alarm.since]
     return good[-1] if good else None
 
 
 def set_aside_after(good: Path, directory: RunDirectory) -> None:
     """Give later checkpoints another name, so that they stay and a resumed run does not continue from them."""
-    checkpoints = directory.whole_checkpoints()
+    checkpoints = whole_checkpoints(directory.path)
     for path in checkpoints[checkpoints.index(good) + 1 :]:
         aside = path.with_suffix(".rolled_back")
         shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back of this run

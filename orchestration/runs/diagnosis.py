@@ -3,11 +3,10 @@
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -24,9 +23,9 @@ from orchestration.measure.probe import Probed, Prober, plan_probe
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.plan import join_cluster
-from orchestration.results.directory import RunDirectory
+from orchestration.results.directory import RunDirectory, read_settings
 from orchestration.results.provenance import log, log_to, machine, package_versions
-from orchestration.runs.diagnosis_record import probe_record, shown_trajectories, verdict_record
+from orchestration.runs.diagnosis_record import plain, probe_record, shown_trajectories
 from rollout.verifiers import VERIFIERS
 from scoring.backends.factory import BACKENDS
 from scoring.config import TEACHER
@@ -61,7 +60,6 @@ def diagnosis_refusals(config: RunConfig) -> Iterator[Refusal]:
 
 async def execute_diagnosis(
     config: RunConfig,
-    composed: DictConfig,
     prepared: Prepared,
     directory: RunDirectory,
     session: Session,
@@ -71,7 +69,7 @@ async def execute_diagnosis(
 
     Args:
         session: of the diagnoses and runs that may share workers; whoever began it ends it.
-        overrides: what `composed` was composed with, for the command that the verdict recommends.
+        overrides: what the configuration was composed with, for the command that the verdict recommends.
     """
     handler = log_to(directory.path / "run.log")
     cluster, console = join_cluster(config, prepared.roles, session), Console()
@@ -80,8 +78,7 @@ async def execute_diagnosis(
         fleet = await Fleet.start(config, prepared, cluster)
         await diagnosis.carry_out(fleet)
         await fleet.set_idle()
-        settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
-        diagnosis.write(directory.path, settings, overrides)
+        diagnosis.write(directory.path, overrides)
         return diagnosis.exit_code
     except WorkerFailure as error:
         console.print(f"error: {error}", style="red", markup=False)
@@ -136,7 +133,7 @@ class Diagnosis:
 
             return await Prober(self._config, self._prepared, fleet, self._verifier, advance).probe()
 
-    def write(self, folder: Path, settings: dict[str, Any], overrides: Sequence[str]) -> None:
+    def write(self, folder: Path, overrides: Sequence[str]) -> None:
         """diagnosis.json and report.html, and the verdict for whoever watches."""
         assert self._preflight is not None
         probed, statistics, report = self._probed, self._statistics, self._report
@@ -149,12 +146,12 @@ class Diagnosis:
             "machine": machine(),
             "versions": package_versions(),
             "seconds": round(time.monotonic() - self._started, 1),
-            "verdict": verdict_record(report, command) if report else None,
+            "verdict": {**plain(asdict(report)), "recommended_command": command} if report else None,
             "preflight": self._preflight.as_json(),
             "probe": probe_record(self._config, probed, statistics, len(tokenizer)) if probed and statistics else None,
             "alignment": self._alignment.as_json() if self._alignment else None,
             "trajectories": shown_trajectories(probed, tokenizer, self._config.probe.shown) if probed else [],
-            "config": settings,
+            "config": read_settings(folder),
         }
         write_json(folder / "diagnosis.json", record)
         write_text(folder / "report.html", render_diagnosis(record))

@@ -8,7 +8,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from diagnostics.compatibility import ProbedAnswer, ProbeStatistics
-from diagnostics.verdict import VerdictReport
 from orchestration.config.schema import RunConfig
 from orchestration.measure.probe import Probed
 from tutelage.records.trajectory import CORRECT, Trajectory
@@ -16,16 +15,12 @@ from tutelage.records.trajectory import CORRECT, Trajectory
 TOP = 5  # ids of each model in the token view
 
 
-def verdict_record(report: VerdictReport, command: str) -> dict[str, Any]:
-    return {**_plain(asdict(report)), "recommended_command": command}
-
-
 def probe_record(config: RunConfig, probed: Probed, statistics: ProbeStatistics, vocabulary: int) -> dict[str, Any]:
     """The section `probe` of diagnosis.json."""
     accuracy = None
     if statistics.student_accuracy is not None and statistics.teacher_accuracy is not None:
         accuracy = {"student": asdict(statistics.student_accuracy), "teacher": asdict(statistics.teacher_accuracy)}
-    record = _plain(asdict(statistics))
+    record = plain(asdict(statistics))
     for name in ("student_accuracy", "teacher_accuracy"):
         del record[name]
     record["by_position"] = {
@@ -45,13 +40,13 @@ def probe_record(config: RunConfig, probed: Probed, statistics: ProbeStatistics,
     }
 
 
-def _plain(value: Any) -> Any:
-    """Without enums, so that it is JSON."""
+def plain(value: Any) -> Any:
+    """Return a value without enums, so that it is JSON."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def shown_trajectories(probed: Probed, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ def _run(stage: PlannedStage, session: Session) -> str:
             check_endpoints(stage.config, prepared)
             directory = open_run_directory(stage.config, stage.composed)
             directory.check_prompts(prepared.prompts_digest)
-        exit_code = asyncio.run(execute(stage.config, stage.composed, prepared, directory, session))
+        exit_code = asyncio.run(execute(stage.config, prepared, directory, session))
         if exit_code:
             return next(status for status, code in EXIT_CODES.items() if code == exit_code)
     if not is_sealed(stage.folder):

@@ -4,14 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from learner.records import Example, StepReport
 from orchestration.config.schema import RunConfig
-from orchestration.pipeline.clock import StageClock
-from orchestration.pipeline.progress import RunProgress
+from orchestration.pipeline.progress import RunProgress, StageClock
 from orchestration.prepare.inputs import Prepared
-from orchestration.results.directory import RunDirectory, RunState
+from orchestration.results.directory import RunDirectory, RunState, latest_checkpoint, read_settings
 from orchestration.results.metrics import health_metrics, step_metrics
 from orchestration.results.outcome import print_outcome
 from orchestration.results.pages import write_run_report
@@ -29,15 +27,9 @@ from tutelage.files import write_json
 class Recorder:
     """Keeps what happens in one run, and goes on from what an earlier start of it has kept."""
 
-    def __init__(
-        self, config: RunConfig, settings: dict[str, Any], prepared: Prepared, directory: RunDirectory
-    ) -> None:
-        """
-        Args:
-            settings: the configuration as plain values.
-        """
+    def __init__(self, config: RunConfig, prepared: Prepared, directory: RunDirectory) -> None:
         self.directory = directory
-        self.checkpoint = directory.latest_checkpoint()
+        self.checkpoint = latest_checkpoint(directory.path)
         state = directory.load_state(self.checkpoint) if self.checkpoint else RunState()
         self.progress = RunProgress(
             version=state.step,
@@ -49,6 +41,7 @@ class Recorder:
         self.evaluations = EvaluationStore(directory.path)
         self.view = ProgressView(config.stage, config.pipeline.steps, state.step, self.progress.clock)
         self._config, self._prepared = config, prepared
+        settings = read_settings(directory.path)
         self._tracker = Tracker(directory.path, config.tracking, settings, state.wandb_id, state.step)
         earlier = read_metrics(directory.path)
         remedies = remedies_so_far(directory.path)

@@ -3,9 +3,6 @@
 import shutil
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, cast
-
-from omegaconf import DictConfig, OmegaConf
 
 from diagnostics.check import Status
 from orchestration.config.facts import needs_teacher_rollouts
@@ -35,9 +32,7 @@ from tutelage.records.trajectory import Trajectory
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130}
 
 
-async def execute(
-    config: RunConfig, composed: DictConfig, prepared: Prepared, directory: RunDirectory, session: Session
-) -> int:
+async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory, session: Session) -> int:
     """Run one stage; returns the exit code of the process.
 
     Args:
@@ -47,8 +42,7 @@ async def execute(
     write_json(directory.path / "versions.json", package_versions())
     cluster = join_cluster(config, prepared.roles, session)
     try:
-        settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
-        run = Run(config, settings, prepared, directory)
+        run = Run(config, prepared, directory)
         with run.recorder.view:
             status = await run.go(cluster)
         run.recorder.conclude(status)
@@ -64,11 +58,9 @@ async def execute(
 class Run:
     """One run; its recorder keeps what happens, its stage says how the student learns."""
 
-    def __init__(
-        self, config: RunConfig, settings: dict[str, Any], prepared: Prepared, directory: RunDirectory
-    ) -> None:
-        self.config, self.settings, self.prepared, self.directory = config, settings, prepared, directory
-        self.recorder = Recorder(config, settings, prepared, directory)
+    def __init__(self, config: RunConfig, prepared: Prepared, directory: RunDirectory) -> None:
+        self.config, self.prepared, self.directory = config, prepared, directory
+        self.recorder = Recorder(config, prepared, directory)
         self.evaluator = Evaluator(config, prepared, VERIFIERS[config.data.verifier])
         self.stage: TrainingStage | None = None  # once there is something to save
         self._interruption = Interruption()
@@ -239,7 +231,7 @@ class Run:
         final = self.directory.path / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a start that was killed before the run was over
         await stage.fleet.learner.export(str(final))
-        write_model_card(final, self.settings)
+        write_model_card(final, self.config)
 
     async def _roll_back(self, stage: TrainingStage, good: Path) -> None:
         """The weights of an earlier checkpoint; they are not evaluated again, since engines do not go back."""

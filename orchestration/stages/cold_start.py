@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from learner.records import Example
-from orchestration.pipeline.pipeline import Cursor
+from orchestration.pipeline.progress import Cursor
 from orchestration.pipeline.requests import rollout_request
 from orchestration.pipeline.schedule import PromptSchedule
 from orchestration.stages.sequences import JudgedSequence, SequenceVerdict, load_sequences

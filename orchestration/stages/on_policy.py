@@ -11,7 +11,7 @@ from functools import cached_property
 from learner.objectives import requirements
 from learner.objectives.config import TaskRewardMix
 from learner.records import Example
-from orchestration.config.facts import sampled_candidates
+from orchestration.config.facts import teachers_of
 from orchestration.pipeline.pipeline import Pipeline
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.pipeline.weighting import with_advantages
@@ -30,7 +30,11 @@ class OnPolicyStage(TrainingStage):
         config, prepared = self.config, self.prepared
         self.needs = requirements(config.objective)
         engines = self.fleet.rollouts, self.fleet.teacher_rollouts
-        self._source = TrajectorySource(config, prepared.train, sampled_candidates(config), *engines)
+        candidates = self.needs.candidates
+        if candidates:  # more than are compared where some have no equal at a teacher
+            across = [teacher.twin_candidates for teacher in teachers_of(config).values() if teacher.cross_tokenizer]
+            candidates = max([candidates, *across])
+        self._source = TrajectorySource(config, prepared.train, candidates, *engines)
         self._grader = Grader(self.evaluator.verifier, prepared.train, prepared.tokenizer)
         self._compares_rewards = config.objective.task_reward.mix is not TaskRewardMix.none
 

@@ -16,8 +16,7 @@ from learner.records import Example, StepReport
 from orchestration.config.schema import RunConfig
 from orchestration.measure.evaluation import Evaluator
 from orchestration.pipeline.fleet import Fleet
-from orchestration.pipeline.pipeline import Cursor
-from orchestration.pipeline.progress import RunProgress
+from orchestration.pipeline.progress import Cursor, RunProgress
 from orchestration.pipeline.weighting import keeps, with_loss_reduction
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers

@@ -17,7 +17,7 @@ from orchestration.prepare.plan import required_cpus
 from orchestration.runs.diagnosis import diagnosis_refusals
 from scoring.context import ContextTemplate
 from scoring.group import Scorer, ScoringGroup
-from scoring.pool import REFERENCE, STARVING_STEPS, TeacherPool
+from scoring.pool import BASE, REFERENCE, STARVING_STEPS, TeacherPool
 from tests.factories import configured, message, refusal
 from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.records.signal import ScoringRequest, TeacherSignal
@@ -76,13 +76,16 @@ def test_a_mixture_shows_each_of_its_teachers_its_own_view(two: Callable[..., li
     assert list(item.views) == ["teacher", "other"] and item.has_context
     np.testing.assert_array_equal(item.views["teacher"], item.student_ids)
     assert len(item.teacher_ids) == len(item.views["other"]) > len(item.student_ids)
-    assert list(found.roles.mixtures) == ["blend"] and found.roles.teachers == ["teacher", "other"]
+    assert list(found.roles.mixtures) == ["blend"] and [role for role in found.roles.scorers if role != BASE] == [
+        "teacher",
+        "other",
+    ]
     assert shows_whole(config, "blend") and not capabilities_of(config, "blend").entropy
 
 
 def test_who_marks_nothing_gets_no_workers(two: Callable[..., list[str]]) -> None:
     config = configured(*two({"teacher": "other"}))
-    assert prepare(config).roles.teachers == ["other"]
+    assert [role for role in prepare(config).roles.scorers if role != BASE] == ["other"]
 
 
 def test_each_teacher_that_needs_workers_of_its_own_is_counted(two: Callable[..., list[str]], tiny_tied: Path) -> None:

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from diagnostics.check import Check, Status
 from orchestration.config.compose import build, register_schema
-from orchestration.measure.preflight import Preflight
-from orchestration.measure.sizes import host_memory_gib, model_size
+from orchestration.measure.preflight import Preflight, host_memory_gib, model_size
 from orchestration.prepare.inputs import prepare
 from orchestration.results.directory import open_run_directory
 from orchestration.runs import run as run_module
@@ -38,7 +37,7 @@ def make_run(overrides: list[str]) -> Run:
     with initialize_config_module(version_base="1.3", config_module="conf"):
         composed = compose("config", overrides=overrides)
     config = build(composed)
-    return Run(config, {}, prepare(config), open_run_directory(config, composed))
+    return Run(config, prepare(config), open_run_directory(config, composed))
 
 
 def outcome(run: Run, checks: list[Check], monkeypatch: pytest.MonkeyPatch) -> bool:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.records import Example
-from orchestration.pipeline.clock import StageClock
-from orchestration.pipeline.pipeline import Cursor, Pipeline
+from orchestration.pipeline.pipeline import Pipeline
+from orchestration.pipeline.progress import Cursor, StageClock
 from tests.factories import make_trajectory
 from tutelage.records.signal import TeacherSignal
 from tutelage.records.trajectory import PolicySpan, Trajectory

@@ -6,8 +6,15 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from orchestration.config.schema import RecipeConfig, RecipeStage, Resume, RunConfig
-from orchestration.pipeline.pipeline import Cursor
-from orchestration.results.directory import RunState, kept_keys, locate, open_recipe_directory, open_run_directory
+from orchestration.pipeline.progress import Cursor
+from orchestration.results.directory import (
+    RunState,
+    kept_keys,
+    latest_checkpoint,
+    locate,
+    open_recipe_directory,
+    open_run_directory,
+)
 from tutelage.files import write_json, write_text
 from tutelage.settings import ConfigError
 
@@ -47,7 +54,7 @@ def test_checkpoints_appear_whole_and_only_the_newest_stay(tmp_path: Path) -> No
         "step-000002", "step-000003", "step-000004.partial",
     ]  # fmt: skip
     assert [path.name for path in directory.interrupted_checkpoints()] == ["step-000004.partial"]
-    newest = directory.latest_checkpoint()
+    newest = latest_checkpoint(directory.path)
     assert newest is not None and newest.name == "step-000003"
     assert directory.load_state(newest) == RunState(step=3, cursor=Cursor(16, (3, 5)))
     directory.close()

@@ -2,11 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from orchestration.config.compose import build, register_schema
 from orchestration.prepare.inputs import prepare
@@ -25,8 +23,7 @@ def test_the_page_of_a_start_that_trained_nothing(
         composed = compose("config", overrides)
     config = build(composed, "full_reverse_kl")
     directory = open_run_directory(config, composed)
-    settings = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
-    Recorder(config, settings, prepare(config), directory).conclude(status)
+    Recorder(config, prepare(config), directory).conclude(status)
     directory.close()
     page = directory.path / "report.html"
     assert f"{status.capitalize()} after step 0 of 60" in page.read_text("utf-8")

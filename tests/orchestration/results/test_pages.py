@@ -10,8 +10,8 @@ import wandb
 from orchestration.config.schema import TrackingConfig, WandbMode
 from orchestration.report import main
 from orchestration.results.pages import NoReport, write_report
-from orchestration.results.samples import Sample, read_samples
-from orchestration.results.tracker import Tracker, read_metrics
+from orchestration.results.samples import Sample
+from orchestration.results.tracker import Tracker, read_metrics, read_samples
 from tests.diagnostics import report_examples as examples
 
 SAMPLE = Sample(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diagnostics.intervals import ratio_interval
-from orchestration.pipeline.clock import StageClock
+from orchestration.pipeline.progress import StageClock
 from orchestration.results.summary import Evaluation, gap_recovery
 
 

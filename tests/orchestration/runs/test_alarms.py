@@ -12,8 +12,8 @@ from diagnostics.config import AlarmRule, AlarmsConfig, Remedy
 from orchestration.cli import explain
 from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig, TrackingConfig, WandbMode
-from orchestration.pipeline.clock import StageClock
-from orchestration.results.directory import RunDirectory, RunState
+from orchestration.pipeline.progress import StageClock
+from orchestration.results.directory import RunDirectory, RunState, latest_checkpoint, whole_checkpoints
 from orchestration.results.progress import ProgressView
 from orchestration.results.tracker import Tracker
 from orchestration.runs.alarms import AlarmResponder, checkpoint_to_end_with, remedies_so_far, set_aside_after
@@ -66,12 +66,12 @@ def test_a_roll_back_finds_the_last_checkpoint_before_the_window(tmp_path: Path)
     directory = RunDirectory(tmp_path, (tmp_path / ".lock").open("a"))
     for step in (0, 4, 8, 12):
         directory.commit_checkpoint(directory.begin_checkpoint(step), RunState(step=step), keep=2)
-    assert [path.name for path in directory.whole_checkpoints()] == ["step-000000", "step-000008", "step-000012"]
+    assert [path.name for path in whole_checkpoints(directory.path)] == ["step-000000", "step-000008", "step-000012"]
     rule = AlarmRule("length", 10, remedy=Remedy.roll_back)
     good = checkpoint_to_end_with(Alarm("long", rule, step=12, since=9, value=15, bound=10), directory)
     assert good is not None and good.name == "step-000008"
     set_aside_after(good, directory)
-    assert directory.latest_checkpoint() == good
+    assert latest_checkpoint(directory.path) == good
     assert (directory.checkpoints / "step-000012.rolled_back").is_dir()
     early = Alarm("long", rule, step=8, since=1, value=15, bound=10)
     assert checkpoint_to_end_with(early, directory) == directory.checkpoints / "step-000000"

@@ -12,7 +12,7 @@ import pytest
 
 from diagnostics.monitors import repetition
 from orchestration.config.schema import ColdStartConfig, RunConfig
-from orchestration.pipeline.pipeline import Cursor
+from orchestration.pipeline.progress import Cursor
 from orchestration.pipeline.schedule import PromptSchedule
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.models import PreparedTeacher
