@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tutelage.records.signal import SignalNeeds
+from tutelage.records.signal import ScoringRequest, SignalNeeds
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,32 @@ def shortfalls(needs: SignalNeeds, given: Capabilities) -> Iterator[str]:
         yield "its exact entropy"
     if needs.hidden_states and not given.hidden_states:
         yield "its distribution over the whole vocabulary (final states and LM head)"
+
+
+def check_request(request: ScoringRequest, unanswerable: Sequence[str] = (), why: str = "") -> None:
+    """Refuse a request that does not fit together, or that asks for what a backend cannot give.
+
+    Args:
+        unanswerable: fields that ask for what it cannot give.
+        why: and what to do about it, for the message.
+
+    Raises:
+        ValueError: such a field is set, the prompt is empty, or the mask or the support has another length.
+    """
+    if len(request.prompt_ids) == 0:
+        raise ValueError("ScoringRequest.prompt_ids is empty: no state predicts the first response token")
+    if request.scored_mask is not None and len(request.scored_mask) != len(request.response_ids):
+        raise ValueError(
+            f"ScoringRequest.scored_mask has {len(request.scored_mask)} places for "
+            f"{len(request.response_ids)} response tokens"
+        )
+    support, tokens = request.support_ids, request.num_scored
+    if support is not None and len(support) != tokens:
+        raise ValueError(
+            f"ScoringRequest.support_ids has {len(support)} positions for {tokens} scored tokens; give one row of "
+            "ids for each"
+        )
+    for name in unanswerable:
+        value = getattr(request, name)
+        if value is not None and value is not False:
+            raise ValueError(f"ScoringRequest.{name}: {why}")

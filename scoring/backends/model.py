@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scoring.backends.base import check_request
 from scoring.backends.loading import load_teacher
+from scoring.capabilities import check_request
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.lm.head import Head, LMHead, LogitTransform
 from tutelage.lm.packed import final_hidden_states, shares_prefixes

@@ -27,7 +27,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from scoring.backends.base import Backend, check_request
+from scoring.backends.base import Backend
+from scoring.capabilities import check_request
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.vllm_environment import prepare_environment

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from scoring.backends.base import Backend, ServerStats, check_request
+from scoring.backends.base import Backend, ServerStats
 from scoring.backends.server.answers import (
     check_positions,
     completion_question,
@@ -22,6 +22,7 @@ from scoring.backends.server.answers import (
 )
 from scoring.backends.server.checks import check_endpoint, vocabulary_size
 from scoring.backends.server.client import Endpoint, EndpointFailure, EndpointRefusal
+from scoring.capabilities import check_request
 from scoring.config import ScoringConfig, TeacherConfig
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 
