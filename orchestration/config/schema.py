@@ -107,7 +107,7 @@ class RunConfig(Settings):
     dry_run: bool = False  # resolve, validate, print the plan, start nothing
     student: StudentConfig = setting(StudentConfig, resume=False)
     teacher: TeacherConfig = setting(TeacherConfig, resume=False)
-    further_teachers: dict[str, TeacherConfig] = field(default_factory=dict)  # by key
+    further_teachers: dict[str, TeacherConfig] = setting(dict, resume=False)  # by key
     data: DataConfig = setting(DataConfig, resume=False)
     sampling: SamplingConfig = setting(SamplingConfig, resume=False)
     objective: ObjectiveConfig = setting(ObjectiveConfig, resume=False)
