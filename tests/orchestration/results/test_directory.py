@@ -91,7 +91,8 @@ def test_all_that_differs_is_named(tmp_path: Path) -> None:
 
 
 RESUMED = {
-    "stage", "seed", "student", "teacher", "further_teachers", "data", "sampling", "objective", "pipeline.batch_size", "cold_start",
+    "stage", "seed", "student", "teacher", "further_teachers",
+    "data", "sampling", "objective", "pipeline.batch_size", "cold_start",
     "learner.ranks", "learner.zero_stage", "learner.dtype",
 }  # fmt: skip
 FINISHED = {"pipeline", "learner", "evaluation", "recipe"}
