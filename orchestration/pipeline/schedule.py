@@ -30,7 +30,7 @@ class PromptSchedule:
         self._samples = samples_per_prompt
         self._seed = seed
         self._shuffle = shuffle
-        self._student_share = on_policy_fraction
+        self._on_policy_fraction = on_policy_fraction
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def plan(self, slot: int) -> SlotPlan:
@@ -38,7 +38,7 @@ class PromptSchedule:
         epoch, position = divmod(ordinal, self._prompts)
         seed = derive_seed(self._seed, slot)
         # A generator of its own: neither the order nor the sampling seeds depend on the share.
-        student = np.random.default_rng([self._seed, slot, 1]).random() < self._student_share
+        student = np.random.default_rng([self._seed, slot, 1]).random() < self._on_policy_fraction
         return SlotPlan(slot, int(self._epoch_order(epoch)[position]), sample_index, seed, bool(student))
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

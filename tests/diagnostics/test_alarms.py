@@ -102,7 +102,7 @@ def test_the_message_names_rule_figure_bound_and_failure() -> None:
     )
 
 
-def test_the_gravest_remedy_wins_and_goes_furthest_back() -> None:
+def test_the_most_severe_remedy_wins_and_goes_furthest_back() -> None:
     rules = {
         "a": rule("above", 0, window=1, remedy=Remedy.stop),
         "b": rule("above", 0, window=1, remedy=Remedy.roll_back),
