@@ -26,7 +26,7 @@ the capital of France, and why is it famous? You are a helpful assistant. Add th
 1024, then write down the result step by step. Numbers: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20
 21 22 23 24 25 30 40 50 60 70 80 90 100 200 500 1000. Children learn to speak by listening, by trying, by
 making mistakes and by being gently corrected again and again. When the student writes an answer of its own,
-the teacher scores each word, and the student slowly comes to agree. Winter nights are long and cold; summer
+the teacher marks each word, and the student slowly comes to agree. Winter nights are long and cold; summer
 days are warm and bright; spring and autumn share the weather between them. def add(left, right): return
 left + right  # a small function that returns the sum of its two arguments Trees take carbon dioxide from
 the air, keep the carbon in their wood, and give the oxygen back to the world. The old library keeps
