@@ -77,8 +77,8 @@ def run_ours() -> tuple[Speed, RunConfig]:
         f"pipeline.max_staleness={MAX_STALENESS}",
         f"pipeline.steps={OUR_STEPS}",
     )
-    scores, config = run_job(overrides)
-    steady = window(scores, MAX_STALENESS)
+    steps, config = run_job(overrides)
+    steady = window(steps, MAX_STALENESS)
     speed = Speed(
         tokens_per_step=steady.tokens / steady.steps,
         seconds_per_step=steady.seconds / steady.steps,

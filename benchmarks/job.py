@@ -39,7 +39,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
-class Mark:
+class StepTimes:
     """What was seen when a step appeared in metrics.jsonl."""
 
     step: int
@@ -87,8 +87,8 @@ def role(process: Process) -> str:
     return "driver" if "orchestration.launch" in process.title else "ray"
 
 
-def run_job(overrides: Sequence[str]) -> tuple[list[Mark], RunConfig]:
-    """Run `orchestration.launch`; returns a score for each step, and the composed config.
+def run_job(overrides: Sequence[str]) -> tuple[list[StepTimes], RunConfig]:
+    """Run `orchestration.launch`; returns the times for each step, and the composed config.
 
     Raises:
         RuntimeError: the run failed; the message ends with what it printed last.
@@ -103,22 +103,22 @@ def run_job(overrides: Sequence[str]) -> tuple[list[Mark], RunConfig]:
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=on_two_cores
             )
         try:
-            scores = list(_watch(job, run_dir / "metrics.jsonl"))
+            steps = list(_watch(job, run_dir / "metrics.jsonl"))
         finally:
             job.terminate()
             job.wait()
         if job.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {job.returncode}:\n{_tail(output)}")
         composed = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(run_dir / "config.yaml"))
-        return scores, cast(RunConfig, OmegaConf.to_object(composed))
+        return steps, cast(RunConfig, OmegaConf.to_object(composed))
 
 
 def _tail(output: Path) -> str:
     return output.read_text(errors="replace")[-TAIL_CHARACTERS:]
 
 
-def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[Mark]:
-    """Yield a score as each training step appears, until the run ends."""
+def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[StepTimes]:
+    """Yield the times as each training step appears, until the run ends."""
     seen = 0
     while job.poll() is None:
         time.sleep(POLL_SECONDS)
@@ -129,11 +129,11 @@ def _watch(job: subprocess.Popen[bytes], metrics: Path) -> Iterator[Mark]:
             row = json.loads(line)
             if "train/loss" in row:
                 spent = cpu_seconds(job.pid, role)
-                yield Mark(row["policy_version"], time.monotonic(), spent, row, machine_cpu_seconds())
+                yield StepTimes(row["policy_version"], time.monotonic(), spent, row, machine_cpu_seconds())
         seen = len(lines)
 
 
-def window(scores: Sequence[Mark], max_staleness: int) -> Window:
+def window(steps: Sequence[StepTimes], max_staleness: int) -> Window:
     """The steady part of a run: after its warm-up, and before rollouts run dry.
 
     With staleness s a run of n steps admits its last prompts when step n − s − 1 ends, so that up to step n − s every
@@ -142,10 +142,10 @@ def window(scores: Sequence[Mark], max_staleness: int) -> Window:
     Raises:
         ValueError: the run was too short to have such a part.
     """
-    first, last = scores[WARM_UP_STEPS - 1], scores[-1 - max_staleness]
-    inside = [mark.metrics for mark in scores if first.step < mark.step <= last.step]
+    first, last = steps[WARM_UP_STEPS - 1], steps[-1 - max_staleness]
+    inside = [step.metrics for step in steps if first.step < step.step <= last.step]
     if not inside:
-        raise ValueError(f"{len(scores)} steps are too few for max_staleness={max_staleness}")
+        raise ValueError(f"{len(steps)} steps are too few for max_staleness={max_staleness}")
     stages = [name for name in inside[0] if name.startswith("time/")]
     return Window(
         steps=len(inside),

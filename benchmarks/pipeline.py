@@ -116,8 +116,8 @@ def measure_sleeping() -> dict[str, float]:
 
 
 def job_window(max_staleness: int, steps: int) -> Window:
-    scores, _ = run_job([f"pipeline.max_staleness={max_staleness}", f"pipeline.steps={steps}"])
-    return window(scores, max_staleness)
+    steps_seen, _ = run_job([f"pipeline.max_staleness={max_staleness}", f"pipeline.steps={steps}"])
+    return window(steps_seen, max_staleness)
 
 
 def stage_times(strict: Sequence[Window]) -> StageTimes:

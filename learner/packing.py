@@ -38,7 +38,7 @@ def pack(
     `example_index`, which refers to it.
 
     Args:
-        special_ids: the tokenizer's special tokens, to be scored as such.
+        special_ids: the tokenizer's special tokens, which `is_special` tells apart.
 
     Raises:
         ValueError: no examples, an empty prompt or response, a teacher's scores that do not fit the response,

@@ -50,8 +50,8 @@ def systematic_sample(probabilities_W: NDArray[np.float64], generator: np.random
     """Places chosen with exactly these probabilities, none twice (systematic sampling in random order)."""
     order = generator.permutation(len(probabilities_W))
     ends = np.cumsum(probabilities_W[order])
-    scores = generator.random() + np.arange(round(float(ends[-1])))
-    return np.sort(order[np.minimum(np.searchsorted(ends, scores, side="right"), len(order) - 1)])
+    points = generator.random() + np.arange(round(float(ends[-1])))
+    return np.sort(order[np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)])
 
 
 def choose(

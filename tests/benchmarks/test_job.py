@@ -7,19 +7,19 @@ import time
 
 import pytest
 
-from benchmarks.job import Mark, role, window
+from benchmarks.job import StepTimes, role, window
 from benchmarks.processes import Process, cpu_seconds, parse_busy, parse_stat, running, tree
 
 
-def mark(step: int, cpu: float) -> Mark:
+def step_times(step: int, cpu: float) -> StepTimes:
     metrics = {"train/loss_tokens": 100.0 * step, "time/learning": 2.0, "train/loss": 0.0}
     cpus = {"learning": cpu, "ray": 1.0}
-    return Mark(step, seconds=10.0 * step, cpu=cpus, metrics=metrics, machine=8.0 * step)
+    return StepTimes(step, seconds=10.0 * step, cpu=cpus, metrics=metrics, machine=8.0 * step)
 
 
 def test_a_window_leaves_out_the_warm_up_and_those_without_rollouts_beside_them() -> None:
-    scores = [mark(step, cpu=5.0 * step) for step in range(1, 8)]
-    steady = window(scores, max_staleness=2)
+    steps = [step_times(step, cpu=5.0 * step) for step in range(1, 8)]
+    steady = window(steps, max_staleness=2)
     assert steady.steps == 3  # 3, 4 and 5
     assert steady.tokens == 1200
     assert steady.seconds == 30
@@ -32,7 +32,7 @@ def test_a_window_leaves_out_the_warm_up_and_those_without_rollouts_beside_them(
 
 def test_a_run_without_a_steady_part_is_refused() -> None:
     with pytest.raises(ValueError, match="max_staleness=1"):
-        window([mark(1, 1.0), mark(2, 2.0)], max_staleness=1)
+        window([step_times(1, 1.0), step_times(2, 2.0)], max_staleness=1)
 
 
 def test_a_stat_line_is_read_whatever_the_process_calls_itself() -> None:
