@@ -65,11 +65,23 @@ class Registry(Generic[T]):
 
 
 def load_extensions() -> None:
-    """Import the modules of installed packages that add choices, each once in a process."""
+    """Import the modules of installed packages that add choices, each once in a process.
+
+    Raises:
+        ValueError: one of them cannot be imported; it is named.
+    """
     for point in _extensions():
-        if point.value not in _loaded:
-            _loaded.add(point.value)
+        if point.value in _loaded:
+            continue
+        _loaded.add(point.value)  # before the import, which may look up names itself
+        try:
             point.load()
+        except Exception as error:  # code of a user's, which may raise anything
+            _loaded.discard(point.value)
+            package = point.dist.name if point.dist else "a package"
+            raise ValueError(
+                f"{GROUP}: {point.value} of {package} cannot be imported: {error!r}; mend it, or uninstall {package}"
+            ) from error
 
 
 @functools.cache
