@@ -34,7 +34,9 @@ class GuardedPool:
         memory_gib: address space of each process.
     """
 
-    def __init__(self, workers: int, prepare: Callable[..., None] | None = None, memory_gib: float = MEMORY_GIB) -> None:
+    def __init__(
+        self, workers: int, prepare: Callable[..., None] | None = None, memory_gib: float = MEMORY_GIB
+    ) -> None:
         self._pool = ProcessPool(
             max_workers=workers,
             context=get_context("loky"),  # as spawn, but without running the main module again
