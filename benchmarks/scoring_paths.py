@@ -109,7 +109,9 @@ def bare(path: str, repeats: int) -> Compared:
     """Against transformers' own forward of padded batches, sorted by length, that returns logits."""
     teacher = TeacherModel(path, TeacherConfig(), SETTINGS)
     requests = make_requests(teacher.vocabulary_size)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    ).eval()
     batches = list(_padded_batches(requests))
 
     @torch.inference_mode()

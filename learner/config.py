@@ -92,3 +92,4 @@ class LearnerSetup:
     objective: "ObjectiveConfig"
     total_steps: int  # of the optimiser, for its schedule
     seed: int = 0  # of torch's generators in every rank
+    longest: int | None = None  # tokens of a sequence (rollout.max_model_len); None: all that the model has

@@ -50,7 +50,7 @@ class LearnerEngine:
         self.device = join_group(self.config.threads, timeout_s)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._objective = build_objective(setup.objective, setup.seed)
-        module = load_student(self.model_path, self.student, self.config)
+        module = load_student(self.model_path, self.student, self.config, setup.longest)
         self._transform = LogitTransform.of(module.causal_lm.config)
         self._watch = GradientWatch(module)
         self.deepspeed = initialise(module, self.config, setup.total_steps)

@@ -54,10 +54,16 @@ class Student(nn.Module):
         return self.shared_head(hidden[packed.logit_positions], job)
 
 
-def load_student(model_path: str, settings: StudentConfig, config: LearnerConfig) -> Student:
-    """Load the student in its training precision, on the CPU, without dropout (rollouts come without it)."""
+def load_student(
+    model_path: str, settings: StudentConfig, config: LearnerConfig, longest: int | None = None
+) -> Student:
+    """Load the student in its training precision, on the CPU, without dropout (rollouts come without it).
+
+    Args:
+        longest: tokens of a sequence, as for `load_causal_lm`.
+    """
     dtype = getattr(torch, config.dtype.value)
-    model = load_causal_lm(model_path, dtype, config.attention, settings.trust_remote_code)
+    model = load_causal_lm(model_path, dtype, config.attention, settings.trust_remote_code, longest=longest)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _remove_dropout(model)

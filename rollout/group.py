@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
@@ -21,7 +21,7 @@ def engine_fingerprint(path: str) -> str:
 
     Engines of checkpoints that are described alike can take each other's weights.
     """
-    config = AutoConfig.from_pretrained(path).to_dict()
+    config, _ = PreTrainedConfig.get_config_dict(path)  # as written: code that comes with a model is not run for it
     for key in ("_name_or_path", "transformers_version", "dtype"):  # say where it comes from; the engine sets the type
         config.pop(key, None)
     return json.dumps([config, sorted(generation_ends(path))], sort_keys=True, default=str)

@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tutelage.records.prompt import Message, Prompt
 from tutelage.records.trajectory import STUDENT_ROLE
@@ -127,7 +128,10 @@ def generation_ends(path: str) -> frozenset[int]:
     if Path(path, "generation_config.json").is_file():
         ends = GenerationConfig.from_pretrained(path).eos_token_id
     else:
-        ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path)).eos_token_id
+        settings, _ = PreTrainedConfig.get_config_dict(path)
+        kind = settings.get("model_type")  # of a type that comes with code: what is written in the file is enough
+        config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig
+        ends = GenerationConfig.from_model_config(config_class.from_dict(settings)).eos_token_id
     return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
 
 

@@ -202,9 +202,9 @@ def _bytes(dtype: DType) -> int:
     return 4 if dtype is DType.float32 else 2
 
 
-def model_size(path: str) -> ModelSize:
+def model_size(path: str, trust_remote_code: bool) -> ModelSize:
     """Count a checkpoint's numbers from the headers of its weights and from config.json; nothing is loaded."""
-    config = AutoConfig.from_pretrained(path).get_text_config()
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
     parameters = 0
     for file in sorted(Path(path).glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
@@ -229,7 +229,7 @@ def host_memory_gib() -> float:
 
 def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
     rollout, scoring, learner = config.rollout, config.scoring, config.learner
-    student = model_size(prepared.student_path)
+    student = model_size(prepared.student_path, config.student.trust_remote_code)
     engine = engine_memory(student, _bytes(rollout.dtype), rollout.kv_cache_gib)
     rank = learner_memory(
         student,
@@ -245,11 +245,12 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
     ]
     for scorer in prepared.roles.groups:
         if kind_of(scorer.teacher).loads_model(scorer.teacher):
-            parts = scorer_memory(model_size(scorer.path), _bytes(scoring.dtype), scoring.head_chunk_tokens)
+            parts = scorer_memory(model_size(scorer.path, scorer.teacher.trust_remote_code), _bytes(scoring.dtype), scoring.head_chunk_tokens)
             count = 1 if scorer.occasional else scoring.workers
             memory.append(WorkerMemory(scorer.name, count, parts, scoring.gpus_per_worker > 0))
     if needs_teacher_rollouts(config) and prepared.teacher_path is not None:
-        parts = engine_memory(model_size(prepared.teacher_path), _bytes(rollout.dtype), rollout.kv_cache_gib)
+        teacher = model_size(prepared.teacher_path, config.teacher.trust_remote_code)
+        parts = engine_memory(teacher, _bytes(rollout.dtype), rollout.kv_cache_gib)
         memory.append(WorkerMemory("teacher's engine(s)", rollout.workers, parts, rollout.gpus_per_worker > 0))
     return memory
 
@@ -257,7 +258,7 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
 def _plan(config: RunConfig, prepared: Prepared) -> StepPlan:
     pipeline, rollout, learner = config.pipeline, config.rollout, config.learner
     lengths = [len(item.student_ids) for item in prepared.train]
-    numbers = model_size(prepared.student_path).cache * _bytes(rollout.dtype)
+    numbers = model_size(prepared.student_path, config.student.trust_remote_code).cache * _bytes(rollout.dtype)
     return StepPlan(
         batch_size=pipeline.batch_size,
         max_staleness=pipeline.max_staleness,

@@ -83,6 +83,7 @@ class Fleet:
             config.objective,
             config.pipeline.steps,
             config.seed,
+            config.rollout.max_model_len,
         )
         rollouts, teachers, learner, teacher_rollouts = await asyncio.gather(
             start_engines(config, prepared.student_path, cluster),

@@ -5,13 +5,18 @@ lab/NAME, a model of the lab; a local directory; a repository of the Hugging Fac
 ever used.
 """
 
+import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from orchestration.prepare.weights import INDEX, SINGLE_FILE
 from tutelage.hub import explained, means_local_path
 from tutelage.settings import ConfigError, Refusal
 
@@ -23,6 +28,7 @@ LAB_MODELS = Path(__file__).parents[1] / "lab" / "models"  # shipped with the pa
 # What a hub snapshot brings: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_ADAPTER = "adapter_config.json"
 _PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -46,9 +52,13 @@ def _convert_smollm2(target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = _package_directory(SMOLLM2_PACKAGE)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=SMOLLM2_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        source,
+        gguf_file=SMOLLM2_GGUF,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
     ).to(torch.bfloat16)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(target)
@@ -87,6 +97,8 @@ def _check_checkpoint(directory: Path, key: str) -> None:
     """
     if not directory.is_dir():
         raise ConfigError(Refusal(key, directory, "no such directory; give a checkpoint directory or a hub name"))
+    if (directory / _ADAPTER).is_file() and not any((directory / name).is_file() for name in (SINGLE_FILE, INDEX)):
+        raise ConfigError(Refusal(key, directory, _merge_advice(directory)))
     if not (directory / "config.json").is_file():
         raise ConfigError(Refusal(key, directory, "no config.json in it; give a Hugging Face checkpoint directory"))
     if not any(directory.glob("*.safetensors")):
@@ -109,6 +121,85 @@ def _check_checkpoint(directory: Path, key: str) -> None:
                 "save it there with tokenizer.save_pretrained",
             )
         )
+
+
+def _merge_advice(directory: Path) -> str:
+    """How to make a model of a folder that has an adapter only."""
+    try:
+        settings = json.loads((directory / _ADAPTER).read_text(encoding="utf-8"))
+        base = str(settings["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"is a PEFT adapter, and its {_ADAPTER} does not say over which model; give a whole model"
+    merged = f"{os.path.abspath(directory)}-merged"
+    code = (
+        "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
+        f"M.from_pretrained({os.path.abspath(directory)!r}).merge_and_unload().save_pretrained({merged!r}); "
+        f"T.from_pretrained({base!r}).save_pretrained({merged!r})"
+    )
+    return (
+        f"is a PEFT adapter over {base}, not a model; merge the two with python -c {shlex.quote(code)} and give "
+        f"{merged}"
+    )
+
+
+def read_config(directory: str, key: str, trust_key: str, trusted: bool) -> PreTrainedConfig:
+    """Read a checkpoint's config.json; code that comes with it is run only where `trusted`.
+
+    Args:
+        key: full name of the setting that names the checkpoint, for messages.
+        trust_key: full name of the setting that `trusted` is the value of.
+
+    Raises:
+        ConfigError: it is broken, of an unknown type, or of a type that comes with code and is not trusted.
+    """
+    from transformers import AutoConfig
+
+    path = Path(directory) / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(Refusal(key, path, f"cannot be read as JSON ({error}); bring it again")) from error
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trusted)
+    except Exception as error:  # whatever a config class makes of values of anybody's
+        if "auto_map" in settings and not trusted:
+            raise ConfigError(Refusal(key, directory, _code_advice(settings.get("model_type"), trust_key))) from error
+        fix = (
+            f"config.json describes no model that the installed transformers knows ({_in_one_line(error)}); correct "
+            "it, or install the version that the model was made with"
+        )
+        raise ConfigError(Refusal(key, directory, fix)) from error
+
+
+def read_tokenizer(directory: str, key: str, trust_key: str, trusted: bool) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, as `read_config`.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
+    except Exception as error:  # the libraries that read tokenizers raise anything, Exception itself included
+        if not trusted and "trust_remote_code" in str(error):
+            raise ConfigError(Refusal(key, directory, _code_advice("tokenizer", trust_key))) from error
+        fix = f"its tokenizer cannot be loaded ({_in_one_line(error)}); bring its files again"
+        raise ConfigError(Refusal(key, directory, fix)) from error
+    return tokenizer
+
+
+def _code_advice(kind: object, trust_key: str) -> str:
+    return (
+        f"comes with code of its own ({kind}: auto_map), which is not run; read the code, and set {trust_key}=true to "
+        "run it, or choose a model of a type that transformers has"
+    )
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _hub_snapshot(name: str, key: str) -> Path:

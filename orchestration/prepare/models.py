@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from learner.lora import trainable_parameters
 from learner.objectives.config import TOPK_SUPPORTS, ObjectiveConfig
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
-from orchestration.prepare.checkpoints import resolve_model, resolve_tokenizer
+from orchestration.prepare.checkpoints import read_config, read_tokenizer, resolve_model, resolve_tokenizer
+from orchestration.prepare.weights import checkpoint_refusals
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.request_builder import make_aligner
-from tutelage.lm.packed import unpackable_layers
+from tutelage.lm.packable import try_packing
+from tutelage.lm.packed import PACKED_SDPA, unpackable_layers
 from tutelage.settings import ConfigError, Refusal, Refusals
 
 STUDENT_MODEL = "student.model"
@@ -53,10 +55,14 @@ def find_models(config: RunConfig) -> Models:
     for key, (name, resolve) in _named_models(config).items():
         with refusals.collecting():
             paths[key] = resolve(name, key)
+    configs = _check_checkpoints(config, paths, refusals)
     if STUDENT_MODEL not in paths:
         refusals.raise_all()
     student_path = paths[STUDENT_MODEL]
-    tokenizer = AutoTokenizer.from_pretrained(student_path, trust_remote_code=config.student.trust_remote_code)
+    with refusals.collecting():
+        tokenizer = read_tokenizer(student_path, STUDENT_MODEL, *_trust(config, STUDENT_MODEL))
+    if any(refusal.key == STUDENT_MODEL for refusal in refusals):
+        refusals.raise_all()
     reference = config.objective.reference.model
     models = Models(
         student_path,
@@ -72,12 +78,55 @@ def find_models(config: RunConfig) -> Models:
     for key in (REFERENCE_MODEL, *_further_models(config)):
         if key in paths and paths[key] not in comparable:
             with refusals.collecting():
-                other = AutoTokenizer.from_pretrained(paths[key], trust_remote_code=config.teacher.trust_remote_code)
+                other = read_tokenizer(paths[key], key, *_trust(config, key))
                 _compare_tokenizers(other, paths[key], key, tokenizer)
-    for path, key in {path: key for key, path in reversed(paths.items()) if not key.endswith(".tokenizer")}.items():
-        refusals.extend(_model_refusals(config, path, key))
+    for path, (key, model) in configs.items():
+        refusals.extend(_config_refusals(config, model, path, key))
     refusals.raise_all()
     return models
+
+
+def _check_checkpoints(
+    config: RunConfig, paths: dict[str, str], refusals: Refusals
+) -> dict[str, tuple[str, PreTrainedConfig]]:
+    """Read the config of each checkpoint once, by path with the first setting that names it, and check its weights.
+
+    What cannot be read is refused and taken out of `paths`.
+    """
+    named = {path: key for key, path in reversed(paths.items()) if not key.endswith(".tokenizer")}
+    configs: dict[str, tuple[str, PreTrainedConfig]] = {}
+    for path, key in reversed(named.items()):
+        with refusals.collecting():
+            trust_key, trusted = _trust(config, key)
+            model = read_config(path, key, trust_key, trusted)
+            if _loads_weights(config, key):
+                refusals.extend(checkpoint_refusals(model, path, key, trusted))
+            configs[path] = key, model
+        if path not in configs:
+            for unread in [name for name, there in paths.items() if there == path]:
+                del paths[unread]
+    return configs
+
+
+def _teacher_named_by(config: RunConfig, key: str) -> TeacherConfig | None:
+    """The teacher whose model or tokenizer a setting names."""
+    names = {teacher_setting(name): teacher for name, teacher in teachers_of(config).items()}
+    return names.get(key.rpartition(".")[0])
+
+
+def _trust(config: RunConfig, key: str) -> tuple[str, bool]:
+    """The setting that says whether code that comes with a model is run, and its value."""
+    if key == STUDENT_MODEL:
+        return "student.trust_remote_code", config.student.trust_remote_code
+    teacher = _teacher_named_by(config, key)
+    if teacher is None:
+        return "teacher.trust_remote_code", config.teacher.trust_remote_code
+    return f"{key.rpartition('.')[0]}.trust_remote_code", teacher.trust_remote_code
+
+
+def _loads_weights(config: RunConfig, key: str) -> bool:
+    teacher = _teacher_named_by(config, key)
+    return teacher is None or kind_of(teacher).loads_model(teacher)
 
 
 def _named_models(config: RunConfig) -> dict[str, tuple[str, Callable[[str, str], str]]]:
@@ -126,7 +175,9 @@ def _add_teacher(models: Models, key: str, teacher: TeacherConfig, paths: dict[s
     path, tokenizer = paths[model_key], models.tokenizer
     tokenizer_path = paths.get(tokenizer_key, path)
     if tokenizer_path != models.student_path:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=teacher.trust_remote_code)
+        tokenizer = read_tokenizer(
+            tokenizer_path, model_key, f"{teacher_setting(key)}.trust_remote_code", teacher.trust_remote_code
+        )
         if teacher.cross_tokenizer:
             make_aligner(models.tokenizer, tokenizer, model_key)  # refuses what it cannot align
         else:
@@ -135,9 +186,9 @@ def _add_teacher(models: Models, key: str, teacher: TeacherConfig, paths: dict[s
     models.teachers[key] = PreparedTeacher(path, tokenizer)
 
 
-def _model_refusals(config: RunConfig, path: str, key: str) -> Iterator[Refusal]:
+def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: str) -> Iterator[Refusal]:
     """What a model's config says that does not go with the run's."""
-    model, limit = AutoConfig.from_pretrained(path), config.rollout.max_model_len
+    limit = config.rollout.max_model_len
     kinds = model.architectures or []
     if kinds and not set(kinds) & _CAUSAL_LMS and not any(kind.endswith(_LM_SUFFIXES) for kind in kinds):
         # Without its own LM head a checkpoint has no distribution; transformers would make up a random one.
@@ -147,17 +198,32 @@ def _model_refusals(config: RunConfig, path: str, key: str) -> Iterator[Refusal]
         )
         yield Refusal(key, path, fix)
     yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
-    unpackable = unpackable_layers(model)
-    if unpackable:
-        fix = (
-            f"has layers that cannot be packed ({', '.join(unpackable)}); choose a model whose layers are full or "
-            "sliding-window attention"
-        )
-        yield Refusal(key, path, fix)
+    yield from _packing_refusals(config, model, path, key)
     positions = getattr(model, "max_position_embeddings", limit)
     if positions < limit:
         fix = f"{path} has only {positions} positions; set it to {positions} or less"
         yield Refusal("rollout.max_model_len", limit, fix)
+
+
+def _packing_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: str) -> Iterator[Refusal]:
+    """Refuse models that packed sequences would make another model of."""
+    teacher = _teacher_named_by(config, key)
+    if teacher is not None and not kind_of(teacher).packs:
+        return
+    advice = "choose a model whose architecture can be packed (docs/architectures.md)"
+    if teacher is not None:
+        advice += f", or set {key.rpartition('.')[0]}.backend=vllm"
+    unpackable = unpackable_layers(model)
+    if unpackable:
+        yield Refusal(key, path, f"has layers that cannot be packed ({', '.join(unpackable)}); {advice}")
+        return
+    setting = "learner.attention" if key == STUDENT_MODEL else "scoring.attention"
+    attention = config.learner.attention if key == STUDENT_MODEL else config.scoring.attention
+    problem = try_packing(model, config.rollout.max_model_len).refused if attention == PACKED_SDPA else ""
+    if problem:
+        if "softcap" in problem:
+            advice += f", or set {setting}=flash_attention_2 on GPUs"
+        yield Refusal(key, path, f"a {model.model_type} model cannot run on packed sequences ({problem}); {advice}")
 
 
 def _support_refusals(

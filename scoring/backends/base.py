@@ -123,6 +123,7 @@ class BackendKind(ABC):
 
     computes = True  # False: it only reads what others have computed
     quantizes = False  # knows what to do with teacher.quantization
+    packs = False  # runs the model on packed sequences, in the worker's own process
     follows_student = False  # knows what to do with teacher.weights; its `Backend.follower` then gives a follower
 
     @abstractmethod

@@ -22,6 +22,7 @@ class TransformersKind(BackendKind):
     """A forward of our own, packed; everything can be asked for."""
 
     quantizes = True
+    packs = True
     follows_student = True
 
     def make(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Backend:

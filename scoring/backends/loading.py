@@ -27,6 +27,7 @@ def load_teacher(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> P
         teacher.trust_remote_code,
         quantization=_quantization(teacher.quantization, dtype),
         device_map=device_map,
+        longest=scoring.max_model_len,
     )
     model.requires_grad_(False)
     _refuse_overflow(model, scoring.gpus_per_worker)

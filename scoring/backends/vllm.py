@@ -134,7 +134,8 @@ def _max_model_len(path: str, teacher: TeacherConfig, scoring: ScoringConfig) ->
     needed = scoring.max_model_len
     if needed is None:
         return None
-    positions = getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", needed + 1)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=teacher.trust_remote_code)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", needed + 1)
     if positions <= needed:
         raise ValueError(
             f"scoring.max_model_len={needed}: {teacher.model} has {positions} positions, and a vLLM engine needs one "

@@ -21,11 +21,16 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tutelage.lm.head import LogitTransform
+from tutelage.lm.rope import fix_frequencies
 
 PACKED_SDPA = "packed_sdpa"
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 # Arguments by which a model changes the attention scores themselves; SDPA has no place for them.
 _UNSUPPORTED_ATTENTION = ("softcap", "s_aux", "position_bias")
+
+
+class PackedAttentionError(ValueError):
+    """A model's attention needs what packed attention has not."""
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -55,8 +60,8 @@ def _packed_sdpa(
     key: Tensor,  # [1, key-value heads, N, head size]
     value: Tensor,
     attention_mask: Tensor | None,
-    cu_seq_lens_q: Tensor,
-    segment_parents: Tensor,
+    cu_seq_lens_q: Tensor | None = None,
+    segment_parents: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -65,9 +70,12 @@ def _packed_sdpa(
     """Causal attention of each segment to its path, one kernel call a segment: no [N, N] mask exists."""
     unsupported = [name for name in _UNSUPPORTED_ATTENTION if others.get(name) is not None]
     if unsupported:
-        raise ValueError(
-            f"attention={PACKED_SDPA} cannot run {type(module).__name__}, which needs "
-            f"{', '.join(unsupported)}; use flash_attention_2 on a GPU, or another model"
+        raise PackedAttentionError(
+            f"attention={PACKED_SDPA} cannot run {type(module).__name__}, which needs {', '.join(unsupported)}"
+        )
+    if cu_seq_lens_q is None or segment_parents is None:
+        raise PackedAttentionError(
+            f"attention={PACKED_SDPA} cannot run {type(module).__name__}: its model does not tell it where sequences end"
         )
     parts = []
     starts, parents = cu_seq_lens_q.tolist(), segment_parents.tolist()
@@ -119,11 +127,13 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     quantization: BitsAndBytesConfig | None = None,
     device_map: str | Mapping[str, str] | None = None,
+    longest: int | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint from safetensors only, in eval mode.
 
     Args:
         device_map: where its modules go, as accelerate takes it; None: the CPU.
+        longest: tokens of a sequence, by which some models choose their rotary frequencies; None: all positions.
 
     Raises:
         ValueError: packing or a chunked LM head would change what the model computes.
@@ -138,6 +148,7 @@ def load_causal_lm(
         device_map=device_map,
     )
     refuse_unpackable_layers(model.config)
+    fix_frequencies(model, longest)
     model.eval()
     if attention == PACKED_SDPA:  # the others run on GPUs only, and the model may not be there yet
         _refuse_unknown_logits(model)

@@ -55,7 +55,7 @@ class ServerTeacher(Backend):
         except (EndpointFailure, ValueError) as error:
             await self._endpoint.close()
             raise ValueError(str(error)) from error
-        return vocabulary_size(self._path, tokenizer)
+        return vocabulary_size(self._path, tokenizer, self._teacher.trust_remote_code)
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:
         """The log-probs of the scored tokens and the endpoint's most likely ids.

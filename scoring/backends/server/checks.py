@@ -30,11 +30,11 @@ _CANARY_TOKENS = 96
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # of bytes that are no whole character
 
 
-def vocabulary_size(path: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_size(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> int:
     """Ids of the model whose tokenizer it is, or of the tokenizer alone where there is no config.json."""
     if not (Path(path) / "config.json").exists():
         return len(tokenizer)
-    return int(AutoConfig.from_pretrained(path).get_text_config().vocab_size)
+    return int(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config().vocab_size)
 
 
 async def check_endpoint(

@@ -81,7 +81,7 @@ def test_a_run_that_is_resumed_or_told_not_to_is_not_checked(
 
 def test_sizes_are_those_of_the_model(tiny_tied: Path, tiny_untied: Path) -> None:
     for path in (tiny_tied, tiny_untied):
-        model, size = AutoModelForCausalLM.from_pretrained(path), model_size(str(path))
+        model, size = AutoModelForCausalLM.from_pretrained(path), model_size(str(path), False)
         assert size.parameters == sum(p.numel() for p in model.parameters())
         assert size.head == model.lm_head.weight.numel() and size.vocabulary == 576
         assert size.cache == 2 * 2 * 2 * 32  # keys and values, layers, heads, head size
