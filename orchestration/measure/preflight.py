@@ -245,7 +245,11 @@ def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:
     ]
     for scorer in prepared.roles.groups:
         if kind_of(scorer.teacher).loads_model(scorer.teacher):
-            parts = scorer_memory(model_size(scorer.path, scorer.teacher.trust_remote_code), _bytes(scoring.dtype), scoring.head_chunk_tokens)
+            parts = scorer_memory(
+                model_size(scorer.path, scorer.teacher.trust_remote_code),
+                _bytes(scoring.dtype),
+                scoring.head_chunk_tokens,
+            )
             count = 1 if scorer.occasional else scoring.workers
             memory.append(WorkerMemory(scorer.name, count, parts, scoring.gpus_per_worker > 0))
     if needs_teacher_rollouts(config) and prepared.teacher_path is not None:

@@ -173,9 +173,7 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def checkpoint_refusals(
-    config: PreTrainedConfig, path: str, key: str, trust_remote_code: bool
-) -> Iterator[Refusal]:
+def checkpoint_refusals(config: PreTrainedConfig, path: str, key: str, trust_remote_code: bool) -> Iterator[Refusal]:
     """What is wrong with the weights of the checkpoint in directory `path`."""
     try:
         stored = read_headers(Path(path), key)
@@ -296,9 +294,7 @@ def _quantised_refusals(
         yield Refusal(key, path, fix + "checkpoint that it was made from")
     tied = {} if model.all_tied_weights_keys is None else model.all_tied_weights_keys
     modules = {name.rpartition(".")[0] for name in stored}
-    missing = sorted(
-        name for name in model.state_dict() if name.rpartition(".")[0] not in modules and name not in tied
-    )
+    missing = sorted(name for name in model.state_dict() if name.rpartition(".")[0] not in modules and name not in tied)
     experts = [name for name in missing if ".experts." not in name]  # merged while they are loaded
     if experts:
         yield Refusal(key, path, _missing_fix(experts, stored, {}, len(model.state_dict())))

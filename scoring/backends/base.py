@@ -158,8 +158,10 @@ class BackendKind(ABC):
     def identity(self, path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> Sequence[str]:
         """Name all that the scores depend on, beside the backend itself: kept scores are found again by it."""
         from scoring.backends.store import checkpoint_digest  # reads whole checkpoints, in the worker
+        from tutelage.lm.rope import chosen_by_length
 
-        return scoring.dtype.value, teacher.quantization.value, checkpoint_digest(path)
+        frequencies = [f"rope {scoring.max_model_len}"] if chosen_by_length(path) else []
+        return scoring.dtype.value, teacher.quantization.value, checkpoint_digest(path), *frequencies
 
     def refusals(self, key: str, teacher: TeacherConfig, use: BackendUse) -> Iterator[Refusal]:
         """Everything of a teacher's settings, and of a run's wishes, that does not fit.

@@ -156,7 +156,10 @@ def load_causal_lm(
 
 
 def _refuse_unknown_logits(model: PreTrainedModel) -> None:
-    """Compare the model's own logits of a few tokens with what a chunked head makes of its final states."""
+    """Compare the model's own logits of a few tokens with what a chunked head makes of its packed final states.
+
+    They are packed behind other tokens, and the model's own logits are those of them alone.
+    """
     device = model.get_input_embeddings().weight.device
     ids = torch.arange(4, device=device)
     first, alone = torch.tensor([0, 4], dtype=torch.int32, device=device), torch.tensor([-1], device=device)
@@ -164,7 +167,9 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
     if not isinstance(head, nn.Linear):
         return  # refused by whoever takes the head
     with torch.no_grad():  # what a model caches here must stay fit for training
-        states = final_hidden_states(model.base_model, ids, ids, first, alone)
+        behind = torch.cat([ids[:3], ids]), torch.cat([ids[:3], ids])
+        starts, parents = torch.tensor([0, 3, 7], dtype=torch.int32, device=device), alone.expand(2)
+        states = final_hidden_states(model.base_model, *behind, starts, parents)[3:]
         logits = LogitTransform.of(model.config).apply_(head(states)).float()
         arguments = _packing_arguments(first, alone)
         expected = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float().to(logits.device)
@@ -172,8 +177,9 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
         logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
     ):
         raise ValueError(
-            f"model {model.config.name_or_path!r} makes its logits from its final states in a way that is not known "
-            f"here ({type(model).__name__}); choose a model that applies an LM head, a factor and a soft cap at most"
+            f"model {model.config.name_or_path!r} says something else of tokens that are packed behind others, or makes "
+            f"its logits from its final states in a way that is not known here ({type(model).__name__}); choose a model of "
+            "docs/architectures.md that agrees, and that applies an LM head, a factor and a soft cap at most"
         )
 
 

@@ -1,7 +1,12 @@
 """Rotary frequencies that do not depend on what a sequence is packed with."""
 
+import json
+
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+_BY_LENGTH = ("longrope", "dynamic")
 
 
 def fix_frequencies(model: nn.Module, longest: int | None) -> None:
@@ -18,21 +23,28 @@ def fix_frequencies(model: nn.Module, longest: int | None) -> None:
     for module in model.modules():
         types = getattr(module, "rope_type", None)
         if isinstance(types, dict):
-            module.rope_type = {layers: _fix(module, kind, longest, layers) for layers, kind in types.items()}  # type: ignore[assignment]
+            module.rope_type = {layers: _fix(module, kind, longest, layers) for layers, kind in types.items()}
         elif isinstance(types, str):
-            module.rope_type = _fix(module, types, longest, None)  # type: ignore[assignment]
+            module.rope_type = _fix(module, types, longest, None)
+
+
+def chosen_by_length(path: str) -> bool:
+    """Tell whether the frequencies of the checkpoint in directory `path` depend on the longest sequence."""
+    settings, _ = PreTrainedConfig.get_config_dict(path)
+    written = json.dumps(settings)
+    return any(f'"{kind}"' in written for kind in _BY_LENGTH)
 
 
 def _fix(module: nn.Module, kind: str, longest: int | None, layers: str | None) -> str:
     """Set one kind of layers' frequencies, and name the kind that a forward takes it for from here on."""
-    if kind != "longrope" and "dynamic" not in kind:
+    if kind not in _BY_LENGTH:
         return kind
     most = module.max_seq_len_cached  # as built: max_position_embeddings
     tokens = most if longest is None else longest
     if kind == "longrope" or tokens > most:
-        prefix, device = f"{layers}_" if layers else "", getattr(module, f"{layers}_inv_freq" if layers else "inv_freq").device
-        init = ROPE_INIT_FUNCTIONS[kind]
-        frequencies, scaling = init(module.config, device, seq_len=tokens, **({"layer_type": layers} if layers else {}))
+        prefix = f"{layers}_" if layers else ""
+        device = getattr(module, f"{prefix}inv_freq").device
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](module.config, device, seq_len=tokens, layer_type=layers)
         for name in ("inv_freq", "original_inv_freq"):
             module.register_buffer(f"{prefix}{name}", frequencies.clone(), persistent=False)
         setattr(module, f"{prefix}attention_scaling", scaling)

@@ -146,7 +146,9 @@ def test_usual_storage_types_are_loaded(dtype: torch.dtype, checkpoint: Path) ->
     assert not refused(rewritten(checkpoint, lambda tensors: {name: t.to(dtype) for name, t in tensors.items()}))
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.float64, "F64"), (torch.int8, "I8")])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.float64, "F64"), (torch.int8, "I8")]
+)
 def test_other_storage_types_are_named(dtype: torch.dtype, name: str, checkpoint: Path) -> None:
     text = only(rewritten(checkpoint, lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()}))
     assert f"21 weights are stored as {name}" in text and "float32, float16 or bfloat16" in text
@@ -222,7 +224,9 @@ def test_a_quantised_checkpoint_is_checked_by_modules(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     quantised = {"quantization_config": {"quant_method": "fp8"}}
     (checkpoint / "config.json").write_text(json.dumps(config | quantised))
-    rewritten(checkpoint, lambda tensors: {n: t.to(torch.float8_e4m3fn) if t.dim() > 1 else t for n, t in tensors.items()})
+    rewritten(
+        checkpoint, lambda tensors: {n: t.to(torch.float8_e4m3fn) if t.dim() > 1 else t for n, t in tensors.items()}
+    )
     assert not refused(checkpoint)
     assert "lm_head.weight" in only(rewritten(checkpoint, lambda tensors: without(tensors, "lm_head")))
 
