@@ -43,9 +43,9 @@ def page(rows: list[tuple[str, str, PackingTrial]]) -> str:
         "Teachers (`backend=transformers`) and the learner run on packed sequences: several laid end to end, without "
         "padding, each seeing itself alone. A launch tries the architecture of every model on a small copy with random "
         "weights, and refuses it with the model's key where packed and alone differ or packed attention cannot run it. "
-        f"This page is written by `python -m benchmarks.architectures`, with transformers {transformers.__version__} on "
-        "a CPU and the default configuration of each type; a checkpoint's own configuration may differ from it (soft "
-        "caps, kinds of layers), and is what a launch tries. Agreement says that packing changes nothing, not that an "
+        "This page is written by `python -m benchmarks.architectures`, with transformers "
+        f"{transformers.__version__} on a CPU and the default configuration of each type; a checkpoint's own "
+        "configuration may differ from it (soft caps, kinds of layers), and is what a launch tries. Agreement says that packing changes nothing, not that an "
         "engine has the architecture too: vLLM's own list says that.",
         "",
         f"## {len(agreeing)} agree",
@@ -67,8 +67,8 @@ def page(rows: list[tuple[str, str, PackingTrial]]) -> str:
         "",
         f"## {len(untried)} could not be tried",
         "",
-        "Their default configuration makes no small model. A checkpoint of such a type is tried with its own; where that "
-        "fails too, the worker compares packed and alone on the model itself once it is loaded.",
+        "Their default configuration makes no small model. A checkpoint of such a type is tried with its own; where "
+        "that fails too, the worker compares packed and alone on the model itself once it is loaded.",
         "",
         "| type | model | why |",
         "|---|---|---|",

@@ -130,7 +130,7 @@ def generation_ends(path: str) -> frozenset[int]:
     else:
         settings, _ = PreTrainedConfig.get_config_dict(path)
         kind = settings.get("model_type")  # of a type that comes with code: what is written in the file is enough
-        config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig
+        config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401, its get is empty
         ends = GenerationConfig.from_model_config(config_class.from_dict(settings)).eos_token_id
     return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
 

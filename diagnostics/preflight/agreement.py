@@ -4,7 +4,7 @@ Shape suffixes: T response tokens.
 """
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,23 @@ def _judge(name: str, sides: tuple[str, str], difference: Gap, tolerance: Tolera
         "dtype (rollout.dtype, learner.dtype, scoring.dtype) and one checkpoint, float32 to find the cause"
     )
     return Check(name, status, seen, fix)
+
+
+def check_packing(who: str, packed: Logprobs, alone: Logprobs, tolerance: Tolerance) -> Check:
+    """Whether a model says the same of sequences packed with a longer one as of each alone.
+
+    Args:
+        who: the model, in words.
+    """
+    sides = f"{who}, packed with a longer sequence", "alone"
+    check = check_agreement(f"canary: {who}, long beside short", sides, packed, alone, tolerance)
+    if check.status is Status.passed:
+        return check
+    fix = (
+        "choose another model: what a sequence is packed with changes its log-probs, as rotary frequencies do that are "
+        "chosen by the longest position, or layers that carry a state (docs/architectures.md)"
+    )
+    return replace(check, fix=fix)
 
 
 def check_new_weights(

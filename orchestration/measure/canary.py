@@ -18,6 +18,7 @@ from diagnostics.preflight.agreement import (
     Tolerance,
     check_agreement,
     check_new_weights,
+    check_packing,
     check_quantised,
     check_response_ends,
     check_restored,
@@ -167,6 +168,35 @@ class Canary:
             plain,
             Tolerance.of([self._config.scoring.dtype.value]),
         )
+
+    async def check_learner_packing(self, first: Sampled) -> Check:
+        """The learner on a short sequence alone, and on as many beside as long a one as a micro-batch takes."""
+        short = min(first.trajectories, key=lambda t: len(t.prompt_ids) + len(t.response_ids))
+        room = self._config.learner.micro_batch_tokens - len(short.prompt_ids) - 2 * len(short.response_ids)
+        long = replace(short, prompt_ids=self._lengthened(short.prompt_ids, room))
+        ranks = self._config.learner.ranks
+        (alone,) = await self._both.student_logprobs([short])
+        packed = (await self._both.student_logprobs([long] * ranks + [short] * ranks))[ranks:]
+        tolerance = Tolerance.of([self._config.learner.dtype.value])
+        return check_packing("learner", packed, [alone] * ranks, tolerance)
+
+    async def check_scorer_packing(self, scores: ScoredAnswers, scorers: ScoringGroup, who: str) -> list[Check]:
+        """A scoring service on a sequence beside as long a one as a forward takes, where there is a plain forward."""
+        first, last = (replace(request, hidden_states=False) for request in (scores.requests[0], scores.requests[-1]))
+        room = self._config.scoring.max_tokens_per_forward - len(last.prompt_ids) - len(last.response_ids)
+        long = replace(last, prompt_ids=self._lengthened(last.prompt_ids, room - len(last.response_ids)))
+        requests = [first, long, last]  # the first one keeps the worker busy until the other two wait together
+        alone = await scorers.reference_logprobs_for_check(requests)
+        if alone is None:
+            return []
+        signals = await scorers.score_all(requests)
+        tolerance = Tolerance.of([self._config.scoring.dtype.value])
+        return [check_packing(who, [signal.logprobs for signal in signals], alone, tolerance)]
+
+    def _lengthened(self, prompt_ids: NDArray[np.int32], tokens: int) -> NDArray[np.int32]:
+        """A prompt of `tokens` tokens, or as many as the model takes with a response, of another beginning."""
+        most = self._config.rollout.max_model_len - MAX_TOKENS
+        return np.resize(prompt_ids[::-1], max(min(tokens, most), len(prompt_ids)))
 
     async def check_quantised(self, scores: ScoredAnswers, scorers: ScoringGroup) -> list[Check]:
         """The teacher against its own full weights, where it is quantised."""

@@ -154,6 +154,7 @@ async def _check_workers(config: RunConfig, prepared: Prepared, fleet: Fleet, ve
     first = await canary.sample()
     stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
+    checks.append(await canary.check_learner_packing(first))
     about_scores, scores = await _check_scores(config, canary, first, fleet)
     about_weights, perturbed, sync_seconds = await canary.check_weights(first)
     checks += [*about_scores, *about_weights]
@@ -182,6 +183,7 @@ async def _check_scores(
             continue
         scores = scores or its_scores
         checks.append(await canary.check_scores(its_scores, group, key))
+        checks += await canary.check_scorer_packing(its_scores, group, key)
         checks += await canary.check_quantised(its_scores, group)
         if shows_whole(config, key):
             checks.append(await canary.check_teacher_differs(its_scores, key))

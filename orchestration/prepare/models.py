@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -15,12 +16,14 @@ from orchestration.prepare.weights import checkpoint_refusals
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.request_builder import make_aligner
+from tutelage.chat import generation_ends
 from tutelage.lm.packable import try_packing
 from tutelage.lm.packed import PACKED_SDPA, unpackable_layers
 from tutelage.settings import ConfigError, Refusal, Refusals
 
 STUDENT_MODEL = "student.model"
 REFERENCE_MODEL = "objective.reference.model"
+_MEDIA = ("image", "boi", "eoi", "audio", "boa", "eoa", "video")  # tokens of a text model's larger siblings
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
 
@@ -80,8 +83,10 @@ def find_models(config: RunConfig) -> Models:
             with refusals.collecting():
                 other = read_tokenizer(paths[key], key, *_trust(config, key))
                 _compare_tokenizers(other, paths[key], key, tokenizer)
+    readers = {prepared.path: prepared.tokenizer for prepared in models.teachers.values()} | {student_path: tokenizer}
     for path, (key, model) in configs.items():
         refusals.extend(_config_refusals(config, model, path, key))
+        refusals.extend(_row_refusals(model, readers.get(path, tokenizer), path, key))
     refusals.raise_all()
     return models
 
@@ -203,6 +208,27 @@ def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key:
     if positions < limit:
         fix = f"{path} has only {positions} positions; set it to {positions} or less"
         yield Refusal("rollout.max_model_len", limit, fix)
+
+
+def _row_refusals(
+    model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str, key: str
+) -> Iterator[Refusal]:
+    """Refuse a model that has no embedding for an id that its tokenizer makes, or that its answers should end with."""
+    rows = model.get_text_config().vocab_size
+    places = {getattr(tokenizer, f"{kind}_token", None) for kind in _MEDIA}  # of pictures: texts have none
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in places}
+    if beyond:
+        first = min(beyond, key=beyond.__getitem__)
+        fix = (
+            f"its embedding has {rows} rows, and its tokenizer makes {len(beyond)} ids beyond them (first "
+            f"{first!r}, {beyond[first]}); resize the model (model.resize_token_embeddings) and save it again, or "
+            "bring the tokenizer that belongs to it"
+        )
+        yield Refusal(key, path, fix)
+    ends = sorted(i for i in generation_ends(path) if i >= rows) if Path(path, "config.json").is_file() else []
+    if ends:
+        fix = f"its generation_config.json ends answers with {ends}, and its embedding has {rows} rows; correct it"
+        yield Refusal(key, path, fix)
 
 
 def _packing_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: str) -> Iterator[Refusal]:

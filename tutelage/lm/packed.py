@@ -75,7 +75,8 @@ def _packed_sdpa(
         )
     if cu_seq_lens_q is None or segment_parents is None:
         raise PackedAttentionError(
-            f"attention={PACKED_SDPA} cannot run {type(module).__name__}: its model does not tell it where sequences end"
+            f"attention={PACKED_SDPA} cannot run {type(module).__name__}: its model does not tell it where sequences "
+            "end"
         )
     parts = []
     starts, parents = cu_seq_lens_q.tolist(), segment_parents.tolist()
@@ -177,9 +178,9 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
         logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
     ):
         raise ValueError(
-            f"model {model.config.name_or_path!r} says something else of tokens that are packed behind others, or makes "
-            f"its logits from its final states in a way that is not known here ({type(model).__name__}); choose a model of "
-            "docs/architectures.md that agrees, and that applies an LM head, a factor and a soft cap at most"
+            f"model {model.config.name_or_path!r} says something else of tokens that are packed behind others, or "
+            f"makes its logits from its final states in a way that is not known here ({type(model).__name__}); choose a "
+            "model of docs/architectures.md, with an LM head, a factor and a soft cap at most"
         )
 
 

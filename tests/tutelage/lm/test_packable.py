@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from tutelage.lm.packable import try_packing
 
 AGREEING = ("cohere2", "deepseek_v3", "gemma", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite", "llama", "mistral",
-            "mixtral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2")  # fmt: skip
+            "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2")  # fmt: skip
 REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
     "soft caps": (Gemma2Config(), "softcap"),
     "attention sinks": (GptOssConfig(), "attention"),
