@@ -43,9 +43,9 @@ def page(rows: list[tuple[str, str, PackingTrial]]) -> str:
         "Teachers (`backend=transformers`) and the learner run on packed sequences: several laid end to end, without "
         "padding, each seeing itself alone. A launch tries the architecture of every model on a small copy with random "
         "weights, and refuses it with the model's key where packed and alone differ or packed attention cannot run it. "
-        "This page is written by `python -m benchmarks.architectures`, with transformers "
-        f"{transformers.__version__} on a CPU and the default configuration of each type; a checkpoint's own "
-        "configuration may differ from it (soft caps, kinds of layers), and is what a launch tries. Agreement says that packing changes nothing, not that an "
+        "This page is written by `python -m benchmarks.architectures`, on a CPU with transformers "
+        f"{transformers.__version__}, from the default configuration of each type; a checkpoint's own is what a launch "
+        "tries, and may differ (soft caps, kinds of layers). Agreement says that packing changes nothing, not that an "
         "engine has the architecture too: vLLM's own list says that.",
         "",
         f"## {len(agreeing)} agree",

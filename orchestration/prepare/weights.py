@@ -225,6 +225,13 @@ def weight_refusals(
             f"{list(seen)} in {file}, {list(wanted)} by config.json; the two are of different models: bring both anew"
         )
         yield Refusal(key, path, fix)
+    untied = [] if mismatched else _untied(model, stored, path)
+    if untied:
+        fix = (
+            f"config.json ties {named(untied)} to another weight (tie_word_embeddings), and {stored[untied[0]].file} has "
+            "different numbers for the two; set tie_word_embeddings=false in config.json if they were trained apart"
+        )
+        yield Refusal(key, path, fix)
     unused = _unused(report["unexpected_keys"], model, needed)
     if unused and not missing and not mismatched:
         fix = (
@@ -232,6 +239,22 @@ def weight_refusals(
             f"{named(unused)}; it would be another model than was trained: bring the config.json that it was saved with"
         )
         yield Refusal(key, path, fix)
+
+
+def _untied(model: PreTrainedModel, stored: Mapping[str, StoredWeight], path: str) -> list[str]:
+    """Weights that the config ties to others, and that the files have with other numbers of their own.
+
+    transformers would leave them apart and an engine would not read them. The first row of each tells.
+    """
+
+    def first_row(name: str) -> Tensor:
+        with safe_open(Path(path, stored[name].file), framework="pt") as weights:
+            row: Tensor = weights.get_slice(name)[:1]
+        return row.float()
+
+    tied = dict(model.all_tied_weights_keys or {})
+    both = [(one, other) for one, other in tied.items() if one in stored and other in stored]
+    return [one for one, other in both if not torch.equal(first_row(one), first_row(other))]
 
 
 def _as_meta(

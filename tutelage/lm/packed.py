@@ -178,8 +178,8 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
         logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
     ):
         raise ValueError(
-            f"model {model.config.name_or_path!r} says something else of tokens that are packed behind others, or "
-            f"makes its logits from its final states in a way that is not known here ({type(model).__name__}); choose a "
+            f"model {model.config.name_or_path!r} says something else of tokens packed behind others, or makes "
+            f"its logits from its final states in a way that is not known here ({type(model).__name__}); choose a "
             "model of docs/architectures.md, with an LM head, a factor and a soft cap at most"
         )
 

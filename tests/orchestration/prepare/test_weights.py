@@ -136,6 +136,14 @@ def test_a_bias_that_the_config_leaves_out_is_named(checkpoint: Path) -> None:
     assert "self_attn.q_proj.bias" in only(rewritten(checkpoint, lambda tensors: tensors | bias))
 
 
+def test_a_head_of_its_own_that_the_config_ties_is_named(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert "ties lm_head.weight to another weight" in only(checkpoint)
+    rewritten(checkpoint, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    assert not refused(checkpoint)
+
+
 def test_a_value_head_and_frequencies_of_older_versions_do_not_matter(checkpoint: Path) -> None:
     extra = {"v_head.weight": torch.zeros(1, 128), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)}
     assert not refused(rewritten(checkpoint, lambda tensors: tensors | extra))
