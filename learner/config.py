@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from tutelage.settings import DType, Refusal, Settings, WeightTransfer, setting
+from tutelage.settings import Attention, DType, Refusal, Settings, WeightTransfer, setting
 
 if TYPE_CHECKING:
     from learner.objectives.config import ObjectiveConfig
@@ -64,11 +64,16 @@ class LearnerConfig(Settings):
     # most likely ids of student and teacher that steps and evaluations compare
     overlap_k: int = setting(16, at_least=0, meaning="0: the overlap is not measured")
     gradient_checkpointing: bool = False
-    attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
+    attention: Attention = Attention.packed_sdpa
     weight_transfer: WeightTransfer = WeightTransfer.shared_memory
     weight_bucket_mib: int = setting(
         32, at_least=1
     )  # weights leave in buckets of this size: one is written while another is loaded
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse an attention that the ranks cannot run."""
+        yield from super().refusals(prefix)
+        yield from self.attention.refusals(f"{prefix}attention", f"{prefix}gpus_per_rank", self.gpus_per_rank)
 
     @property
     def examined_k(self) -> int:

@@ -63,7 +63,7 @@ def load_student(
         longest: tokens of a sequence, as for `load_causal_lm`.
     """
     dtype = getattr(torch, config.dtype.value)
-    model = load_causal_lm(model_path, dtype, config.attention, settings.trust_remote_code, longest=longest)
+    model = load_causal_lm(model_path, dtype, config.attention.value, settings.trust_remote_code, longest=longest)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _remove_dropout(model)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tutelage.settings import DType, Refusal, Settings, setting
+from tutelage.settings import Attention, DType, Refusal, Settings, setting
 
 TEACHER = "teacher"  # key of the teacher that every run has
 
@@ -91,14 +91,15 @@ class ScoringConfig(Settings):
     max_model_len: int | None = setting(None, at_least=2)
     engine: EngineConfig = field(default_factory=EngineConfig)
     head_chunk_tokens: int = setting(256, at_least=1)  # the LM head sees this many positions at a time
-    attention: str = "packed_sdpa"  # or flash_attention_2 on GPUs
+    attention: Attention = Attention.packed_sdpa
     cache_dir: str | None = None  # scores are kept here by the content of their requests, and not computed twice
     # of the workers of one teacher, before its failure ends the run
     max_restarts: int = setting(3, at_least=0, meaning="0: a teacher's lost worker ends the run")
 
     def refusals(self, prefix: str = "") -> Iterator[Refusal]:
-        """Refuse a share of more than one GPU."""
+        """Refuse a share of more than one GPU, and an attention that the workers cannot run."""
         yield from super().refusals(prefix)
+        yield from self.attention.refusals(f"{prefix}attention", f"{prefix}gpus_per_worker", self.gpus_per_worker)
         gpus = self.gpus_per_worker
         if gpus > 1 and gpus != int(gpus):
             fix = "a share of one GPU, or whole GPUs over which the teacher is spread; round it"

@@ -158,6 +158,19 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+class Attention(Enum):
+    """What runs attention on packed sequences; any other would let them see each other, or need padding."""
+
+    packed_sdpa = "packed_sdpa"  # anywhere
+    flash_attention_2 = "flash_attention_2"  # on GPUs
+    flash_attention_3 = "flash_attention_3"
+
+    def refusals(self, key: str, gpus_key: str, gpus: float) -> Iterator[Refusal]:
+        """Refuse what runs on GPUs only where there are none."""
+        if self is not Attention.packed_sdpa and not gpus:
+            yield Refusal(key, self, f"runs on GPUs only, and {gpus_key}=0; set packed_sdpa, or give GPUs")
+
+
 class WeightTransfer(Enum):
     shared_memory = "shared_memory"  # CPU engines on the learner's node
     nccl = "nccl"  # GPUs, any node

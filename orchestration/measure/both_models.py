@@ -96,5 +96,5 @@ class BothModels:
 
     def _pack(self, examples: Sequence[Example]) -> Batch:
         learner = self.learner
-        share_prefixes = shares_prefixes(learner.attention)
+        share_prefixes = shares_prefixes(learner.attention.value)
         return pack(examples, learner.ranks, learner.micro_batch_tokens, self.version, share_prefixes)

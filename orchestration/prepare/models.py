@@ -18,8 +18,8 @@ from scoring.config import TeacherConfig, teacher_setting
 from scoring.request_builder import make_aligner
 from tutelage.chat import generation_ends
 from tutelage.lm.packable import try_packing
-from tutelage.lm.packed import PACKED_SDPA, unpackable_layers
-from tutelage.settings import ConfigError, Refusal, Refusals
+from tutelage.lm.packed import unpackable_layers
+from tutelage.settings import Attention, ConfigError, Refusal, Refusals
 
 STUDENT_MODEL = "student.model"
 REFERENCE_MODEL = "objective.reference.model"
@@ -245,7 +245,7 @@ def _packing_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key
         return
     setting = "learner.attention" if key == STUDENT_MODEL else "scoring.attention"
     attention = config.learner.attention if key == STUDENT_MODEL else config.scoring.attention
-    problem = try_packing(model, config.rollout.max_model_len).refused if attention == PACKED_SDPA else ""
+    problem = try_packing(model, config.rollout.max_model_len).refused if attention is Attention.packed_sdpa else ""
     if problem:
         if "softcap" in problem:
             advice += f", or set {setting}=flash_attention_2 on GPUs"

@@ -228,8 +228,8 @@ def weight_refusals(
     untied = [] if mismatched else _untied(model, stored, path)
     if untied:
         fix = (
-            f"config.json ties {named(untied)} to another weight (tie_word_embeddings), and {stored[untied[0]].file} has "
-            "different numbers for the two; set tie_word_embeddings=false in config.json if they were trained apart"
+            f"config.json ties {named(untied)} to another weight (tie_word_embeddings), and {stored[untied[0]].file} "
+            "has different numbers for the two; set tie_word_embeddings=false in config.json if they were trained apart"
         )
         yield Refusal(key, path, fix)
     unused = _unused(report["unexpected_keys"], model, needed)

@@ -84,7 +84,7 @@ class TrainingStage(ABC):
     async def learn(self, batch: Sequence[Example]) -> StepReport:
         """Make the next version of the policy from a weighed batch."""
         learner, version = self.config.learner, self.progress.version
-        share_prefixes, special_ids = shares_prefixes(learner.attention), self.prepared.special_ids
+        share_prefixes, special_ids = shares_prefixes(learner.attention.value), self.prepared.special_ids
         packed = pack(batch, learner.ranks, learner.micro_batch_tokens, version, share_prefixes, special_ids)
         with self.progress.clock.span("learning"):
             report = await self.fleet.learner.step(packed)

@@ -23,7 +23,7 @@ def load_teacher(path: str, teacher: TeacherConfig, scoring: ScoringConfig) -> P
     model = load_causal_lm(
         path,
         dtype,
-        scoring.attention,
+        scoring.attention.value,
         teacher.trust_remote_code,
         quantization=_quantization(teacher.quantization, dtype),
         device_map=device_map,

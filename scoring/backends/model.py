@@ -50,7 +50,7 @@ class TeacherModel:
         self._head = Head.of(head.weight.detach(), bias, LogitTransform.of(model.config))
         self.device = self._head.weight.device  # of all that follows the backbone
         self._max_tokens = scoring.max_tokens_per_forward
-        self._share_prefixes = shares_prefixes(scoring.attention)
+        self._share_prefixes = shares_prefixes(scoring.attention.value)
         # Reused by every chunk, since first-touched memory is slow.
         self._chunks_CV = self._head.weight.new_empty(2, scoring.head_chunk_tokens, len(self._head))
 

@@ -24,6 +24,7 @@ MISTAKES = {
     "further_teachers.7.ema_rate=1.0": "below 1",  # a teacher of several
     "data.train.path=''": "JSONL",  # a rule of the data
     "learner.weight_transfer=nccl": "shared_memory",  # a rule across rooms
+    "scoring.attention=flash_attention_2": "runs on GPUs only",  # a rule of the scoring room
 }
 
 
@@ -117,3 +118,9 @@ def test_refusals_are_collected_and_raised_together() -> None:
     with pytest.raises(ConfigError, match="a=1: no\nb=1: no"):
         refusals.raise_all()
     Refusals().raise_all()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention", "paged|sdpa"])
+def test_an_attention_in_which_packed_sequences_would_meet_is_refused(attention: str) -> None:
+    for room in ("learner", "scoring"):
+        assert f"{room}.attention" in message(f"{room}.attention='{attention}'")
