@@ -23,6 +23,9 @@ from tutelage.settings import Attention, ConfigError, Refusal, Refusals
 
 STUDENT_MODEL = "student.model"
 REFERENCE_MODEL = "objective.reference.model"
+# vLLM's CPUAttentionBackend.get_supported_head_sizes(), which takes an import of seconds; a test compares the two.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+_FLASH_HEAD_SIZE = 256  # the largest of flash attention
 _MEDIA = ("image", "boi", "eoi", "audio", "boa", "eoa", "video")  # tokens of a text model's larger siblings
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
@@ -204,6 +207,7 @@ def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key:
         yield Refusal(key, path, fix)
     yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
     yield from _packing_refusals(config, model, path, key)
+    yield from _head_size_refusals(config, model, path, key)
     positions = getattr(model, "max_position_embeddings", limit)
     if positions < limit:
         fix = f"{path} has only {positions} positions; set it to {positions} or less"
@@ -250,6 +254,26 @@ def _packing_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key
         if "softcap" in problem:
             advice += f", or set {setting}=flash_attention_2 on GPUs"
         yield Refusal(key, path, f"a {model.model_type} model cannot run on packed sequences ({problem}); {advice}")
+
+
+def _head_size_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: str) -> Iterator[Refusal]:
+    """Refuse heads of a size that no kernel of whoever runs the model has."""
+    text, teacher = model.get_text_config(), _teacher_named_by(config, key)
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads or getattr(text, "kv_lora_rank", None):  # latent attention has sizes and kernels of its own
+        return
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    in_engine = key == STUDENT_MODEL or (teacher is not None and not kind_of(teacher).packs)
+    gpus = config.rollout.gpus_per_worker if key == STUDENT_MODEL else config.scoring.gpus_per_worker
+    if in_engine and not gpus and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        yield Refusal(key, path, f"its heads have size {size}, and a vLLM engine on a CPU has {sizes}; use GPUs, or "
+                      "another model")  # fmt: skip
+    room = config.learner if key == STUDENT_MODEL else config.scoring
+    if room.attention is not Attention.packed_sdpa and (size > _FLASH_HEAD_SIZE or size % 8):
+        setting = "learner.attention" if key == STUDENT_MODEL else "scoring.attention"
+        fix = f"takes heads of up to {_FLASH_HEAD_SIZE}, a multiple of 8, and {path} has {size}; set packed_sdpa"
+        yield Refusal(setting, room.attention, fix)
 
 
 def _support_refusals(

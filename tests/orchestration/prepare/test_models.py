@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, PreTrainedConfig, StableLmConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    StableLmConfig,
+)
 
+from orchestration.prepare.models import CPU_HEAD_SIZES
 from tests.factories import prepared, refusal
 
 NAMES = {
@@ -118,3 +126,17 @@ def test_a_type_with_code_of_its_own_is_refused_with_the_key_of_whoever_names_it
         text = refusal(overrides, f"{key}.model={copied}")
         assert f"{key}.model={copied}: comes with code of its own (own: auto_map)" in text
         assert f"set {key}.trust_remote_code=true" in text
+
+
+def test_head_sizes_of_the_cpu_engine_are_vllms() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
+
+
+def test_heads_without_a_kernel_are_refused(overrides: list[str], tiny_tied: Path, tmp_path: Path) -> None:
+    path = of_architecture(LlamaConfig(**(SHAPE | {"head_dim": 48})), tiny_tied, tmp_path / "narrow")
+    assert f"student.model={path}: its heads have size 48" in refusal(overrides, f"student.model={path}")
+    assert prepared(overrides, f"teacher.model={path}")
+    engine = [f"teacher.model={path}", "teacher.backend=vllm", "objective=sampled_reverse_kl"]
+    assert f"teacher.model={path}: its heads have size 48" in refusal(overrides, *engine)
