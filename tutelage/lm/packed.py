@@ -29,10 +29,6 @@ _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 _UNSUPPORTED_ATTENTION = ("softcap", "s_aux", "position_bias")
 
 
-class PackedAttentionError(ValueError):
-    """A model's attention needs what packed attention has not."""
-
-
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
     """[1, 1, queries, keys], True where the last tokens of a path see themselves and one of the `window` latest.
 
@@ -70,11 +66,11 @@ def _packed_sdpa(
     """Causal attention of each segment to its path, one kernel call a segment: no [N, N] mask exists."""
     unsupported = [name for name in _UNSUPPORTED_ATTENTION if others.get(name) is not None]
     if unsupported:
-        raise PackedAttentionError(
+        raise ValueError(
             f"attention={PACKED_SDPA} cannot run {type(module).__name__}, which needs {', '.join(unsupported)}"
         )
     if cu_seq_lens_q is None or segment_parents is None:
-        raise PackedAttentionError(
+        raise ValueError(
             f"attention={PACKED_SDPA} cannot run {type(module).__name__}: its model does not tell it where sequences "
             "end"
         )

@@ -11,6 +11,7 @@ from diagnostics.preflight.agreement import (
     Tolerance,
     check_agreement,
     check_new_weights,
+    check_packing,
     check_quantised,
     check_response_ends,
     check_restored,
@@ -44,6 +45,14 @@ def test_rounding_passes_and_more_than_rounding_does_not() -> None:
     assert status(ours, moved(ours, 1e-2)) is Status.warned
     assert status(ours, moved(ours, 0.2)) is Status.failed
     assert status(ours, moved(ours, 1e-2), Tolerance.of(["float32", "bfloat16"])) is Status.passed
+
+
+def test_what_a_sequence_is_packed_with_must_not_matter() -> None:
+    alone = logprobs()
+    assert check_packing("learner", moved(alone, 1e-5), alone, FLOAT32).status is Status.passed
+    check = check_packing("learner", moved(alone, 2.8), alone, FLOAT32)
+    assert check.status is Status.failed and check.name == "canary: learner, long beside short"
+    assert "rotary frequencies" in check.fix
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
