@@ -159,6 +159,7 @@ def prompt_logprobs(path: str, repeats: int) -> Compared:
     engine = LLM(
         model=path,
         dtype="float32",
+        trust_remote_code=False,
         max_model_len=1024,
         max_num_batched_tokens=2048,
         enforce_eager=True,

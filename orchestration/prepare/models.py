@@ -1,5 +1,6 @@
 """The first pass over a run's files: every model and tokenizer that takes part is found and checked."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,6 +206,8 @@ def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key:
             "full vocabulary included; choose a causal language model"
         )
         yield Refusal(key, path, fix)
+    if getattr(model.get_text_config(), "vocab_size", None) is None:
+        return  # no language model, and refused as such
     yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
     yield from _packing_refusals(config, model, path, key)
     yield from _head_size_refusals(config, model, path, key)
@@ -218,7 +221,7 @@ def _row_refusals(
     model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str, key: str
 ) -> Iterator[Refusal]:
     """Refuse a model that has no embedding for an id that its tokenizer makes, or that its answers should end with."""
-    rows = model.get_text_config().vocab_size
+    rows = getattr(model.get_text_config(), "vocab_size", math.inf)
     places = {getattr(tokenizer, f"{kind}_token", None) for kind in _MEDIA}  # of pictures: texts have none
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in places}
     if beyond:

@@ -30,6 +30,8 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _MOST_PARAMETERS = 2 * 10**8  # of a small copy: what does not get smaller than this is not tried
 AGREES = 1e-3  # relative to the largest state; float32 leaves about 1e-6, and what is wrong is above 0.1
 
+_tried: dict[tuple[str, int | None], "PackingTrial"] = {}  # the stages of a recipe have the same models
+
 
 @dataclass(frozen=True)
 class PackingTrial:
@@ -57,6 +59,13 @@ def try_packing(config: PreTrainedConfig, longest: int | None = None) -> Packing
     Args:
         longest: tokens of a sequence, as for `load_causal_lm`.
     """
+    case = config.to_json_string(use_diff=False), longest
+    if case not in _tried:
+        _tried[case] = _try(config, longest)
+    return _tried[case]
+
+
+def _try(config: PreTrainedConfig, longest: int | None) -> PackingTrial:
     try:
         small = _small_copy(config.get_text_config())
         plain = _build(small, "eager")
