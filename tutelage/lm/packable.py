@@ -66,6 +66,8 @@ def try_packing(config: PreTrainedConfig, longest: int | None = None) -> Packing
 
 
 def _try(config: PreTrainedConfig, longest: int | None) -> PackingTrial:
+    if getattr(config.get_text_config(), "num_attention_heads", None) is None:
+        return PackingTrial(problem="its config names no attention heads: it carries a state from token to token")
     try:
         small = _small_copy(config.get_text_config())
         plain = _build(small, "eager")
@@ -82,6 +84,8 @@ def _try(config: PreTrainedConfig, longest: int | None) -> PackingTrial:
         layout = (tree.token_ids, tree.position_ids, tree.segment_starts, tree.segment_parents)
         with torch.inference_mode():
             states = final_hidden_states(packed.base_model, *map(torch.from_numpy, layout))
+    except KeyError as error:
+        return PackingTrial(problem=f"it chooses its attention from classes of its own, which have no {error}")
     except Exception as error:  # whatever a forward of any architecture raises
         return PackingTrial(problem=_in_one_line(error))
     pairs = zip(alone, (states[torch.from_numpy(rows)] for rows in tree.rows), strict=True)
@@ -138,9 +142,13 @@ def _small_copy(config: PreTrainedConfig) -> PreTrainedConfig:
     few = 1 if key_heads == 1 else _HEADS if key_heads == heads else 2
     changed |= {name: value for name, value in (("head_dim", head_size), ("num_key_value_heads", few)) if name in there}
     kept = {name: value for name, value in written.items() if name not in ("quantization_config", "auto_map")}
+    own = {i: value for i, value in (written.get("per_layer_config") or {}).items() if int(i) < count}
+    if "per_layer_config" in written:
+        kept["per_layer_config"] = own
     aliases = {config.attribute_map.get(name, name): value for name, value in changed.items()}
     return type(config).from_dict({**kept, **aliases, **per_layer})
 
 
 def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split())[:200]
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
