@@ -1,9 +1,8 @@
 """Rotary frequencies that do not depend on what a sequence is packed with."""
 
-import json
+from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 _BY_LENGTH = ("longrope", "dynamic")
@@ -30,8 +29,8 @@ def fix_frequencies(model: nn.Module, longest: int | None) -> None:
 
 def chosen_by_length(path: str) -> bool:
     """Tell whether the frequencies of the checkpoint in directory `path` depend on the longest sequence."""
-    settings, _ = PreTrainedConfig.get_config_dict(path)
-    written = json.dumps(settings)
+    settings = Path(path) / "config.json"
+    written = settings.read_text(encoding="utf-8") if settings.is_file() else ""
     return any(f'"{kind}"' in written for kind in _BY_LENGTH)
 
 

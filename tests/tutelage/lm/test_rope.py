@@ -15,8 +15,13 @@ ORIGINAL = 32  # tokens: longer sequences have the long factors
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": ORIGINAL,
             "short_factor": [1.0] * 8, "long_factor": [4.0, 5, 6, 7, 8, 9, 10, 11]}  # fmt: skip
 CONFIGS: dict[str, PreTrainedConfig] = {
-    "phi3 longrope": Phi3Config(max_position_embeddings=128, rope_parameters=LONGROPE, **SHAPE),
-    "llama longrope": LlamaConfig(max_position_embeddings=128, rope_parameters=LONGROPE, **SHAPE),
+    "phi3 longrope": Phi3Config(
+        max_position_embeddings=128,
+        original_max_position_embeddings=ORIGINAL,
+        rope_parameters={**LONGROPE},
+        **SHAPE,
+    ),
+    "llama longrope": LlamaConfig(max_position_embeddings=128, rope_parameters={**LONGROPE}, **SHAPE),
     "dynamic": LlamaConfig(
         max_position_embeddings=ORIGINAL,
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
