@@ -180,18 +180,16 @@ class Canary:
         tolerance = Tolerance.of([self._config.learner.dtype.value])
         return check_packing("learner", packed, [alone] * ranks, tolerance)
 
-    async def check_scorer_packing(self, scores: ScoredAnswers, scorers: ScoringGroup, who: str) -> list[Check]:
-        """A scoring service on a sequence beside as long a one as a forward takes, where there is a plain forward."""
+    async def check_scorer_packing(self, scores: ScoredAnswers, scorers: ScoringGroup, key: str) -> Check:
+        """A teacher on a sequence alone, and beside as long a one as a forward takes."""
         first, last = (replace(request, hidden_states=False) for request in (scores.requests[0], scores.requests[-1]))
-        room = self._config.scoring.max_tokens_per_forward - len(last.prompt_ids) - len(last.response_ids)
-        long = replace(last, prompt_ids=self._lengthened(last.prompt_ids, room - len(last.response_ids)))
-        requests = [first, long, last]  # the first one keeps the worker busy until the other two wait together
-        alone = await scorers.reference_logprobs_for_check(requests)
-        if alone is None:
-            return []
-        signals = await scorers.score_all(requests)
+        room = self._config.scoring.max_tokens_per_forward - len(last.prompt_ids) - 2 * len(last.response_ids)
+        long = replace(last, prompt_ids=self._lengthened(last.prompt_ids, room))
+        (alone,) = await scorers.score_all([last])
+        # The first one keeps the worker busy until the other two wait together.
+        *_, packed = await scorers.score_all([first, long, last])
         tolerance = Tolerance.of([self._config.scoring.dtype.value])
-        return [check_packing(who, [signal.logprobs for signal in signals], alone, tolerance)]
+        return check_packing(key, [packed.logprobs], [alone.logprobs], tolerance)
 
     def _lengthened(self, prompt_ids: NDArray[np.int32], tokens: int) -> NDArray[np.int32]:
         """A prompt of `tokens` tokens, or as many as the model takes with a response, of another beginning."""

@@ -183,7 +183,8 @@ async def _check_scores(
             continue
         scores = scores or its_scores
         checks.append(await canary.check_scores(its_scores, group, key))
-        checks += await canary.check_scorer_packing(its_scores, group, key)
+        if kind_of(teachers_of(config)[key]).packs:
+            checks.append(await canary.check_scorer_packing(its_scores, group, key))
         checks += await canary.check_quantised(its_scores, group)
         if shows_whole(config, key):
             checks.append(await canary.check_teacher_differs(its_scores, key))

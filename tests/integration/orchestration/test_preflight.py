@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CANARY = {
     "canary: engine and learner", "canary: ends", "canary: ended answer", "canary: teacher's scores", "teacher differs",
-    "canary: new weights", "canary: old weights again",
+    "canary: new weights", "canary: old weights again", "canary: learner, long beside short",
+    "canary: teacher, long beside short",
 }  # fmt: skip
 
 
