@@ -29,6 +29,7 @@ class Prompt:
     privileged_context: str | None = None  # a system prompt that only the teacher sees
     completion: str | None = None  # the data's own response
     follow_ups: tuple[Message, ...] = ()  # what is said after each answer but the last
+    further_answers: tuple[str, ...] = ()  # for the verifier: any of them is right, too
 
 
 @dataclass(frozen=True)
