@@ -3,7 +3,6 @@
 A response is hostile until it is graded: what a verifier makes of it may never return, or take all memory there is.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,8 +76,7 @@ def verifier_pool(name: str, deadline: float) -> Iterator[VerifierPool | None]:
 
 def _prepare(name: str) -> None:
     """Import what grading needs, which may take longer than a response may."""
-    verifier = VERIFIERS[name] if name in VERIFIERS else None
-    if verifier is not None:
+    if name in VERIFIERS and (verifier := VERIFIERS[name]) is not None:
         verifier.prepare()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diagnostics.check import Check, Status
-from tutelage.records.prompt import Prompt
+from tutelage.records.prompt import Prompt, normalised
 from tutelage.records.trajectory import CORRECT
 
 GRADED_PROMPTS = 64  # of each split, whose reference answers the verifier is tried on
@@ -14,28 +14,29 @@ MANY_DUPLICATES = 0.05  # share of the training prompts from which on a warning 
 MUCH_OVERLAP = 0.05  # share of the held-out prompts from which on the evaluation means nothing
 MANY_REFUSED = 0.1  # share of the reference answers from which on the verifier cannot be what the data is graded by
 EMPTY_RESPONSES = ("", "####")  # also behind the mark of a final answer
-_Key = tuple[tuple[str, str], ...]
 
 
-def _key(prompt: Prompt) -> _Key:
-    return tuple((message.role, " ".join(message.content.split()).casefold()) for message in prompt.messages)
-
-
-def check_prompts(train: Sequence[Prompt], over_length: int, heldout_count: int) -> list[Check]:
+def check_prompts(train: Sequence[Prompt], over_length: int, heldout_count: int, blank: int = 0) -> list[Check]:
     """Look for empty, duplicate and over-long prompts.
 
     Args:
         over_length: prompts of both splits that were left out because they do not fit.
+        blank: the same, because they have no text.
     """
     empty = [prompt.id for prompt in train if not any(message.content.strip() for message in prompt.messages)]
     if empty:
         seen = f"{len(empty)} of {len(train)} training prompts have no text (first: {empty[0]!r})"
         return [Check("prompts", Status.failed, seen, "take them out of data.train")]
-    twice = sum(count - 1 for count in Counter(map(_key, train)).values())
-    total = len(train) + heldout_count + over_length
+    twice = sum(count - 1 for count in Counter(map(normalised, train)).values())
+    total = len(train) + heldout_count + over_length + blank
     seen = f"{len(train)} to train on, {twice} of them repeat another, {over_length} of {total} too long and left out"
+    if blank:
+        seen += f", {blank} blank and left out"
     if over_length > 0.5 * total:
         fix = "raise rollout.max_model_len, or lower sampling.max_tokens: most prompts are left out"
+        return [Check("prompts", Status.warned, seen, fix)]
+    if blank > MANY_DUPLICATES * total:
+        fix = "see which rows of data.train and data.heldout have no text (data.blank_prompts=refuse names one)"
         return [Check("prompts", Status.warned, seen, fix)]
     if twice > MANY_DUPLICATES * len(train):
         return [Check("prompts", Status.warned, seen, "take duplicates out of data.train: they count double")]
@@ -44,8 +45,8 @@ def check_prompts(train: Sequence[Prompt], over_length: int, heldout_count: int)
 
 def check_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Check:
     """Whether held-out prompts are training prompts."""
-    known = set(map(_key, train))
-    shared = [prompt.id for prompt in heldout if _key(prompt) in known]
+    known = set(map(normalised, train))
+    shared = [prompt.id for prompt in heldout if normalised(prompt) in known]
     if not shared:
         return Check("held-out prompts", Status.passed, f"none of {len(heldout)} is a training prompt")
     status = Status.failed if len(shared) > MUCH_OVERLAP * len(heldout) else Status.warned

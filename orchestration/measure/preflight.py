@@ -147,7 +147,7 @@ def _not_applicable(name: str, why: str) -> Check:
 def _check_prompts(config: RunConfig, prepared: Prepared) -> list[Check]:
     """The prompts, the sampling, and what the workers are asked for."""
     train, heldout = ([item.prompt for item in items] for items in (prepared.train, prepared.heldout))
-    checks = [*check_prompts(train, prepared.over_length, len(heldout)), check_overlap(train, heldout)]
+    checks = [*check_prompts(train, prepared.over_length, len(heldout), prepared.blank), check_overlap(train, heldout)]
     checks.append(check_sampling(config.objective, run_facts(config)))
     if prepared.teachers:
         checks.append(check_teacher_temperature(config.objective))

@@ -22,8 +22,8 @@ from orchestration.pipeline.fleet import Fleet, start_engines
 from orchestration.pipeline.requests import rollout_request
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
-from rollout.group import RolloutGroup
 from rollout.grading import Grader, VerifierPool
+from rollout.group import RolloutGroup
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed

@@ -21,8 +21,8 @@ from diagnostics.config import AlignmentConfig
 from orchestration.pipeline.requests import rollout_request
 from rollout.grading import Grade, VerifierPool
 from rollout.group import RolloutGroup
-from tutelage.records.prompt import RenderedPrompt
 from tutelage.aio import mapped
+from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.trajectory import CORRECT, RolloutRequest, Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
 

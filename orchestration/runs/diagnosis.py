@@ -93,9 +93,7 @@ async def execute_diagnosis(
 class Diagnosis:
     """What one diagnosis measures and concludes."""
 
-    def __init__(
-        self, config: RunConfig, prepared: Prepared, console: Console, verifier: VerifierPool | None
-    ) -> None:
+    def __init__(self, config: RunConfig, prepared: Prepared, console: Console, verifier: VerifierPool | None) -> None:
         self._config, self._prepared, self._console, self._verifier = config, prepared, console, verifier
         self._started = time.monotonic()
         self._preflight: Preflight | None = None

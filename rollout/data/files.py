@@ -1,8 +1,8 @@
 """Rows of files, each cell as the file has it: no number, date or text is turned into another on the way.
 
-    .jsonl .json .csv .tsv (also .gz) ─► lines, in UTF-8 ─┐
-                                                          ├─► rows: text, true, false, null, lists, objects, literals
-    .parquet, saved datasets ─► Arrow columns ────────────┘
+.jsonl .json .csv .tsv (also .gz) ─► lines, in UTF-8 ─┐
+                                                      ├─► rows: text, true, false, null, lists, objects, literals
+.parquet, saved datasets ─► Arrow columns ────────────┘
 """
 
 import csv
@@ -168,7 +168,7 @@ def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _object(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise FileFault(place, f"{str(item)[:80]!r} is no row; give an object, as {{\"prompt\": …}}")
+        raise FileFault(place, f'{str(item)[:80]!r} is no row; give an object, as {{"prompt": …}}')
     return item
 
 

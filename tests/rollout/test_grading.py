@@ -112,7 +112,14 @@ def test_a_process_that_dies_or_takes_too_much_scores_0_and_is_counted(odd: Veri
 
 @pytest.mark.parametrize(
     ("response", "problem"),
-    [("raise", "KeyError"), ("exit", r"SystemExit\(3\)"), ("none", "gives None"), ("nan", "gives nan"), ("two", "gives 2.0"), ("text", "gives '1'")],
+    [
+        ("raise", "KeyError"),
+        ("exit", r"SystemExit\(3\)"),
+        ("none", "gives None"),
+        ("nan", "gives nan"),
+        ("two", "gives 2.0"),
+        ("text", "gives '1'"),
+    ],
 )
 def test_what_is_no_grade_is_an_error_that_names_the_prompt(odd: VerifierPool, response: str, problem: str) -> None:
     with pytest.raises(WorkerFailure, match=rf"data\.verifier=odd cannot grade prompt 'q': .*{problem}"):

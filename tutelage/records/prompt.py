@@ -32,6 +32,11 @@ class Prompt:
     further_answers: tuple[str, ...] = ()  # for the verifier: any of them is right, too
 
 
+def normalised(prompt: Prompt) -> tuple[tuple[str, str], ...]:
+    """What equal prompts have in common: their messages without differences of case and white space."""
+    return tuple((message.role, " ".join(message.content.split()).casefold()) for message in prompt.messages)
+
+
 @dataclass(frozen=True)
 class RenderedPrompt:
     """A prompt as the student and as its teacher see it."""

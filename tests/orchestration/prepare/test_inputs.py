@@ -31,8 +31,10 @@ def test_the_context_reaches_the_teacher_alone(overrides: list[str], tiny_tied: 
     assert "The answer is" not in tokenizer.decode(item.student_ids)
 
 
-def test_a_context_with_the_answer_needs_answers(overrides: list[str]) -> None:
-    text = refusal(overrides, "teacher.context='It is {answer}.'", "data.train.answer_column=nothing")
+def test_a_context_with_the_answer_needs_answers(overrides: list[str], tmp_path: Path) -> None:
+    train = tmp_path / "unanswered.jsonl"
+    train.write_text('{"prompt": "Why?"}\n')
+    text = refusal(overrides, "teacher.context='It is {answer}.'", f"data.train.path={train}")
     assert "teacher.context" in text and "add a column 'answer'" in text
 
 
