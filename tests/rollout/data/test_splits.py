@@ -67,8 +67,7 @@ def test_equal_prompts_are_on_one_side_whatever_their_order(texts: list[str], sh
 
 
 def test_settings_of_other_prompts_are_refused_beside_a_share() -> None:
-    refusals = [
-        *data_refusals(DataConfig(PromptSourceConfig(path="x.jsonl"), HeldoutConfig(share=0.1, path="y.jsonl")))
-    ]
+    config = DataConfig(PromptSourceConfig(path="x.jsonl"), HeldoutConfig(share=0.1, path="y.jsonl"))
+    refusals = [*data_refusals(config)]
     assert [refusal.key for refusal in refusals] == ["data.heldout.path"] and "data.heldout.path=''" in refusals[0].fix
     assert "data.heldout.share=1.5: must be above 0 and below 1" in message("data.heldout.share=1.5")
