@@ -151,7 +151,8 @@ def _parsed(text: str, place: str) -> Any:
         )
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if place else f"line {error.lineno}, column {error.colno}"
-        raise FileFault(place, f"is no JSON object on one line: {error.msg} ({at})") from error
+        wanted = "no JSON object on one line" if place else "no JSON"
+        raise FileFault(place, f"is {wanted}: {error.msg} ({at})") from error
     except RecursionError as error:
         raise FileFault(place, "is nested too deeply") from error
     except ValueError as error:
