@@ -33,7 +33,7 @@ from orchestration.lab.table import mean_interval, run_all
 from orchestration.measure.probe import Prober
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import prepare
-from rollout.verifiers import VERIFIERS
+from rollout.grading import verifier_pool
 from tutelage.cluster import Session
 from tutelage.files import write_json
 
@@ -108,8 +108,8 @@ async def _probe(overrides: list[str], session: Session) -> dict[str, Any]:
     prepared = prepare(config)
     fleet = await Fleet.start(config, prepared, session.cluster(config.cluster))
     await fleet.connect()
-    verifier = VERIFIERS[config.data.verifier]
-    probed = await Prober(config, prepared, fleet, verifier, lambda _what, _responses: None).probe()
+    with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
+        probed = await Prober(config, prepared, fleet, verifier, lambda _what, _responses: None).probe()
     await fleet.set_idle()
     seen = figures(probed.samples)
     judgement = judge(probed.samples, seen)

@@ -10,7 +10,9 @@ GREEDY = "greedy sampling has no sampling distribution"
 NO_VERIFIER = "none"  # as data.verifier: nothing is graded
 
 
-class OverLength(Enum):
+class Unusable(Enum):
+    """What becomes of prompts that cannot be used."""
+
     drop = "drop"  # counted, reported
     refuse = "refuse"  # the run does not start
 
@@ -33,16 +35,24 @@ class PromptSourceConfig(Settings):
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
     task_options: dict[str, Any] = field(default_factory=dict)  # of that task
     size: int = setting(256, at_least=1)  # procedural tasks: how many to generate
-    seed: int = 0  # procedural tasks: of the generator
+    seed: int = 0  # procedural tasks: of the generator; a share: of the choice
+
+
+@dataclass
+class HeldoutConfig(PromptSourceConfig):
+    """Prompts of their own, or a share of the training prompts that is not trained on."""
+
+    share: float | None = setting(None, above=0, below=1)  # of data.train; `seed` chooses which, equal ones together
 
 
 @dataclass
 class DataConfig(Settings):
     train: PromptSourceConfig = field(default_factory=PromptSourceConfig)
-    heldout: PromptSourceConfig = field(default_factory=PromptSourceConfig)
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     system_prompt: str | None = None  # of both; the teacher-only context is added to it for the teacher
     shuffle: bool = True
-    over_length: OverLength = OverLength.drop
+    over_length: Unusable = Unusable.drop
+    blank_prompts: Unusable = Unusable.refuse  # without a text that the student could answer
     verifier: str = NO_VERIFIER  # or exact, math, final_answer, reasoning_gym: a name in `rollout.verifiers.VERIFIERS`
 
     @property

@@ -1,18 +1,12 @@
-"""Verifiers: what may be chosen with data.verifier, and the grader that asks the chosen one."""
+"""Verifiers: what may be chosen with data.verifier."""
 
-import asyncio
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from rollout.config import NO_VERIFIER
-from tutelage.records.prompt import Prompt, RenderedPrompt, with_ids
-from tutelage.records.trajectory import Trajectory
+from tutelage.records.prompt import Prompt
 from tutelage.registry import Registry
 from tutelage.settings import Refusal
 from tutelage.verifier import Verifier
@@ -20,26 +14,19 @@ from tutelage.verifier import Verifier
 VERIFIERS: Registry[Verifier | None] = Registry("data.verifier")  # None: nothing is graded
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_MATH_SECONDS = 5
 _FINAL_ANSWER = "####"
-
-
-class Grader:
-    """Scores responses to `prompts`, a conversation by its last answer; without a verifier they stay as they are."""
-
-    def __init__(
-        self, verifier: Verifier | None, prompts: Sequence[RenderedPrompt], tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        self._verifier, self._prompts, self._tokenizer = verifier, with_ids(prompts), tokenizer
-
-    async def grade(self, trajectory: Trajectory) -> Trajectory:
-        """Give the trajectory its reward; the verifier works in a thread of its own."""
-        if self._verifier is None:
-            return trajectory
-        last = trajectory.response_ids[trajectory.answers[-1]]
-        text = self._tokenizer.decode(last, skip_special_tokens=True)
-        prompt = self._prompts[trajectory.prompt_id].prompt
-        return replace(trajectory, reward=await asyncio.to_thread(self._verifier, prompt, text))
+_BRACES = re.compile(r"(?P<box>\\f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)  # an escaped brace is none
+_CURRENCY = "$€£¥₹"
+_LEADING_NUMBER = re.compile(
+    r"(?:\\(?:f?box(?:ed)?|text(?:bf)?|mathbf)\{|[\s*_`\"'(\[{=:\\" + _CURRENCY + r"])*"  # what is written around it
+    r"(?P<sign>[-+−]?)[\\" + _CURRENCY + r"]*"
+    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}|[0-9]+)?(?P<fraction>\.[0-9]+)?(?P<rest>.*)",
+    re.DOTALL,
+)
+# What makes the digits before it a part of another number: 1/2, 3^5, 3:30, 3,4, 3.4.5, 1 000, 5e3, 5-7, 5k, 5 million.
+_GOES_ON = re.compile(
+    r"\s*[/^:]\s*\d|[,.\s]\d|[eE][-+]?\d|[-–]\d|\s*(?:[kK]|hundred|thousand|million|billion|dozen)\b|\s*\\frac"
+)
 
 
 class ExactMatch(Verifier):
@@ -52,29 +39,48 @@ class ExactMatch(Verifier):
 class MathMatch(Verifier):
     r"""1 if math-verify finds the response's final answer equal to the expected one; else 0.
 
-    The final answer is in \boxed{}, after "answer is", or the last expression. math-verify's time limit rests on
-    SIGALRM, which only the main thread may set: elsewhere there is no limit.
+    The final answer is in the last \boxed{}; without one it is what math-verify finds: after "answer is", or the last
+    expression. An expected answer may be a whole solution, with a \boxed{} or behind ####.
     """
 
     def __call__(self, prompt: Prompt, response: str) -> float:
         from math_verify import parse, verify
 
-        seconds = _MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
-        expected = _expected(prompt, "math")
-        gold = parse(f"${expected}$", parsing_timeout=seconds) or parse(expected, parsing_timeout=seconds)
-        answer = parse(extract_answer(response), parsing_timeout=seconds)
-        return float(verify(gold, answer, timeout_seconds=seconds))
+        # math-verify's own time limit scores a response 0 without a word; the one of the process is counted.
+        expected = _last_box(_expected(prompt, "math"))
+        if _FINAL_ANSWER in expected:
+            expected = expected.rpartition(_FINAL_ANSWER)[2].strip()
+        gold = parse(f"${expected}$", parsing_timeout=None) or parse(expected, parsing_timeout=None)
+        answer = parse(_last_box(extract_answer(response)), parsing_timeout=None)
+        return float(verify(gold, answer, timeout_seconds=None))
+
+    def prepare(self) -> None:
+        import logging
+
+        import math_verify  # noqa: F401, its import takes a second
+
+        # That its own limits are off is said at every start, and that a response cannot be parsed for each of them.
+        logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 
 class FinalAnswerMatch(Verifier):
-    """1 if the text after the last #### is the expected one, without the white space around both; else 0.
+    """1 if what follows the last #### is the expected answer; else 0.
 
-    The marker is that of GSM8K (Cobbe et al. 2021); a response without it has no answer.
+    The marker is that of GSM8K (Cobbe et al. 2021); a response without it has no answer. Where the expected answer is
+    a number, the number that follows counts: without commas between its digits, signs of currency or emphasis, zeros
+    behind the point, or the text after it. Any other answer is compared as text to the end of its line. The expected
+    answer may itself be a whole solution that ends with #### and its answer, as GSM8K has it.
     """
 
     def __call__(self, prompt: Prompt, response: str) -> float:
         _, marker, answer = response.rpartition(_FINAL_ANSWER)
-        return float(bool(marker) and answer.strip() == _expected(prompt, "final_answer").strip())
+        if not marker:
+            return 0.0
+        expected = _expected(prompt, "final_answer").rpartition(_FINAL_ANSWER)[2]
+        number = _leading_number(expected, whole=True)
+        if number is not None:
+            return float(_leading_number(answer) == number)
+        return float(_plain(answer) == _plain(expected))
 
 
 class ReasoningGymScore(Verifier):
@@ -93,6 +99,9 @@ class ReasoningGymScore(Verifier):
         score = _scorer(prompt.metadata["task"])
         return float(score(_number_or_answer(prompt, response), prompt.metadata["entry"]))
 
+    def prepare(self) -> None:
+        import reasoning_gym  # noqa: F401, its import takes seconds
+
     def refusals(self, source: str, kind: str) -> Iterator[Refusal]:
         if kind != "reasoning_gym":
             fix = f"grades reasoning-gym tasks only, and {source}.kind={kind}; use exact, math, final_answer or none"
@@ -110,6 +119,44 @@ def extract_answer(response: str) -> str:
     """Return the text of the last <answer>…</answer>, else the whole response; stripped."""
     tagged = _ANSWER_TAG.findall(response)
     return (tagged[-1] if tagged else response).strip()
+
+
+def _last_box(text: str) -> str:
+    r"""Return the last \boxed{…} of a text that is closed and not empty; the text itself if there is none."""
+    opened: list[re.Match[str]] = []
+    last = slice(0, 0)
+    for brace in _BRACES.finditer(text):
+        if brace["box"] or brace.group() == "{":
+            opened.append(brace)
+        elif brace.group() == "}" and opened:
+            opening = opened.pop()
+            inside = slice(opening.end(), brace.start())
+            if opening["box"] and inside.start > last.start and text[inside].strip():
+                last = inside
+    return rf"\boxed{{{text[last]}}}" if last.stop else text
+
+
+def _leading_number(text: str, whole: bool = False) -> str | None:
+    """Return the number that a text begins with, in one spelling; None if it begins with none.
+
+    Args:
+        whole: nothing but signs may follow it.
+    """
+    match = _LEADING_NUMBER.match(text)
+    if match is None or not (match["whole"] or match["fraction"]) or _GOES_ON.match(match["rest"]):
+        return None
+    if whole and re.search(r"\w", match["rest"]):
+        return None
+    digits = (match["whole"] or "0").replace(",", "")
+    fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
+    sign = "-" if match["sign"] in ("-", "−") and (digits + fraction).strip("0.") else ""
+    return sign + digits + fraction
+
+
+def _plain(text: str) -> str:
+    """The first line of a text, without what marks it as important and the point at its end."""
+    line = text.strip().partition("\n")[0]
+    return _fold(line.strip(" \t*_`$\"'").rstrip(".").strip(" \t*_`$\"'"))
 
 
 def _number_or_answer(prompt: Prompt, response: str) -> str:

@@ -2,12 +2,13 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from tutelage.errors import Interrupted
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
@@ -40,6 +41,41 @@ async def _drain(stream: AsyncIterator[T], arrived: "asyncio.Queue[T | Exception
         arrived.put_nowait(error)
     else:
         arrived.put_nowait(None)
+
+
+async def mapped(work: Callable[[T], Awaitable[U]], stream: AsyncIterator[T]) -> AsyncIterator[U]:
+    """Work on the items of a stream side by side as they come, and yield each result as it is there.
+
+    An exception of the stream or of the work is raised here, and the rest is given up.
+    """
+    done: asyncio.Queue[U | Exception | None] = asyncio.Queue()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def finish(item: T) -> None:
+        try:
+            done.put_nowait(await work(item))
+        except Exception as error:
+            done.put_nowait(error)
+
+    async def feed() -> None:
+        try:
+            async for item in stream:
+                tasks.append(asyncio.create_task(finish(item)))
+        except Exception as error:
+            done.put_nowait(error)
+        else:
+            await asyncio.gather(*tasks)
+            done.put_nowait(None)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        while (result := await done.get()) is not None:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:
+        for task in (feeder, *tasks):
+            task.cancel()
 
 
 class Interruption:

@@ -8,13 +8,14 @@ import asyncio
 import resource
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 from loky.backend import get_context
 from pebble import ProcessExpired, ProcessPool
 
 T = TypeVar("T")
-MEMORY_GIB = 8.0  # of address space, of which libraries take the most
+MEMORY_GIB = 4.0  # of address space
 
 
 class Overrun(RuntimeError):
@@ -31,7 +32,7 @@ class GuardedPool:
         workers: processes side by side.
         prepare: run in each process before its first call, outside any deadline: it imports what calls need. As
             `prepare` and the functions travel by name, they must be a module's own.
-        memory_gib: address space of each process.
+        memory_gib: address space of each process, beside what it has once `prepare` is done.
     """
 
     def __init__(
@@ -92,5 +93,7 @@ class _Explained:
 def _start(memory: int, prepare: Callable[..., None] | None) -> None:
     if prepare is not None:
         prepare()
+    # Libraries reserve address space that they never touch: with a GPU, more than any limit that would mean something.
+    memory += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))

@@ -191,6 +191,7 @@ class TimeoutConfig(Settings):
     start: float = setting(600, above=0)  # of one worker: models loaded, engine up
     rollout: float = setting(600, above=0)  # from one finished rollout to the next
     scoring: float = setting(600, above=0)  # of one scoring request, its time in the queue included
+    grading: float = setting(10, above=0)  # of one response by the verifier; one that takes longer scores 0
     learning: float = setting(1800, above=0)  # of one optimiser step or evaluation pass
     weight_sync: float = setting(300, above=0)
     checkpoint: float = setting(1800, above=0)

@@ -7,6 +7,7 @@ The engines and the learner hold the student that is to be trained; the scorers 
 end.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,13 +26,13 @@ from orchestration.pipeline.fleet import Fleet
 from orchestration.pipeline.requests import roll_out_all, rollout_request
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
+from rollout.grading import VerifierPool
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
-from tutelage.verifier import Verifier
 
 Say = Callable[[str], None]
 _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own
@@ -64,7 +65,7 @@ class Site:
 
 
 async def measure_alignment(
-    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None, say: Say
+    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: VerifierPool | None, say: Say
 ) -> GradientAlignment:
     """Measure the alignment of the run's teacher, and of those in `alignment.teachers`, on the same nodes.
 
@@ -85,7 +86,7 @@ class _Measurement:
         prepared: Prepared,
         fleet: Fleet,
         scorers: ScoringGroup,
-        verifier: Verifier,
+        verifier: VerifierPool,
         say: Say,
     ) -> None:
         self._config, self._settings, self._prepared = config, config.alignment, prepared
@@ -99,7 +100,8 @@ class _Measurement:
 
     async def carry_out(self) -> GradientAlignment:
         trajectories, pace = await self._survey()
-        correct = [self._grader.succeeds(self._question(item), item.response_ids) for item in trajectories]
+        questions = [(self._question(item), item.response_ids) for item in trajectories]
+        correct = await asyncio.gather(*(self._grader.succeeds(*question) for question in questions))
         answers = self._choose_answers(trajectories, correct)
         sites = await self._sites(answers)
         targets = self._targets(sites)

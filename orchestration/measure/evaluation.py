@@ -4,6 +4,7 @@ held-out prompts ─► rollout workers ─► the teacher's hidden states ─�
                                    └─► verifier: accuracy
 """
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,13 +19,13 @@ from orchestration.pipeline.fleet import Fleet
 from orchestration.pipeline.requests import roll_out_all, rollout_request
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers, Evaluation
+from rollout.grading import Grade, VerifierPool
 from rollout.group import RolloutGroup
 from scoring.backends.factory import kind_of
 from scoring.pool import BASE
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import FinishReason, RolloutRequest, Trajectory, derive_seed
-from tutelage.verifier import Verifier
 
 
 def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[RolloutRequest]:
@@ -41,7 +42,7 @@ def requests(prompts: Sequence[RenderedPrompt], config: RunConfig) -> list[Rollo
 class Evaluator:
     """Lets policies answer the held-out prompts, and says how good the answers are."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> None:
+    def __init__(self, config: RunConfig, prepared: Prepared, verifier: VerifierPool | None) -> None:
         self.verifier = verifier
         self._config, self._prepared = config, prepared
         self._prompts = with_ids(prepared.heldout)
@@ -59,7 +60,8 @@ class Evaluator:
         """The current student on its own answers, with exact KLs to its teachers and its initial weights if it can."""
         answers = await roll_out_all(fleet.rollouts, requests(self._prepared.heldout, self._config))
         both = BothModels(fleet, self._config.learner, version)
-        return self.summarise(answers, await self._from_teachers(answers, both), await self._from_base(answers, both))
+        from_teachers, from_base = await self._from_teachers(answers, both), await self._from_base(answers, both)
+        return await self.summarise(answers, from_teachers, from_base)
 
     async def answers_of(self, key: str, rollouts: RolloutGroup) -> list[Trajectory]:
         """One teacher's answers to the held-out prompts that it scores."""
@@ -85,7 +87,7 @@ class Evaluator:
         asked = [ScoringRequest(BASE, a.prompt_ids, a.response_ids, hidden_states=True) for a in answers]
         return await both.divergences(await both.ask(answers, asked))
 
-    def summarise(
+    async def summarise(
         self,
         answers: Sequence[Trajectory],
         divergences: Sequence[ExampleDivergence] | None = None,
@@ -109,9 +111,11 @@ class Evaluator:
                 ones,
             ),
         }
+        grades: list[Grade] = []
         if self.verifier is not None:
-            rewards = [self.verifier(self._prompts[key].prompt, text) for key, text in texts.items()]
-            columns["accuracy"] = (np.array(rewards), ones)
+            grading = [self.verifier.grade(self._prompts[key].prompt, text) for key, text in texts.items()]
+            grades = await asyncio.gather(*grading)
+            columns["accuracy"] = (np.array([grade.score for grade in grades]), ones)
         if divergences is not None:
             tokens = np.array([d.tokens for d in divergences], dtype=float)
             measured = ("overlap_ratio",) if all(d.overlap_ratio is not None for d in divergences) else ()
@@ -124,7 +128,9 @@ class Evaluator:
         means = {name: interval.mean for name, interval in intervals.items()}
         if "accuracy" in columns:
             intervals |= self._accuracy_by_domain(answers, columns["accuracy"][0])
-        return Answers(Evaluation(n_prompts=len(answers), intervals=intervals, **means), texts)
+        overran = sum(grade.overran for grade in grades)
+        evaluation = Evaluation(n_prompts=len(answers), grading_timeouts=overran, intervals=intervals, **means)
+        return Answers(evaluation, texts)
 
     def _accuracy_by_domain(self, answers: Sequence[Trajectory], rewards: NDArray[np.float64]) -> dict[str, Interval]:
         """Where the prompts are of several domains."""

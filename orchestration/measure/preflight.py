@@ -31,7 +31,16 @@ from diagnostics.preflight.budget import (
     learner_memory,
     scorer_memory,
 )
-from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
+from diagnostics.preflight.prompts import (
+    EMPTY_RESPONSES,
+    VerifierTrial,
+    check_grades,
+    check_overlap,
+    check_prompts,
+    check_verifier,
+    graded_prompts,
+    reference_responses,
+)
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
 from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check_templates, check_tokenizers
 from orchestration.config.facts import capabilities_of, needs_teacher_rollouts, run_facts, shows_whole, teachers_of
@@ -40,14 +49,15 @@ from orchestration.config.stages import STAGES
 from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
+from rollout.grading import VerifierPool
 from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
 from scoring.pool import REFERENCE
 from tutelage.chat import generation_ends, stop_token_ids
-from tutelage.records.prompt import with_ids
+from tutelage.errors import WorkerFailure
+from tutelage.records.prompt import Prompt, with_ids
 from tutelage.records.trajectory import FinishReason
 from tutelage.settings import DType
-from tutelage.verifier import Verifier
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHOWN_PROMPTS = 16  # rendered by both templates
@@ -69,7 +79,7 @@ class Preflight:
 
 
 async def run_preflight(
-    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None, say: Callable[[str], None]
+    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: VerifierPool | None, say: Callable[[str], None]
 ) -> Preflight:
     """Every check that applies to this run; the workers go on to be used, with the weights that they had.
 
@@ -82,7 +92,8 @@ async def run_preflight(
     started = time.monotonic()
     say("preflight: tokenizers, templates, prompts and plan …")
     checks = await asyncio.to_thread(_check_texts, config, prepared)
-    checks += await asyncio.to_thread(_check_prompts, config, prepared, verifier)
+    checks += await asyncio.to_thread(_check_prompts, config, prepared)
+    checks.append(await _check_verifier(prepared, verifier))
     if worst(checks) is Status.failed:
         say("preflight: what failed has to be repaired first; the workers are not checked")
     else:
@@ -133,14 +144,10 @@ def _not_applicable(name: str, why: str) -> Check:
     return Check(name, Status.passed, f"not checked: {why}")
 
 
-def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | None) -> list[Check]:
-    """The prompts, the verifier, the sampling, and what the workers are asked for."""
+def _check_prompts(config: RunConfig, prepared: Prepared) -> list[Check]:
+    """The prompts, the sampling, and what the workers are asked for."""
     train, heldout = ([item.prompt for item in items] for items in (prepared.train, prepared.heldout))
-    checks = [*check_prompts(train, prepared.over_length, len(heldout)), check_overlap(train, heldout)]
-    if verifier is None:
-        checks.append(_not_applicable("verifier", "data.verifier=none grades nothing"))
-    else:
-        checks.append(check_verifier(verifier, train, heldout))
+    checks = [*check_prompts(train, prepared.over_length, len(heldout), prepared.blank), check_overlap(train, heldout)]
     checks.append(check_sampling(config.objective, run_facts(config)))
     if prepared.teachers:
         checks.append(check_teacher_temperature(config.objective))
@@ -148,7 +155,31 @@ def _check_prompts(config: RunConfig, prepared: Prepared, verifier: Verifier | N
     return [*checks, check_memory(_memory(config, prepared), there), check_arithmetic(_plan(config, prepared))]
 
 
-async def _check_workers(config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: Verifier | None) -> list[Check]:
+async def _check_verifier(prepared: Prepared, verifier: VerifierPool | None) -> Check:
+    """The verifier on the reference answers of some prompts of both splits, and on nothing."""
+    if verifier is None:
+        return _not_applicable("verifier", "data.verifier=none grades nothing")
+
+    async def trial(prompt: Prompt) -> VerifierTrial:
+        responses, scores = reference_responses(prompt), list[float]()
+        for text in (*responses, *EMPTY_RESPONSES):
+            try:
+                grade = await verifier.grade(prompt, text)
+            except WorkerFailure as error:
+                return VerifierTrial(prompt.id, error=str(error))
+            if grade.overran:
+                return VerifierTrial(prompt.id, overran=True)
+            scores.append(grade.score)
+        best = max(scores[: len(responses)], default=None)
+        return VerifierTrial(prompt.id, best, max(scores[len(responses) :]))
+
+    splits = ([item.prompt for item in items] for items in (prepared.train, prepared.heldout))
+    return check_verifier(await asyncio.gather(*(trial(p) for split in splits for p in graded_prompts(split))))
+
+
+async def _check_workers(
+    config: RunConfig, prepared: Prepared, fleet: Fleet, verifier: VerifierPool | None
+) -> list[Check]:
     """The canary, and the time that follows from it."""
     canary = Canary(config, prepared, fleet, version=0)
     first = await canary.sample()
@@ -159,7 +190,7 @@ async def _check_workers(config: RunConfig, prepared: Prepared, fleet: Fleet, ve
     about_weights, perturbed, sync_seconds = await canary.check_weights(first)
     checks += [*about_scores, *about_weights]
     if verifier is not None:
-        checks.append(await asyncio.to_thread(_check_grades, prepared, first, verifier))
+        checks.append(await _check_grades(prepared, first, verifier))
     measured = canary.measured([first, perturbed], scores, sync_seconds)
     return [*checks, check_time(_plan(config, prepared), measured)]
 
@@ -194,11 +225,12 @@ async def _check_scores(
     return checks, scores
 
 
-def _check_grades(prepared: Prepared, sampled: Sampled, verifier: Verifier) -> Check:
+async def _check_grades(prepared: Prepared, sampled: Sampled, verifier: VerifierPool) -> Check:
     prompts, tokenizer = with_ids(prepared.train), prepared.tokenizer
     ended = [t for t in sampled.trajectories if t.finish_reason is FinishReason.STOP]
     texts = [tokenizer.decode(t.response_ids, skip_special_tokens=True) for t in ended]
-    return check_grades([verifier(prompts[t.prompt_id].prompt, x) for t, x in zip(ended, texts, strict=True)])
+    asked = [verifier.grade(prompts[t.prompt_id].prompt, text) for t, text in zip(ended, texts, strict=True)]
+    return check_grades([grade.score for grade in await asyncio.gather(*asked)])
 
 
 def _bytes(dtype: DType) -> int:

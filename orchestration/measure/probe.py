@@ -22,12 +22,11 @@ from orchestration.pipeline.fleet import Fleet, start_engines
 from orchestration.pipeline.requests import rollout_request
 from orchestration.prepare.checkpoints import resolve_model
 from orchestration.prepare.inputs import Prepared
+from rollout.grading import Grader, VerifierPool
 from rollout.group import RolloutGroup
-from rollout.verifiers import Grader
 from tutelage.records.prompt import RenderedPrompt, teacher_view, with_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import RolloutRequest, Trajectory, derive_seed
-from tutelage.verifier import Verifier
 
 PREFIXED_SAMPLES = 2  # of each prompt's answers are continued
 _STUDENT, _TEACHER, _CONTINUATION = 0, 1, 2  # parts of seeds
@@ -84,7 +83,7 @@ class Prober:
         config: RunConfig,
         prepared: Prepared,
         fleet: Fleet,
-        verifier: Verifier | None,
+        verifier: VerifierPool | None,
         advance: Callable[[str, int], None],
     ) -> None:
         """`advance` is told what is being done and how many responses of it have come."""
@@ -140,7 +139,7 @@ class Prober:
             for slot in range(len(self._prompts) * samples)
         ]
         what = "the teacher answers" if who == _TEACHER else "the student answers"
-        answers = [await self._grader.grade(answer) async for answer in self._roll_out(engines, requests, what)]
+        answers = [answer async for answer in self._grader.grade_all(self._roll_out(engines, requests, what))]
         return sorted(answers, key=lambda answer: answer.slot)
 
     def _request(
@@ -182,13 +181,12 @@ class Prober:
                 requests.append(replace(request, prompt_ids=np.concatenate([request.prompt_ids, prefix])))
                 prefixes.append(prefix)
                 depths.append(depth)
-        what = f"the {'teacher' if by_teacher else 'student'} goes on"
-        scores = []
-        async for ended in self._roll_out(engines, requests, what):
-            answer = replace(ended, response_ids=np.concatenate([prefixes[ended.slot], ended.response_ids]))
-            graded = await self._grader.grade(answer)
-            scores.append(Graded(graded.prompt_id, _reward(graded), depths[graded.slot]))
-        return scores
+        ended = self._roll_out(engines, requests, f"the {'teacher' if by_teacher else 'student'} goes on")
+        answers = (replace(t, response_ids=np.concatenate([prefixes[t.slot], t.response_ids])) async for t in ended)
+        return [
+            Graded(graded.prompt_id, _reward(graded), depths[graded.slot])
+            async for graded in self._grader.grade_all(answers)
+        ]
 
     async def _examine(self, trajectories: Sequence[Trajectory]) -> list[ProbedAnswer]:
         """Every token of the answers under both models, exact over the whole vocabulary."""

@@ -6,6 +6,7 @@ A candidate that ends the answer, or leaves no room for more, is graded at once,
 came out alike.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.config import AlignmentConfig
 from orchestration.pipeline.requests import rollout_request
+from rollout.grading import Grade, VerifierPool
 from rollout.group import RolloutGroup
+from tutelage.aio import mapped
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.records.trajectory import RolloutRequest, derive_seed
+from tutelage.records.trajectory import CORRECT, RolloutRequest, Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
-from tutelage.verifier import Verifier
 
 REQUESTS_AT_ONCE = 4096
 _ENOUGH_QUESTIONS = 8  # rather fewer completions than fewer questions
@@ -108,17 +110,17 @@ class AnswerGrader:
     """Whether whole answers succeed; equal answers are graded once."""
 
     def __init__(
-        self, verifier: Verifier, prompts: Sequence[RenderedPrompt], tokenizer: PreTrainedTokenizerBase
+        self, verifier: VerifierPool, prompts: Sequence[RenderedPrompt], tokenizer: PreTrainedTokenizerBase
     ) -> None:
         self._verifier, self._prompts, self._tokenizer = verifier, prompts, tokenizer
-        self._known: dict[tuple[int, str], bool] = {}
+        self._known: dict[tuple[int, str], asyncio.Task[Grade]] = {}
 
-    def succeeds(self, question: int, response_ids: NDArray[np.int32]) -> bool:
+    async def succeeds(self, question: int, response_ids: NDArray[np.int32]) -> bool:
         """Whether the answer to prompt number `question` has the verifier's full score."""
         key = (question, self._tokenizer.decode(response_ids, skip_special_tokens=True))
         if key not in self._known:
-            self._known[key] = self._verifier(self._prompts[question].prompt, key[1]) >= 1.0
-        return self._known[key]
+            self._known[key] = asyncio.create_task(self._verifier.grade(self._prompts[question].prompt, key[1]))
+        return (await self._known[key]).score >= CORRECT
 
 
 @dataclass(frozen=True)
@@ -133,15 +135,18 @@ async def complete(plan: TargetedPlan, rollouts: RolloutGroup, grader: AnswerGra
     for index, target in enumerate(plan.targets):
         tokens += target.tokens(0, 0)
         if not target.room:
-            outcomes[index] = grader.succeeds(target.question, target.response_ids)
+            outcomes[index] = await grader.succeeds(target.question, target.response_ids)
+    requests = _requests(plan)
+
+    async def grade(trajectory: Trajectory) -> tuple[Trajectory, bool]:
+        target = plan.targets[trajectory.slot // plan.completions]
+        answer = np.concatenate([target.response_ids, trajectory.response_ids])
+        return trajectory, await grader.succeeds(target.question, answer)
+
     with _progress(plan.requests) as advance:
-        requests = _requests(plan)
         for start in range(0, len(requests), REQUESTS_AT_ONCE):
-            async for trajectory in rollouts.roll_out(requests[start : start + REQUESTS_AT_ONCE]):
-                index, sample = divmod(trajectory.slot, plan.completions)
-                target = plan.targets[index]
-                answer = np.concatenate([target.response_ids, trajectory.response_ids])
-                outcomes[index, sample] = grader.succeeds(target.question, answer)
+            async for trajectory, right in mapped(grade, rollouts.roll_out(requests[start : start + REQUESTS_AT_ONCE])):
+                outcomes[divmod(trajectory.slot, plan.completions)] = right
                 tokens += len(trajectory.response_ids)
                 advance()
     by_node: dict[int, dict[int, NDArray[np.float64]]] = {}

@@ -28,6 +28,7 @@ class Prepared:
     over_length: int  # prompts dropped because they do not fit the model's length
     roles: Roles  # who scores what
     adapter_parameters: int = 0  # numbers in the student's adapters; 0: all of its weights are trained
+    blank: int = 0  # prompts dropped because they have no text
 
     @property
     def teacher_path(self) -> str | None:
@@ -73,4 +74,5 @@ def prepare(config: RunConfig) -> Prepared:
         prompts.over_length,
         decide_roles(config, models.teachers, models.student_path, models.reference_path, asked),
         models.adapter_parameters,
+        prompts.blank,
     )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from diagnostics.preflight.prompts import check_overlap
 from learner.objectives.describe import describe
 from orchestration.config.facts import needs_teacher_rollouts, teachers_of
 from orchestration.config.schema import RunConfig
@@ -115,6 +116,11 @@ def _teacher(teacher: TeacherConfig) -> str:
     return ", ".join(words)
 
 
+def _overlap(prepared: Prepared) -> str:
+    check = check_overlap([item.prompt for item in prepared.train], [item.prompt for item in prepared.heldout])
+    return f"{check.seen}; {check.fix}" if check.fix else check.seen
+
+
 def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
     table = Table(title=f"{config.experiment}: what this run does", show_header=False, title_justify="left")
     pipeline, sampling = config.pipeline, config.sampling
@@ -125,7 +131,8 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
         "student": _student(config, prepared),
         "teacher": _teachers(config, prepared),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
-        f"{prepared.over_length} too long and left out",
+        f"{prepared.over_length} too long and {prepared.blank} blank left out",
+        "held-out prompts": _overlap(prepared),
         "objective": config.objective.name + (f" ({config.objective.paper})" if config.objective.paper else ""),
         "in words": "\n".join(objective.words),
         "formula": "\n".join(objective.formula),

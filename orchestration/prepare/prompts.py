@@ -9,8 +9,8 @@ from orchestration.config.facts import learns_from_data, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.prepare.models import Models, PreparedTeacher
-from rollout.config import DataConfig, OverLength
-from rollout.data.sources import load_prompts
+from rollout.config import DataConfig, Unusable
+from rollout.data.sources import load_splits
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.context import ContextTemplate, static_values
@@ -35,6 +35,7 @@ class Prompts:
     train: tuple[RenderedPrompt, ...]
     heldout: tuple[RenderedPrompt, ...]
     over_length: int  # how many were left out since they do not fit
+    blank: int  # how many were left out since they have no text
 
 
 def read_prompts(config: RunConfig, models: Models) -> Prompts:
@@ -44,11 +45,13 @@ def read_prompts(config: RunConfig, models: Models) -> Prompts:
         ConfigError: with everything that cannot work.
     """
     refusals, teachers = Refusals(), teachers_of(config)
+    loaded = load_splits(config.data)
     prompts: dict[str, list[Prompt]] = {}
-    for name, source in (("train", config.data.train), ("heldout", config.data.heldout)):
+    columns = {"train": config.data.train.teacher_column, "heldout": config.data.heldout.teacher_column}
+    for name, column in columns.items():
         with refusals.collecting():
-            loaded = load_prompts(source, f"data.{name}")[: config.evaluation.prompts if name == "heldout" else None]
-            prompts[name] = route(loaded, teachers, f"data.{name}", source.teacher_column)
+            used = loaded.prompts[name][: config.evaluation.prompts if name == "heldout" else None]
+            prompts[name] = route(used, teachers, f"data.{name}", column)
     refusals.raise_all()
     refusals.extend(_same_model_refusals(config, models, [*prompts["train"], *prompts["heldout"]]))
     renderer, rendered = Renderer(teachers, models.teachers, models.tokenizer, config.data.system_prompt), {}
@@ -65,7 +68,7 @@ def read_prompts(config: RunConfig, models: Models) -> Prompts:
     refusals.extend(_gate_refusals(config, kept["train"]))
     refusals.raise_all()
     dropped = sum(len(rendered[name]) - len(kept[name]) for name in kept)
-    return Prompts(kept["train"], kept["heldout"], dropped)
+    return Prompts(kept["train"], kept["heldout"], dropped, loaded.blank)
 
 
 class Renderer:
@@ -166,7 +169,7 @@ def _length_refusals(
     limit = config.rollout.max_model_len
     for name, items in rendered.items():
         longest = max(items, key=lambda item: _length(item, config))
-        if len(kept[name]) < len(items) and config.data.over_length is OverLength.refuse:
+        if len(kept[name]) < len(items) and config.data.over_length is Unusable.refuse:
             fix = (
                 f"prompt {longest.prompt.id!r} of data.{name} needs {_length(longest, config)} tokens with its "
                 "response; raise it, or set data.over_length=drop to leave such prompts out"

@@ -47,6 +47,7 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
         metrics["train/gated_share"] = shut / len(batch)
     if rewards:
         metrics["rollout/accuracy"] = float(np.mean(rewards))
+        metrics["rollout/grading_timeouts"] = float(sum(t.grading_overran for t in own))
     return metrics
 
 

@@ -68,10 +68,12 @@ class ProgressView:
     def step(self, report: StepReport, metrics: Mapping[str, float], ready: int) -> None:
         divergence = metrics.get("train/sampled_reverse_kl")
         accuracy = metrics.get("rollout/accuracy")
+        overran = metrics.get("rollout/grading_timeouts")
         line = (
             f"step {report.policy_version}  loss {report.loss:.4f}  "
             f"{'' if divergence is None else f'reverse KL (sampled) {divergence:.3f}  '}"
             f"{'' if accuracy is None else f'accuracy {accuracy:.3f}  '}"
+            f"{f'grading timeouts {overran:.0f}  ' if overran else ''}"
             f"response {metrics['rollout/mean_response_tokens']:.1f} tokens  grad norm {report.grad_norm:.2f}  "
             f"staleness {metrics['rollout/staleness_max']:.0f}  learning {report.seconds:.1f} s"
         )

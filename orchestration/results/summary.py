@@ -28,6 +28,7 @@ class Evaluation:
     forward_kl: float | None = None
     overlap_ratio: float | None = None
     base_reverse_kl: float | None = None  # from the student's initial weights: what it may have forgotten
+    grading_timeouts: int = 0  # answers that the verifier did not get done with; they count as wrong
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 

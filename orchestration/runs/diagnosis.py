@@ -26,7 +26,7 @@ from orchestration.prepare.plan import join_cluster
 from orchestration.results.directory import RunDirectory, read_settings
 from orchestration.results.provenance import log, log_to, machine, package_versions
 from orchestration.runs.diagnosis_record import plain, probe_record, shown_trajectories
-from rollout.verifiers import VERIFIERS
+from rollout.grading import VerifierPool, verifier_pool
 from scoring.backends.factory import BACKENDS
 from scoring.config import TEACHER
 from tutelage.cluster import Session
@@ -74,9 +74,10 @@ async def execute_diagnosis(
     handler = log_to(directory.path / "run.log")
     cluster, console = join_cluster(config, prepared.roles, session), Console()
     try:
-        diagnosis = Diagnosis(config, prepared, console)
-        fleet = await Fleet.start(config, prepared, cluster)
-        await diagnosis.carry_out(fleet)
+        with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
+            diagnosis = Diagnosis(config, prepared, console, verifier)
+            fleet = await Fleet.start(config, prepared, cluster)
+            await diagnosis.carry_out(fleet)
         await fleet.set_idle()
         diagnosis.write(directory.path, overrides)
         return diagnosis.exit_code
@@ -92,9 +93,8 @@ async def execute_diagnosis(
 class Diagnosis:
     """What one diagnosis measures and concludes."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, console: Console) -> None:
-        self._config, self._prepared, self._console = config, prepared, console
-        self._verifier = VERIFIERS[config.data.verifier]
+    def __init__(self, config: RunConfig, prepared: Prepared, console: Console, verifier: VerifierPool | None) -> None:
+        self._config, self._prepared, self._console, self._verifier = config, prepared, console, verifier
         self._started = time.monotonic()
         self._preflight: Preflight | None = None
         self._alignment: GradientAlignment | None = None

@@ -81,6 +81,8 @@ class Recorder:
         """Keep and show how good a version of the student is on the held-out prompts."""
         evaluation = answers.evaluation
         metrics = {f"eval/{name}": interval.mean for name, interval in evaluation.intervals.items()}
+        if evaluation.accuracy is not None:
+            metrics["eval/grading_timeouts"] = float(evaluation.grading_timeouts)
         ends = {
             f"eval/{name}/{end}": getattr(interval, end)
             for name, interval in evaluation.intervals.items()
@@ -89,6 +91,8 @@ class Recorder:
         raised = self.alarms.observe(version, metrics)
         self._tracker.log(version, metrics | ends)
         accuracy = f", accuracy {evaluation.accuracy:.3f}" if evaluation.accuracy is not None else ""
+        if evaluation.grading_timeouts:
+            accuracy += f" ({evaluation.grading_timeouts} answers took the verifier longer than timeouts.grading)"
         reverse_kl = evaluation.reverse_kl
         divergence = f"reverse KL {reverse_kl:.3f} nats a token, " if reverse_kl is not None else ""
         self.view.say(

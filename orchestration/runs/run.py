@@ -21,7 +21,7 @@ from orchestration.runs.alarms import checkpoint_to_end_with, set_aside_after
 from orchestration.runs.recorder import Recorder
 from orchestration.stages.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
 from orchestration.stages.training import TrainingStage
-from rollout.verifiers import VERIFIERS, Grader
+from rollout.grading import Grader, VerifierPool, verifier_pool
 from scoring.config import TEACHER
 from tutelage.aio import Interruption
 from tutelage.cluster import Cluster, Session
@@ -42,9 +42,10 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
     write_json(directory.path / "versions.json", package_versions())
     cluster = join_cluster(config, prepared.roles, session)
     try:
-        run = Run(config, prepared, directory)
-        with run.recorder.view:
-            status = await run.go(cluster)
+        with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
+            run = Run(config, prepared, directory, verifier)
+            with run.recorder.view:
+                status = await run.go(cluster)
         run.recorder.conclude(status)
         if status == "completed" and run.stage is not None:
             await run.stage.fleet.set_idle()
@@ -58,10 +59,12 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
 class Run:
     """One run; its recorder keeps what happens, its stage says how the student learns."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, directory: RunDirectory) -> None:
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, directory: RunDirectory, verifier: VerifierPool | None
+    ) -> None:
         self.config, self.prepared, self.directory = config, prepared, directory
         self.recorder = Recorder(config, prepared, directory)
-        self.evaluator = Evaluator(config, prepared, VERIFIERS[config.data.verifier])
+        self.evaluator = Evaluator(config, prepared, verifier)
         self.stage: TrainingStage | None = None  # once there is something to save
         self._interruption = Interruption()
         self._guard = self._interruption.guard
@@ -149,7 +152,7 @@ class Run:
             self._say(f"{who} answers the held-out prompts, on its own engine …")
             answers += await self.evaluator.answers_of(key, await teacher.get(key))
         answers.sort(key=lambda answer: answer.slot)
-        evaluations.keep("teacher", self.evaluator.summarise(answers))
+        evaluations.keep("teacher", await self.evaluator.summarise(answers))
 
     async def _collect_sequences(self, teacher: TeacherEngines) -> None:
         """Collect what the stage learns from, unless an earlier start has, and count what is left out."""
@@ -201,7 +204,7 @@ class Run:
             self._say("the teacher answers the held-out prompts …")
             engine = stage.fleet.teacher_rollouts or stage.fleet.rollouts
             answers = await self.evaluator.answers_of(TEACHER, engine)
-            evaluations.keep("teacher", self.evaluator.summarise(answers))
+            evaluations.keep("teacher", await self.evaluator.summarise(answers))
         if not evaluations.has("student_before"):
             self._say("the student answers them before training …")
             before = await stage.evaluate()

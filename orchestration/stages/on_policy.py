@@ -16,7 +16,7 @@ from orchestration.pipeline.pipeline import Pipeline
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.pipeline.weighting import with_advantages
 from orchestration.stages.training import TrainingStage
-from rollout.verifiers import Grader
+from rollout.grading import Grader
 from tutelage.records.signal import TeacherSignal
 from tutelage.records.trajectory import Origin, Trajectory
 
@@ -80,9 +80,8 @@ class OnPolicyStage(TrainingStage):
         return with_advantages(weighed, samples, task.divide_by_deviation)
 
     async def _roll_out(self, slots: Sequence[int]) -> AsyncIterator[Trajectory]:
-        async for trajectory in self._source.roll_out(slots):
-            if trajectory.origin is not Origin.DATASET:
-                self.progress.tokens["rollout"] += len(trajectory.response_ids)
-            graded = await self._grader.grade(trajectory)
+        async for graded in self._grader.grade_all(self._source.roll_out(slots)):
+            if graded.origin is not Origin.DATASET:
+                self.progress.tokens["rollout"] += len(graded.response_ids)
             self.graded(graded)
             yield graded

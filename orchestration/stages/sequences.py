@@ -21,7 +21,7 @@ from orchestration.config.schema import ColdStartConfig, RunConfig
 from orchestration.pipeline.fleet import TeacherEngines
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.prepare.inputs import Prepared
-from rollout.verifiers import Grader
+from rollout.grading import Grader
 from tutelage.files import write_text
 from tutelage.records.trajectory import CORRECT, FinishReason, Origin, Trajectory
 

@@ -3,11 +3,15 @@
 A row needs a prompt column (text, or a list of messages) or a messages column; if it has both, the prompt counts.
 A final assistant message is the reference answer of a fine-tuning set and no part of the prompt: it is left out,
 and is the prompt's completion unless the row has a completion column.
-Ids are the `id` column if there is one, else the row numbers.
+Ids are the `id` column if there is one, else the row numbers. Messages may be those of ShareGPT: lists of `from` and
+`value`, in a column `conversations` where there is no other.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -15,13 +19,15 @@ from typing import Any
 
 from rollout.config import PromptSourceConfig
 from rollout.data.base import PromptSource
+from rollout.data.files import COMPRESSED, FORMATS, FileFault, Literal, Row, arrow_rows, format_of, read_rows
 from tutelage.hub import explained, means_local_path
 from tutelage.records.prompt import Message, Prompt
 from tutelage.settings import ConfigError, Refusal
 
 PACKAGE_PREFIX = "pkg://"
-_FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _ROLES = ("system", "user", "assistant")
+_SHAREGPT = "conversations"
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 class DatasetSource(PromptSource):
@@ -29,17 +35,26 @@ class DatasetSource(PromptSource):
 
     def refusals(self, settings: PromptSourceConfig, key: str) -> Iterator[Refusal]:
         if not settings.path:
-            fix = "name a Hugging Face dataset, a directory, or a JSONL or Parquet file"
+            fix = "name a Hugging Face dataset, a directory, or a JSONL, JSON, CSV, TSV or Parquet file"
             yield Refusal(f"{key}.path", settings.path, fix)
 
     def load(self, settings: PromptSourceConfig, key: str) -> list[Prompt]:
-        columns, rows = _open_dataset(settings, key)
-        _check_columns(settings, key, columns)
-        prompts = [_to_prompt(index, row, settings, key) for index, row in enumerate(islice(rows, settings.limit))]
+        prompts: list[Prompt] = []
+        columns: dict[str, None] = {}
+        try:
+            for index, row in enumerate(islice(_rows(settings, key), settings.limit)):
+                if not index:
+                    settings = _with_messages_column(settings, key, row.cells)
+                columns |= dict.fromkeys(row.cells)
+                prompts.append(_to_prompt(index, row, settings, key))
+        except FileFault as fault:
+            where = ", ".join(filter(None, (settings.path, fault.place)))
+            raise ConfigError(Refusal(f"{key}.path", where, fault.cause)) from fault
         if not prompts:
             raise ConfigError(
                 Refusal(f"{key}.path", settings.path, "the dataset is empty; give one with at least one row")
             )
+        _check_columns(settings, key, list(columns))
         _check_ids(prompts, settings, key)
         return prompts
 
@@ -47,20 +62,15 @@ class DatasetSource(PromptSource):
 # ---- files -----------------------------------------------------------------------------------------------------
 
 
-def _open_dataset(source: PromptSourceConfig, key: str) -> tuple[Sequence[str], Iterable[Mapping[str, Any]]]:
-    """Find the dataset; returns its column names and its rows."""
-    from datasets import DatasetDict
+def _rows(source: PromptSourceConfig, key: str) -> Iterator[Row]:
+    """Find the dataset and read it row by row."""
+    if not (source.path.startswith(PACKAGE_PREFIX) or means_local_path(source.path, (*FORMATS, COMPRESSED))):
+        from huggingface_hub import snapshot_download
 
-    local = source.path.startswith(PACKAGE_PREFIX) or means_local_path(source.path, tuple(_FILE_FORMATS))
-    dataset = _read_local(source, key) if local else _read_hub(source, key)
-    if isinstance(dataset, DatasetDict):
-        if source.split not in dataset:
-            raise ConfigError(Refusal(f"{key}.split", source.split, f"{source.path} has only {sorted(dataset)}"))
-        dataset = dataset[source.split]
-    return dataset.column_names, dataset
-
-
-def _read_local(source: PromptSourceConfig, key: str) -> Any:
+        # One quick look at a small file tells what is wrong, before `datasets` starts its rounds of retries.
+        with explained(f"{key}.path", source.path, "dataset"):
+            snapshot_download(source.path, repo_type="dataset", allow_patterns=["README.md"])
+        return _collection(source.path, source, key)
     path = _local_path(source.path)
     if not path.exists():
         raise ConfigError(
@@ -72,16 +82,19 @@ def _read_local(source: PromptSourceConfig, key: str) -> Any:
             )
         )
     if path.is_dir():
-        return _read_directory(path, source, key)
-    if path.suffix.lower() not in _FILE_FORMATS:
+        return _directory(path, source, key)
+    if format_of(path.name) is None:
         raise ConfigError(
             Refusal(
-                f"{key}.path", source.path, f"unknown format {path.suffix!r}; use one of {', '.join(_FILE_FORMATS)}"
+                f"{key}.path",
+                source.path,
+                f"unknown format {''.join(path.suffixes)!r}; use one of {', '.join(FORMATS)}, and all but .parquet may "
+                f"be compressed ({COMPRESSED})",
             )
         )
     if path.stat().st_size == 0:
         raise ConfigError(Refusal(f"{key}.path", source.path, "the file is empty; give one with at least one row"))
-    return _load(source, key, _FILE_FORMATS[path.suffix.lower()], data_files={source.split: str(path)})
+    return read_rows(path, path.name)
 
 
 def _local_path(path: str) -> Path:
@@ -94,39 +107,70 @@ def _local_path(path: str) -> Path:
         return Path(package, inside)
 
 
-def _read_directory(path: Path, source: PromptSourceConfig, key: str) -> Any:
-    from datasets import load_from_disk
-
+def _directory(path: Path, source: PromptSourceConfig, key: str) -> Iterator[Row]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return load_from_disk(str(path))
-    if not any(file.suffix.lower() in _FILE_FORMATS for file in path.rglob("*")):
+        return _saved(path, source, key)
+    if not any(format_of(file.name) for file in path.rglob("*")):
         raise ConfigError(
             Refusal(
                 f"{key}.path",
                 source.path,
-                f"the directory has neither a saved dataset nor {', '.join(_FILE_FORMATS)} files; give one that has",
+                f"the directory has neither a saved dataset nor {', '.join(FORMATS)} files; give one that has",
             )
         )
-    return _load(source, key, str(path), name=source.subset)
+    return _collection(str(path), source, key)
 
 
-def _read_hub(source: PromptSourceConfig, key: str) -> Any:
-    from huggingface_hub import snapshot_download
+def _saved(path: Path, source: PromptSourceConfig, key: str) -> Iterator[Row]:
+    from datasets import DatasetDict, load_from_disk
 
-    # One quick look at a small file tells what is wrong, before `datasets` starts its rounds of retries.
-    with explained(f"{key}.path", source.path, "dataset"):
-        snapshot_download(source.path, repo_type="dataset", allow_patterns=["README.md"])
-    return _load(source, key, source.path, name=source.subset)
+    with _datasets_errors(source, key):
+        dataset = load_from_disk(str(path))
+        if isinstance(dataset, DatasetDict):
+            if source.split not in dataset:
+                raise ConfigError(Refusal(f"{key}.split", source.split, f"{source.path} has only {sorted(dataset)}"))
+            dataset = dataset[source.split]
+        return arrow_rows(dataset.with_format("arrow").iter(batch_size=1024))
 
 
-def _load(source: PromptSourceConfig, key: str, path: str, **options: Any) -> Any:
-    from datasets import load_dataset
+def _collection(path: str, source: PromptSourceConfig, key: str) -> Iterator[Row]:
+    """Rows of a directory or a hub repository, whose files `datasets` sorts into splits.
+
+    Its readers of text turn dates and numbers into what they take them for, so those files are read here.
+    """
+    from datasets import DownloadManager, load_dataset, load_dataset_builder
+
+    with _datasets_errors(source, key):
+        builder = load_dataset_builder(path, name=source.subset)
+        files = builder.config.data_files or {}
+        if builder.name not in ("json", "csv"):
+            dataset = load_dataset(path, name=source.subset, split=source.split)
+            return arrow_rows(dataset.with_format("arrow").iter(batch_size=1024))
+        if source.split not in files:
+            fix = f"{source.path} has only {sorted(files)}; a part of one is had by {key}.limit"
+            raise ConfigError(Refusal(f"{key}.split", source.split, fix))
+        download = DownloadManager().download
+        return _in_turn([(str(name), Path(download(str(name)))) for name in files[source.split]])
+
+
+def _in_turn(files: Sequence[tuple[str, Path]]) -> Iterator[Row]:
+    for name, path in files:
+        try:
+            yield from (Row(f"{Path(name).name}, {row.place}", row.cells) for row in read_rows(path, Path(name).name))
+        except FileFault as fault:
+            raise FileFault(", ".join(filter(None, (Path(name).name, fault.place))), fault.cause) from fault
+
+
+@contextmanager
+def _datasets_errors(source: PromptSourceConfig, key: str) -> Iterator[None]:
+    """Turn what `datasets` raises of a collection into one message."""
     from datasets.exceptions import DatasetsError
 
     try:
-        return load_dataset(path, split=source.split, **options)
-    # StopIteration is what the JSON reader raises for a file of blank lines.
-    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+        yield
+    except ConfigError:
+        raise
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
         raise ConfigError(
             Refusal(
                 f"{key}.path",
@@ -139,48 +183,101 @@ def _load(source: PromptSourceConfig, key: str, path: str, **options: Any) -> An
 # ---- rows ------------------------------------------------------------------------------------------------------
 
 
-def _check_columns(source: PromptSourceConfig, key: str, columns: Sequence[str]) -> None:
-    if source.prompt_column not in columns and source.messages_column not in columns:
-        raise ConfigError(
-            Refusal(
-                f"{key}.path",
-                source.path,
-                f"no column {source.prompt_column!r} or {source.messages_column!r}; it has "
-                f"{', '.join(map(repr, columns))}: set {key}.prompt_column or {key}.messages_column to one of them",
-            )
+def _with_messages_column(source: PromptSourceConfig, key: str, columns: Iterable[str]) -> PromptSourceConfig:
+    """The settings for a dataset that has these columns.
+
+    Raises:
+        ConfigError: it has neither prompts nor messages.
+    """
+    if source.prompt_column in columns or source.messages_column in columns:
+        return source
+    if _SHAREGPT in columns and source.messages_column == PromptSourceConfig.messages_column:
+        return replace(source, messages_column=_SHAREGPT)
+    raise ConfigError(
+        Refusal(
+            f"{key}.path",
+            source.path,
+            f"no column {source.prompt_column!r} or {source.messages_column!r}; it has "
+            f"{', '.join(map(repr, columns))}: set {key}.prompt_column or {key}.messages_column to one of them",
         )
+    )
 
 
-def _to_prompt(index: int, row: Mapping[str, Any], source: PromptSourceConfig, key: str) -> Prompt:
+def _check_columns(source: PromptSourceConfig, key: str, columns: Sequence[str]) -> None:
+    """Refuse columns that were named and that no row has."""
+    named = {item.name: getattr(source, item.name) for item in fields(source) if item.name.endswith("_column")}
+    refusals = [
+        Refusal(f"{key}.{name}", column, f"{source.path} has no such column; it has {', '.join(map(repr, columns))}")
+        for name, column in named.items()
+        if column not in (*columns, getattr(PromptSourceConfig, name), _SHAREGPT)
+    ]
+    if refusals:
+        raise ConfigError(*refusals)
+
+
+def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Prompt:
+    cells = row.cells
 
     def place(column: str) -> tuple[str, str]:
-        return f"{key}.path", f"{source.path}, row {index}, column {column!r}"
+        return f"{key}.path", f"{source.path}, {row.place}, column {column!r}"
 
-    column = source.prompt_column if row.get(source.prompt_column) is not None else source.messages_column
-    answer = row.get(source.answer_column)
-    row_id = row.get("id")
-    messages, final_answer = _to_messages(row.get(column), place(column))
-    completion = _to_completion(row.get(source.completion_column), place(source.completion_column))
+    column = source.prompt_column if cells.get(source.prompt_column) is not None else source.messages_column
+    answers = _to_answers(cells.get(source.answer_column), place(source.answer_column))
+    messages, final_answer = _to_messages(cells.get(column), place(column), column == source.messages_column)
+    completion = _to_completion(cells.get(source.completion_column), place(source.completion_column))
     return Prompt(
-        id=str(index if row_id is None else row_id),
+        id=_to_id(cells.get("id"), place("id")) or str(index),
         messages=messages,
-        answer=None if answer is None else str(answer),
-        domain=_text(row.get(source.domain_column), place(source.domain_column)) or "",
-        teacher=_text(row.get(source.teacher_column), place(source.teacher_column)) or "",
-        privileged_context=_text(row.get(source.context_column), place(source.context_column)),
+        answer=answers[0] if answers else None,
+        further_answers=answers[1:],
+        domain=_text(cells.get(source.domain_column), place(source.domain_column)) or "",
+        teacher=_text(cells.get(source.teacher_column), place(source.teacher_column)) or "",
+        privileged_context=_text(cells.get(source.context_column), place(source.context_column)),
         completion=final_answer if completion is None else completion,
-        follow_ups=_to_follow_ups(row.get(source.follow_ups_column), place(source.follow_ups_column)),
+        follow_ups=_to_follow_ups(cells.get(source.follow_ups_column), place(source.follow_ups_column)),
     )
+
+
+def _kind(value: Any) -> str:
+    """What a value is called in messages."""
+    if isinstance(value, Literal):
+        return value.kind
+    names = {dict: "object", list: "list", bytes: "bytes", bool: "boolean", str: "text", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _to_id(value: Any, where: tuple[str, str]) -> str | None:
+    return value.text if isinstance(value, Literal) else _text(value, where)
+
+
+def _to_answers(value: Any, where: tuple[str, str]) -> tuple[str, ...]:
+    """The right answers, each as it is written in the file; a list has several."""
+    items = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(_to_answer(item, where, inside=isinstance(value, list)) for item in items)
+
+
+def _to_answer(value: Any, where: tuple[str, str], inside: bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value, where) or ""
+    if isinstance(value, Literal) and not value.exact:
+        fix = f"{value.text} is a {value.kind} too large to hold all its digits; write answers as text"
+        raise ConfigError(Refusal(*where, fix))
+    if isinstance(value, Literal) and value.text != "NaN":
+        return value.text
+    kind = _kind(value) if not isinstance(value, Literal) else value.text
+    fix = f"{'has an item that is' if inside else 'is'} of type {kind}; give text, a number, or a list of right answers"
+    raise ConfigError(Refusal(*where, fix))
 
 
 def _to_follow_ups(value: Any, where: tuple[str, str]) -> tuple[Message, ...]:
     """Read texts of the user, or messages of whoever speaks to the student."""
+    value = _decoded(value)
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise ConfigError(
-            Refusal(*where, f"is of type {type(value).__name__}; give a list of texts or messages, or null")
-        )
+        raise ConfigError(Refusal(*where, f"is of type {_kind(value)}; give a list of texts or messages, or null"))
     follow_ups = [Message("user", item) if isinstance(item, str) else _to_message(item, where) for item in value]
     unasked = [message for message in follow_ups if message.role == "assistant" or not message.content.strip()]
     if unasked:
@@ -191,9 +288,28 @@ def _to_follow_ups(value: Any, where: tuple[str, str]) -> tuple[Message, ...]:
 
 
 def _text(value: Any, where: tuple[str, str]) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(Refusal(*where, f"is of type {type(value).__name__}; give text or null"))
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ConfigError(Refusal(*where, f"is of type {_kind(value)}; give text or null"))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        fix = (
+            f"character {error.start + 1} is half of a pair (\\u{ord(value[error.start]):x}) and no text; mend it"
+        )
+        raise ConfigError(Refusal(*where, fix)) from error
     return value
+
+
+def _decoded(value: Any) -> Any:
+    """What a cell of text holds, where a format without lists has one written as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _to_completion(value: Any, where: tuple[str, str]) -> str | None:
@@ -204,33 +320,42 @@ def _to_completion(value: Any, where: tuple[str, str]) -> str | None:
     return _text(value, where)
 
 
-def _to_messages(value: Any, where: tuple[str, str]) -> tuple[tuple[Message, ...], str | None]:
-    """The prompt, and the content of a final assistant message."""
-    if isinstance(value, str):
-        messages = [Message("user", value)]
+def _to_messages(value: Any, where: tuple[str, str], of_messages: bool) -> tuple[tuple[Message, ...], str | None]:
+    """The prompt, and the content of a final assistant message. A prompt may be blank: the run decides about it.
+
+    Args:
+        of_messages: the column is one of messages, where text is JSON.
+    """
+    value = _decoded(value) if of_messages else value
+    if value is None:
+        messages = [Message("user", "")]
+    elif isinstance(value, str) and not of_messages:
+        messages = [Message("user", _text(value, where) or "")]
     elif isinstance(value, list):
         messages = [_to_message(item, where) for item in value]
     else:
-        raise ConfigError(Refusal(*where, f"is of type {type(value).__name__}; give text or a list of messages"))
+        fix = f"is of type {_kind(value)}; give {'a' if of_messages else 'text or a'} list of messages"
+        raise ConfigError(Refusal(*where, fix))
     answered = bool(messages) and messages[-1].role == "assistant"
     final_answer = messages.pop().content if answered else None
-    if not messages or messages[-1].role != "user" or not messages[-1].content.strip():
-        raise ConfigError(
-            Refusal(*where, "does not end with a user message that has text; the student answers that one")
-        )
+    if not messages or messages[-1].role != "user":
+        raise ConfigError(Refusal(*where, "does not end with a user message; the student answers that one"))
     return tuple(messages), final_answer
 
 
 def _to_message(item: Any, where: tuple[str, str]) -> Message:
     role, content = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
+    if isinstance(item, Mapping) and "from" in item and role is None:
+        role, content = _SHAREGPT_ROLES.get(str(item["from"])), item.get("value")
     if role not in _ROLES or not isinstance(content, str):
         raise ConfigError(
             Refusal(
                 *where,
-                f"{str(item)[:80]!r} is no message; give {{'role': one of {', '.join(_ROLES)}, 'content': text}}",
+                f"{str(item)[:80]!r} is no message; give {{'role': one of {', '.join(_ROLES)}, 'content': text}}, or "
+                f"{{'from': one of {', '.join(_SHAREGPT_ROLES)}, 'value': text}}",
             )
         )
-    return Message(role, content)
+    return Message(role, _text(content, where) or "")
 
 
 def _check_ids(prompts: Sequence[Prompt], source: PromptSourceConfig, key: str) -> None:

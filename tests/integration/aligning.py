@@ -13,14 +13,15 @@ from orchestration.measure.alignment import measure_alignment
 from orchestration.measure.alignment_record import GradientAlignment
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared, prepare
-from rollout.verifiers import VERIFIERS
+from rollout.grading import verifier_pool
 from tutelage.cluster import Session
 
 
 async def measure(config: RunConfig, prepared: Prepared, session: Session) -> GradientAlignment:
     fleet = await Fleet.start(config, prepared, session.cluster(config.cluster))
     await fleet.connect()
-    return await measure_alignment(config, prepared, fleet, VERIFIERS[config.data.verifier], print)
+    with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
+        return await measure_alignment(config, prepared, fleet, verifier, print)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-import threading
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollout.config import PromptSourceConfig
 from rollout.data.sources import load_prompts
@@ -50,6 +52,15 @@ def test_exact(response: str, score: float) -> None:
         ("x^2+1", r"\boxed{1+x^2}", 1),
         ("42", "<answer>42</answer>", 1),
         ("42", "I get 41.", 0),
+        ("42", r"\boxed{41} wait, actually \boxed{42}", 1),
+        ("41", r"\boxed{41} wait, actually \boxed{42}", 0),
+        ("42", r"\boxed{42}, as was asked for in \boxed{}", 1),
+        ("42", r"\boxed{41 no, \fbox{42}", 1),
+        ("42", r"\boxed{\boxed{42}}", 1),
+        ("1/2", r"\boxed{3}, or rather \boxed{\frac{1}{2}}", 1),
+        (r"\{1,2\}", r"\boxed{\{1,2\}}", 1),
+        (r"Half of one is \boxed{\frac{1}{2}}.", "0.5", 1),
+        ("36 and 36 make 72.\n#### 72", r"\boxed{72}", 1),
         ("42", "", 0),
     ],
 )
@@ -64,7 +75,7 @@ def test_math(answer: str, response: str, score: float) -> None:
         ("#### 843\n", 1),
         ("####842####843", 1),
         ("####843####842", 0),
-        ("####843 apples", 0),
+        ("####843 apples", 1),
         ("####0843", 0),
         ("843", 0),
         ("###843", 0),
@@ -76,12 +87,63 @@ def test_final_answer(response: str, score: float) -> None:
     assert grade("final_answer", "843", response) == score
 
 
-def test_math_off_the_main_thread() -> None:
-    scores: list[float] = []
-    thread = threading.Thread(target=lambda: scores.append(grade("math", "2", "1+1")))
-    thread.start()
-    thread.join()
-    assert scores == [1.0]
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("1000", "#### 1,000"),
+        ("1,000", "#### 1000"),
+        ("100000", "#### 1,00,000"),
+        ("72", "#### 72."),
+        ("72", "#### $72"),
+        ("72", r"#### \$72.00"),
+        ("72", "#### 72€"),
+        ("72", "#### **72**"),
+        ("72", r"#### \boxed{72}"),
+        ("72", "####\n72"),
+        ("72", "#### 72 clips, of which 24 are new"),
+        ("72", "#### 72, which is right"),
+        ("72.0", "#### 72"),
+        ("-5", "#### -$5"),
+        ("-5", "#### $-5"),
+        ("0.5", "#### .50"),
+        ("48/2 = <<48/2=24>>24 and 48+24 = 72.\n#### 72", "So it is 72.\n#### 72"),
+        ("Paris", "#### **paris**."),
+        ("1/2", "#### 1/2"),
+        ("2024-05-01", "#### 2024-05-01\nI am sure."),
+    ],
+)
+def test_final_answers_as_people_write_them(answer: str, response: str) -> None:
+    assert grade("final_answer", answer, response) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("1", "#### 1/2"),
+        ("34", "#### 3,4"),
+        ("5", "#### 5k"),
+        ("5", "#### 5 million"),
+        ("1", "#### 1 000"),
+        ("3", "#### 3:30"),
+        ("2", "#### 2^10"),
+        ("2024", "#### 2024-05-01"),
+        ("72", "#### -72"),
+        ("72", "#### seventy, not 72"),
+        ("72 cm", "#### 72 m"),
+    ],
+)
+def test_other_final_answers(answer: str, response: str) -> None:
+    assert grade("final_answer", answer, response) == 0
+
+
+@given(st.integers(-(10**12), 10**12), st.sampled_from(["", ".", " apples", "\nThat is all.", "%", "**"]))
+def test_whatever_gsm8k_accepts_is_accepted(number: int, behind: str) -> None:
+    response = f"#### {number:,}{behind}"
+    own = re.search(r"#### (\-?[0-9\.\,]+)", response)  # its own rule, which also takes away commas
+    assert own is not None and own.group(1).replace(",", "").rstrip(".") == str(number)
+    assert grade("final_answer", str(number), response) == 1
+    assert grade("final_answer", f"{number:,}", response) == 1
+    assert grade("final_answer", str(number + 1), response) == 0
 
 
 def test_reasoning_gym_grades_its_own_tasks() -> None:

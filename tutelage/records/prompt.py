@@ -29,6 +29,12 @@ class Prompt:
     privileged_context: str | None = None  # a system prompt that only the teacher sees
     completion: str | None = None  # the data's own response
     follow_ups: tuple[Message, ...] = ()  # what is said after each answer but the last
+    further_answers: tuple[str, ...] = ()  # for the verifier: any of them is right, too
+
+
+def normalised(prompt: Prompt) -> tuple[tuple[str, str], ...]:
+    """What equal prompts have in common: their messages without differences of case and white space."""
+    return tuple((message.role, " ".join(message.content.split()).casefold()) for message in prompt.messages)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ class Trajectory:
     finish_reason: FinishReason
     turns: tuple[Turn, ...] = ()  # ascending, covering [0, T); none: the response is one answer
     reward: float | None = None  # the verifier's, None without one
+    grading_overran: bool = False  # the verifier did not get done with it, and its reward is 0
     origin: Origin = Origin.STUDENT
 
     @property

@@ -1,8 +1,12 @@
 """Prompts, verifier, sampling and plan: what is well, and every planted fault."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diagnostics.check import Check, Status, worst
 from diagnostics.preflight.budget import (
@@ -18,11 +22,18 @@ from diagnostics.preflight.budget import (
     predict_seconds,
     scorer_memory,
 )
-from diagnostics.preflight.prompts import check_grades, check_overlap, check_prompts, check_verifier
+from diagnostics.preflight.prompts import (
+    GRADED_PROMPTS,
+    VerifierTrial,
+    check_grades,
+    check_overlap,
+    check_prompts,
+    check_verifier,
+    graded_prompts,
+)
 from diagnostics.preflight.sampling import check_sampling, check_teacher_temperature
 from learner.objectives.config import Gradient, Importance, ObjectiveConfig, Support
 from learner.objectives.rules.case import RunFacts
-from rollout.verifiers import VERIFIERS
 from tutelage.records.prompt import Message, Prompt
 
 
@@ -55,32 +66,42 @@ def test_held_out_prompts_that_are_trained_on_fail_and_few_of_them_warn() -> Non
     assert check.status is Status.warned and "1 of 31" in check.seen and "'a/3'" in check.seen
 
 
-@pytest.mark.parametrize("kind", ["exact", "math", "final_answer"])
-def test_verifiers_accept_the_reference_answers(kind: str) -> None:
-    verifier = VERIFIERS[kind]
-    assert verifier is not None
-    assert check_verifier(verifier, prompts("a", 3), prompts("b", 2)).status is Status.passed
-    check = check_verifier(verifier, prompts("a", 3, answer=None), [])
-    assert check.status is Status.failed and "cannot grade 3 of 3" in check.seen and "'a/0'" in check.seen
+def trials(count: int, **said: Any) -> list[VerifierTrial]:
+    return [VerifierTrial(f"a/{i}", **{"reference": 1.0} | said) for i in range(count)]
 
 
-def test_a_verifier_that_rejects_or_accepts_everything_fails() -> None:
-    check = check_verifier(lambda prompt, text: 0.0, prompts("a", 3), prompts("b", 2))
-    assert check.status is Status.failed and "rejects the reference answer of 5 of 5" in check.seen
-    check = check_verifier(lambda prompt, text: 1.0, prompts("a", 3), [])
+def test_a_verifier_that_accepts_the_reference_answers_passes() -> None:
+    assert check_verifier(trials(5)).status is Status.passed
+    none = check_verifier(trials(5, reference=None))
+    assert none.status is Status.passed and "none of 5 prompts has a reference answer" in none.seen
+
+
+def test_a_verifier_that_cannot_grade_or_accepts_everything_fails() -> None:
+    check = check_verifier([*trials(2), *trials(3, error="data.verifier=exact needs an answer")])
+    assert check.status is Status.failed and "cannot grade 3 of 5" in check.seen and "needs an answer" in check.seen
+    check = check_verifier(trials(3, nothing=1.0))
     assert check.status is Status.failed and "accepts an empty answer to 3 of 3" in check.seen
+    check = check_verifier([*trials(9), *trials(1, nothing=1.0)])
+    assert check.status is Status.warned and "1 of 10" in check.seen and "'a/0'" in check.seen
 
 
-def test_a_few_wrong_references_warn() -> None:
-    broken = [*prompts("a", 9), *prompts("b", 1, answer="")]
-    check = check_verifier(VERIFIERS["exact"], broken, [])  # type: ignore[arg-type]
-    assert check.status is Status.warned and "'b/0'" in check.seen
+@pytest.mark.parametrize(("rejected", "status"), [(1, Status.warned), (10, Status.warned), (11, Status.failed)])
+def test_a_verifier_that_rejects_more_than_a_tenth_of_the_references_fails(rejected: int, status: Status) -> None:
+    check = check_verifier([*trials(100 - rejected), *trials(rejected, reference=0.5), *trials(20, reference=None)])
+    assert check.status is status and f"rejects the reference answer of {rejected} of 100" in check.seen
 
-    def strict(prompt: Prompt, text: str) -> float:
-        return float(text == "7" and prompt.id != "a/1")
 
-    check = check_verifier(strict, prompts("a", 9), [])
-    assert check.status is Status.warned and "1 of 9" in check.seen
+@pytest.mark.parametrize(("late", "status"), [(1, Status.warned), (2, Status.failed)])
+def test_a_verifier_that_takes_too_long_for_references_is_told_of(late: int, status: Status) -> None:
+    check = check_verifier([*trials(10 - late), *trials(late, reference=None, overran=True)])
+    assert check.status is status and "timeouts.grading" in check.fix
+
+
+@given(st.integers(0, 1000))
+def test_the_verifier_is_tried_on_prompts_from_all_over_a_split(count: int) -> None:
+    numbers = [int(prompt.id.partition("/")[2]) for prompt in graded_prompts(prompts("a", count))]
+    assert len(numbers) <= GRADED_PROMPTS and len(numbers) >= min(count, GRADED_PROMPTS // 2)
+    assert not count or (numbers[0] == 0 and numbers[-1] >= count - math.ceil(count / GRADED_PROMPTS))
 
 
 def test_grades_that_are_all_alike_warn() -> None:

@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,12 +18,11 @@ from orchestration.measure.preflight import Preflight, run_preflight
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared, prepare
 from orchestration.prepare.models import PreparedTeacher
-from rollout.verifiers import VERIFIERS
+from rollout.grading import Grade, VerifierPool, verifier_pool
 from scoring.config import Quantization, TeacherConfig
 from tests.factories import configured
-from tutelage import Verifier
 from tutelage.cluster import Cluster
-from tutelage.records.prompt import RenderedPrompt
+from tutelage.records.prompt import Prompt, RenderedPrompt
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -42,10 +42,10 @@ class Running:
     workers: Fleet
     runner: asyncio.Runner
 
-    def preflight(self, prepared: Prepared | None = None, verifier: Verifier | None = None) -> Preflight:
-        verifier = verifier or VERIFIERS[self.config.data.verifier]
-        job = run_preflight(self.config, prepared or self.prepared, self.workers, verifier, print)
-        return self.runner.run(job)
+    def preflight(self, prepared: Prepared | None = None, verifier: VerifierPool | None = None) -> Preflight:
+        with verifier_pool(self.config.data.verifier, 60) as own:
+            job = run_preflight(self.config, prepared or self.prepared, self.workers, verifier or own, print)
+            return self.runner.run(job)
 
     def connect(self) -> None:
         """As a stage does before it trains."""
@@ -158,7 +158,11 @@ def test_faults_of_texts_and_prompts_are_caught_without_asking_a_worker(running:
         found = running.preflight(changed)
         assert name in failures(found), found.checks
         assert not CANARY & named(found).keys()
-    rejecting = running.preflight(verifier=lambda prompt, text: 0.0)
+
+    async def reject(prompt: Prompt, text: str) -> Grade:
+        return Grade(0.0)
+
+    rejecting = running.preflight(verifier=cast(VerifierPool, SimpleNamespace(grade=reject)))
     assert failures(rejecting) == {"verifier"}, rejecting.checks
 
 

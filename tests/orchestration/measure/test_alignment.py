@@ -29,14 +29,14 @@ def test_it_says_what_it_needs_before_anything_is_asked_of_the_workers() -> None
     with pytest.raises(ConfigError, match=r"data\.verifier=none"):
         asyncio.run(measure_alignment(config, prepared, fleet("teacher"), None, print))
     with pytest.raises(ConfigError, match=r"stage=distil: no teacher takes part.*set stage=distil"):
-        asyncio.run(measure_alignment(config, prepared, fleet(), lambda prompt, text: 1.0, print))
+        asyncio.run(measure_alignment(config, prepared, fleet(), cast(Any, object()), print))
 
 
 def test_a_teacher_that_no_prompt_goes_to_cannot_be_in_question() -> None:
     """Where every prompt is a further teacher's, the teacher that every run has needs no workers, and has none."""
     config, prepared = configured(), cast(Any, None)
     for look in (
-        lambda: asyncio.run(measure_alignment(config, prepared, fleet("math", "code"), lambda *_: 1.0, print)),
+        lambda: asyncio.run(measure_alignment(config, prepared, fleet("math", "code"), cast(Any, object()), print)),
         lambda: Prober(config, prepared, fleet("math", "code"), None, lambda *_: None),
     ):
         with pytest.raises(ConfigError, match=r"further_teachers=math, code: .*set teacher to the right one"):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from diagnostics.config import AlignmentConfig
 from orchestration.measure.targeted import AnswerGrader, Target, complete, fit
+from rollout.grading import Grade
 from tests.factories import configured, message
 from tutelage.records.prompt import Prompt, RenderedPrompt
 from tutelage.records.trajectory import RolloutRequest
@@ -75,13 +76,14 @@ class Rollouts:
 def test_outcomes_belong_to_their_node_and_candidate() -> None:
     graded: list[str] = []
 
-    def verify(prompt: object, text: str) -> float:
+    async def verify(prompt: object, text: str) -> Grade:
         graded.append(text)
-        return float(text.endswith("1") or text.endswith("9"))
+        await asyncio.sleep(0)  # so that others that ask for the same are there before it is done
+        return Grade(float(text.endswith("1") or text.endswith("9")))
 
     prompts: Any = [SimpleNamespace(prompt="p0"), SimpleNamespace(prompt="p1")]
     tokenizer: Any = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
-    grader = AnswerGrader(verify, prompts, tokenizer)  # type: ignore[arg-type]
+    grader = AnswerGrader(cast(Any, SimpleNamespace(grade=verify)), prompts, tokenizer)
     targets = [target(0, 0, 5), target(0, 0, 6), target(1, 1, 9, room=0)]
     rollouts: Any = Rollouts()
     found = asyncio.run(complete(fit(targets, SETTINGS, 10_000), rollouts, grader))

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from orchestration.prepare.inputs import prepare
-from orchestration.prepare.plan import check_resources, required_cpus
+from orchestration.prepare.plan import check_resources, print_plan, required_cpus
 from orchestration.prepare.roles import Roles
 from scoring.group import Scorer
 from tests.factories import configured, prepared, refusal
@@ -31,8 +31,10 @@ def test_the_context_reaches_the_teacher_alone(overrides: list[str], tiny_tied: 
     assert "The answer is" not in tokenizer.decode(item.student_ids)
 
 
-def test_a_context_with_the_answer_needs_answers(overrides: list[str]) -> None:
-    text = refusal(overrides, "teacher.context='It is {answer}.'", "data.train.answer_column=nothing")
+def test_a_context_with_the_answer_needs_answers(overrides: list[str], tmp_path: Path) -> None:
+    train = tmp_path / "unanswered.jsonl"
+    train.write_text('{"prompt": "Why?"}\n')
+    text = refusal(overrides, "teacher.context='It is {answer}.'", f"data.train.path={train}")
     assert "teacher.context" in text and "add a column 'answer'" in text
 
 
@@ -91,6 +93,34 @@ def test_over_long_prompts_are_dropped_with_a_count_or_refused_never_cut(overrid
     assert len(found.train) == 6 and found.over_length == 1
     text = refusal(overrides, "data.over_length=refuse")
     assert "rollout.max_model_len=256" in text and "data.over_length=drop" in text
+
+
+def test_blank_prompts_are_refused_or_dropped_with_a_count(overrides: list[str], prompts: Path) -> None:
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": " "}) + "\n")
+    text = refusal(overrides)
+    assert "data.blank_prompts=refuse" in text and "first: row '6'" in text and str(prompts) in text
+    found = prepared(overrides, "data.blank_prompts=drop")
+    assert len(found.train) == 6 and found.blank == 2  # both splits are this file
+
+
+def test_a_share_of_the_training_prompts_is_held_out(
+    overrides: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    share = [*overrides, "data.heldout.share=0.3", "data.heldout.path="]
+    found = prepared(share)
+    assert len(found.train) == 4 and len(found.heldout) == 2
+    assert not {item.prompt.id for item in found.train} & {item.prompt.id for item in found.heldout}
+    print_plan(configured(*share), found, tmp_path)
+    assert "none of 2 is a training prompt" in capsys.readouterr().out
+    assert "data.heldout.path=''" in refusal(overrides, "data.heldout.share=0.3")
+
+
+def test_the_plan_tells_of_held_out_prompts_that_are_trained_on(
+    overrides: list[str], prompts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    same = [*overrides, f"data.heldout.path={prompts}"]
+    print_plan(configured(*same), prepared(same), tmp_path)
+    assert "are training prompts" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_context_longer_than_the_model_is_refused(overrides: list[str]) -> None:

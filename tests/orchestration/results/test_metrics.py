@@ -56,10 +56,18 @@ def test_accuracy_and_age_are_the_students_own() -> None:
     assert np.isfinite(list(metrics.values())).all()
 
 
+def test_responses_that_took_the_verifier_too_long_are_counted() -> None:
+    late = own(2, 0.0)
+    late = replace(late, trajectory=replace(late.trajectory, grading_overran=True))
+    metrics = step_metrics([own(0, 1.0), own(1, 0.0), late], REPORT, {})
+    assert metrics["rollout/grading_timeouts"] == 1 and metrics["rollout/accuracy"] == pytest.approx(1 / 3)
+    assert step_metrics([own(0, 1.0)], REPORT, {})["rollout/grading_timeouts"] == 0
+
+
 def test_a_batch_without_the_student_is_never_stale() -> None:
     metrics = step_metrics([others(0, 1.0), others(1, 1.0)], REPORT, {})
     assert metrics["rollout/on_policy_fraction"] == metrics["rollout/staleness_max"] == 0
-    assert "rollout/accuracy" not in metrics
+    assert not {"rollout/accuracy", "rollout/grading_timeouts"} & metrics.keys()
 
 
 def test_gated_trajectories_are_counted() -> None:

@@ -27,7 +27,7 @@ from orchestration.stages.sequences import (
     teacher_tokens,
     verdict_counts,
 )
-from rollout.verifiers import VERIFIERS, Grader
+from rollout.grading import Grader, verifier_pool
 from tests.factories import configured, ids, message
 from tests.models import make_tokenizer
 from tests.orchestration.pipeline.engines import Engines
@@ -102,9 +102,10 @@ def collected(run_dir: Path, others: str, teacher: Teacher, count: int = 5, **gr
     ).objective
     config.sampling.max_tokens, config.sampling.samples_per_prompt = 4, 2
     found, said = prepared(count, **grading), list[str]()
-    grader = Grader(VERIFIERS["exact"] if grading else None, found.train, TOKENIZER)
-    work = collect_once(config, found, cast(Any, teacher), grader, run_dir, said.append)
-    return asyncio.run(work), said
+    with verifier_pool("exact" if grading else "none", 60) as verifier:
+        grader = Grader(verifier, found.train, TOKENIZER)
+        work = collect_once(config, found, cast(Any, teacher), grader, run_dir, said.append)
+        return asyncio.run(work), said
 
 
 def test_the_teachers_sequences_are_counted_kept_and_not_asked_for_twice(tmp_path: Path) -> None:
