@@ -155,6 +155,14 @@ def test_reasoning_gym_grades_its_own_tasks() -> None:
         assert verifier(prompt, "no idea") == 0
 
 
+def test_reasoning_gym_scores_what_a_family_cannot_read_0() -> None:
+    verifier = VERIFIERS["reasoning_gym"]
+    assert verifier is not None
+    (prompt,) = load_prompts(PromptSourceConfig(kind="reasoning_gym", task="prime_factorization", size=1))
+    assert [verifier(prompt, response) for response in ("x", "1/0", "[[1]]", "no idea", "")] == [0] * 5
+    assert verifier(prompt, str(prompt.answer)) == 1
+
+
 @pytest.mark.parametrize("kind", ["exact", "math", "final_answer"])
 def test_missing_answer_is_explained(kind: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.verifier={kind} needs an answer.*answer_column"):
