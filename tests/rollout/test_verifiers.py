@@ -159,7 +159,7 @@ def test_reasoning_gym_scores_what_a_family_cannot_read_0() -> None:
     verifier = VERIFIERS["reasoning_gym"]
     assert verifier is not None
     (prompt,) = load_prompts(PromptSourceConfig(kind="reasoning_gym", task="prime_factorization", size=1))
-    assert [verifier(prompt, response) for response in ("x", "1/0", "[[1]]", "no idea", "")] == [0] * 5
+    assert [verifier(prompt, response) for response in ("x", "1/0", "[[1]]", "no idea")] == [0] * 4
     assert verifier(prompt, str(prompt.answer)) == 1
 
 
