@@ -56,7 +56,9 @@ def test_a_verifier_from_outside_is_chosen_by_its_name() -> None:
 
 def test_they_say_themselves_what_does_not_fit_them() -> None:
     squares = PromptSourceConfig(kind="squares", size=0)
-    refused = list(map(str, data_refusals(DataConfig(squares, HeldoutConfig(kind="squares", size=0), verifier="polite"))))
+    refused = list(
+        map(str, data_refusals(DataConfig(squares, HeldoutConfig(kind="squares", size=0), verifier="polite")))
+    )
     assert [text.partition("=")[0] for text in refused] == [
         "data.train.size", "data.heldout.size", "data.heldout.kind", "data.verifier", "data.verifier",
     ]  # fmt: skip

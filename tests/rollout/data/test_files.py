@@ -39,7 +39,20 @@ def answers(path: Path) -> list[str | None]:
 
 # ---- what the file says ----------------------------------------------------------------------------------------
 
-WRITTEN = ["2024-05-01", "2024-05-01T10:00:00", "72", "007", "1e5", "1,000", "3.50", "None", "true", "null", "[1]", " x"]
+WRITTEN = [
+    "2024-05-01",
+    "2024-05-01T10:00:00",
+    "72",
+    "007",
+    "1e5",
+    "1,000",
+    "3.50",
+    "None",
+    "true",
+    "null",
+    "[1]",
+    " x",
+]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"])
