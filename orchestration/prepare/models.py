@@ -233,7 +233,7 @@ def _row_refusals(
         yield Refusal(key, path, fix)
     try:
         ends = sorted(i for i in generation_ends(path) if not 0 <= i < rows)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         yield Refusal(key, path, f"its generation_config.json cannot be read ({' '.join(str(error).split())[:200]})")
         return
     if ends:
