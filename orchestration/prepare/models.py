@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -232,7 +231,11 @@ def _row_refusals(
             "bring the tokenizer that belongs to it"
         )
         yield Refusal(key, path, fix)
-    ends = sorted(i for i in generation_ends(path) if i >= rows) if Path(path, "config.json").is_file() else []
+    try:
+        ends = sorted(i for i in generation_ends(path) if not 0 <= i < rows)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        yield Refusal(key, path, f"its generation_config.json cannot be read ({' '.join(str(error).split())[:200]})")
+        return
     if ends:
         fix = f"its generation_config.json ends answers with {ends}, and its embedding has {rows} rows; correct it"
         yield Refusal(key, path, fix)
