@@ -80,8 +80,8 @@ _IMPORTANCE = {
         "w = sg min(p/p_rollout, {ratio_cap:g})",
     ),
     Importance.ppo_clip: (
-        "PPO-clipped to ratios of {ratio_low:g} to {ratio_high:g}{dual}",
-        "w = p/p_rollout, 0 where clipped to [{ratio_low:g}, {ratio_high:g}]{dual}",
+        "PPO-clipped to ratios of the policies at the sampling temperature of {ratio_low:g} to {ratio_high:g}{dual}",
+        "w = p/p_T · p_T/p_rollout, 0 where the second is clipped to [{ratio_low:g}, {ratio_high:g}]{dual}",
     ),
 }
 

@@ -28,6 +28,7 @@ from learner.objectives.base import StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.config import (
     REVERSE_KL,
     Gradient,
+    Importance,
     Normalisation,
     Shaping,
     TaskRewardConfig,
@@ -118,9 +119,12 @@ class SampledPolicyGradient:
         self._divergence, self._shape = divergence_of(term), shaping_of(term)
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        action = actions(rows, student.logprobs_of(rows.target_ids))
+        logp, tempered = student.logprobs_of(rows.target_ids), None
+        if self._config.importance is Importance.ppo_clip:
+            tempered = student.tempered_logprobs_of(rows.target_ids, rows.temperatures)
+        action = actions(rows, logp, tempered)
         advantage = self._mix(self._shape(self._advantage(action, rows, teacher)), rows)
-        weighted = policy_gradient(self._config, advantage, action.student, action.sampling)
+        weighted = policy_gradient(self._config, advantage, action)
         metrics = {"advantage": advantage, **weighted.metrics}
         return TermLosses(
             action.shared(weighted.loss), rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics

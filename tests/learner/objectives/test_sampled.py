@@ -270,6 +270,47 @@ def test_ppo_clip(shift: float, dual_clip: float | None) -> None:
         close(result.grad_logits, surrogate(logits, rows, advantage)[1])
 
 
+PPO = replace(SAMPLED, importance=Importance.ppo_clip, clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+
+
+@pytest.mark.verifies(
+    "expectations", "PPO's clip: on policy it clips nothing at any temperature, and the mean is the exact gradient"
+)
+@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.0, 1.2, 1.5])
+@pytest.mark.parametrize("seed", [15, 16])
+def test_a_temperature_is_no_staleness(temperature: float, seed: int) -> None:
+    logits, logq = random_pair(seed, positions=1, vocabulary=40)
+    tempered = (logits / temperature).log_softmax(-1)[0]
+    repeated, _, rows = at_every_target(logits, logq)
+    temperatures = torch.full_like(tempered, temperature)
+    result = compute(PPO, repeated, replace(rows, sampling_logprobs=tempered, temperatures=temperatures))
+    close((tempered.exp()[:, None] * result.grad_logits).sum(0), exact_gradient(FULL, logits, logq))
+    assert not result.metrics["importance_ratio_clipped"].any()
+    close(result.metrics["importance_ratio"], torch.ones_like(tempered))
+    close(result.metrics["temperature_weight"], (logits.log_softmax(-1)[0] - tempered).exp())
+
+
+@pytest.mark.verifies("importance", "PPO's clip at a sampling temperature is autograd of the weighted surrogate")
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+@pytest.mark.parametrize("shift", [-1.0, -0.1, 0.1, 2.0])
+def test_ppo_clips_the_ratio_of_both_policies_at_the_sampling_temperature(shift: float, temperature: float) -> None:
+    logits, logq = random_pair(19, positions=40)
+    rows = make_rows(logits, logq)
+    tempered = (logits / temperature).log_softmax(-1).gather(1, rows.target_ids[:, None])[:, 0]
+    temperatures = torch.full_like(tempered, temperature)
+    rows = replace(rows, sampling_logprobs=tempered - shift, temperatures=temperatures)
+    advantage = log_ratio(logits, rows)
+    leaf = logits.clone().requires_grad_()
+    logp = leaf.log_softmax(-1).gather(1, rows.target_ids[:, None])[:, 0]
+    ratio = (tempered + logp - logp.detach() - rows.sampling_logprobs).exp()  # e^shift, moved by log p
+    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+    gain = torch.where(advantage < 0, torch.maximum(gain, 3.0 * advantage), gain)
+    loss = -(logp.detach() - tempered).exp() * gain
+    result = compute(PPO, logits, rows)
+    close(result.loss, loss.detach())
+    close(result.grad_logits, backward(loss, leaf))
+
+
 @pytest.mark.verifies(
     "advantages", "reward extrapolation: lambda (log q - log ref) - (log p - log ref); 1 is the plain form"
 )
