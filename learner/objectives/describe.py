@@ -66,11 +66,6 @@ _SHAPES = {
     Shaping.clip: ("clipped to [{shaping_low:g}, {shaping_high:g}]", "clip({a}, {shaping_low:g}, {shaping_high:g})"),
     Shaping.log: ("compressed to sign(A) log(1 + |A|)", "sign(a) log(1 + |a|), a = {a}"),
     Shaping.tanh: ("squashed by tanh", "tanh({a})"),
-    Shaping.length_aware: (
-        "clipped to [{shaping_low:g}, {shaping_high:g}] where |A| > {shaping_high:g}, else compressed to "
-        "sign(A) log(1 + |A|)",
-        "clip(a, {shaping_low:g}, {shaping_high:g}) where |a| > {shaping_high:g}, else sign(a) log(1 + |a|), a = {a}",
-    ),
 }
 
 _IMPORTANCE = {

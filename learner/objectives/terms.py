@@ -14,7 +14,7 @@ and where a teacher scored several tokens together, y is all of them (`spans`). 
 normalisation; without shaping the policy gradient on a support is the direct divergence's.
 
 Exact-KL control variate: arXiv 2605.07865; reward extrapolation: arXiv 2602.12125; returns over later tokens: Gu et
-al., "MiniLLM", arXiv 2306.08543; clips for large advantages and logarithms for small ones: arXiv 2607.13399.
+al., "MiniLLM", arXiv 2306.08543; clips and logarithms of advantages: arXiv 2607.13399.
 """
 
 from collections.abc import Callable, Mapping
@@ -88,17 +88,10 @@ def shaping_of(term: TermConfig) -> Shape:
     shapes: dict[Shaping, Shape] = {
         Shaping.none: lambda advantage: advantage,
         Shaping.clip: lambda advantage: advantage.clamp(low, high),
-        Shaping.log: _signed_log,
+        Shaping.log: lambda advantage: advantage.sign() * advantage.abs().log1p(),
         Shaping.tanh: torch.tanh,
-        Shaping.length_aware: lambda advantage: torch.where(
-            advantage.abs() > high, advantage.clamp(low, high), _signed_log(advantage)
-        ),
     }
     return shapes[term.shaping]
-
-
-def _signed_log(advantage: Tensor) -> Tensor:
-    return advantage.sign() * advantage.abs().log1p()
 
 
 @dataclass(frozen=True)

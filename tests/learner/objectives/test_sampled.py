@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.objectives import ObjectiveConfig, build_objective
@@ -24,6 +26,7 @@ from learner.objectives.describe import describe
 from learner.objectives.estimators import ESTIMATORS, Estimator, LogRatio
 from learner.objectives.rules.case import RunFacts
 from learner.objectives.rules.refusals import refusals
+from learner.objectives.terms import shaping_of
 from learner.records import Rows
 from tests.learner.objectives.compositions import DIVERGENCES
 from tests.learner.objectives.formulas import SHAPES, losses
@@ -192,6 +195,21 @@ def test_policy_gradient_formula(shaping: Shaping) -> None:
     result = compute(config, logits, rows)
     close(result.loss, loss)
     close(result.grad_logits, grad)
+
+
+@pytest.mark.verifies("shaping", "no shape jumps: a small change of the advantage changes it by no more")
+@given(
+    shaping=st.sampled_from(Shaping),
+    low=st.floats(-10, -0.1),
+    high=st.floats(0.1, 10),
+    advantages=st.lists(st.floats(-20, 20), min_size=2, max_size=2),
+    step=st.floats(0, 1e-3),
+)
+def test_no_shape_jumps(shaping: Shaping, low: float, high: float, advantages: list[float], step: float) -> None:
+    shape = shaping_of(replace(SAMPLED, shaping=shaping, shaping_low=low, shaping_high=high))
+    at = torch.tensor([*advantages, low, high], dtype=torch.float64)
+    for one, other in ((at, at + step), (at, at - step), (at[0], at[1])):
+        assert bool(((shape(one) - shape(other)).abs() <= (one - other).abs() + 1e-12).all())
 
 
 @pytest.mark.verifies("sampled token", "k2 and k3 are autograd of their formulas")
