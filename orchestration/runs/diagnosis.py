@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -177,10 +178,8 @@ def run_command(overrides: Sequence[str], change: Sequence[str]) -> str:
 
     Not in the diagnosis's own folder, and not as a dry run: that folder is taken, and a run gets one of its own.
     """
-    replaced = {"run_dir", "dry_run", *(_key(override) for override in change)}
-    kept = [override for override in overrides if _key(override) not in replaced]
+    parsed = OverridesParser.create().parse_overrides([*overrides, *change])
+    keys = [override.key_or_group.partition(".")[0] for override in parsed]
+    replaced = {"run_dir", "dry_run", *keys[len(overrides) :]}
+    kept = [override for override, key in zip(overrides, keys, strict=False) if key not in replaced]
     return shlex.join(["python", "-m", "orchestration.launch", *kept, *change])
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
