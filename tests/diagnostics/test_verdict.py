@@ -129,9 +129,9 @@ def test_a_teacher_that_is_the_student_is_predicted_to_change_nothing(
     monkeypatch: pytest.MonkeyPatch, solves: float
 ) -> None:
     """The 95 % interval covers 0 as often as it says, and the predictions do not lean to one side."""
-    monkeypatch.setattr(intervals, "BOOTSTRAP_DRAWS", 400)
+    monkeypatch.setattr(intervals, "BOOTSTRAP_DRAWS", 300)
     rng = np.random.default_rng(1)
-    changes = [predict(_probed(rng, 64, solves, 0.0)).change for _ in range(150)]
+    changes = [predict(_probed(rng, 64, solves, 0.0)).change for _ in range(100)]
     covered = np.mean([change.low <= 0 <= change.high for change in changes])
     means = np.array([change.mean for change in changes])
     assert covered > 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(changes))

@@ -72,6 +72,7 @@ def test_the_length_aware_recipes_are_chosen_by_name() -> None:
 def test_entropy_aware_compares_renormalised_distributions_on_the_teachers_top_16() -> None:
     """The sum of the sampled token's policy gradient and KL(q' || p') where the teacher is unsure."""
     logits, logq = random_pair(3, positions=9, vocabulary=40)
+    logq = (logq * torch.linspace(1, 8, 9, dtype=logq.dtype)[:, None]).log_softmax(-1)  # surer and surer
     rows = make_rows(logits, logq, k=16)
     unsure = rows.teacher_entropy > 0.8
     assert unsure.any() and not unsure.all()
