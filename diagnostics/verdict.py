@@ -48,6 +48,7 @@ MARGIN = 0.1  # of accuracy: more than the rule has promised too much on any pai
 SAME_MODEL = 1e-3  # nats a token: below it two models say the same
 # Rule of three: what none of n prompts showed may still hold of 3 / n of them (Hanley and Lippman-Hand, JAMA 249, 1983).
 FEWEST_PROMPTS = math.ceil(3 / MARGIN)
+FEWEST_FOR_AN_INTERVAL = 8  # of fewer a bootstrap interval of 95 % holds in less than 88 %, of one it is a point
 
 
 class Verdict(Enum):
@@ -165,23 +166,28 @@ def judge(samples: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     change = prediction.change
     parts = {"gain": prediction.gain, "acceptance": prediction.acceptance}
     verdict, evidence = _verdict(figures, change), _evidence(figures, prediction)
-    if verdict is Verdict.nothing_to_learn:
-        doubt = _doubt(samples, figures, change)
-        if doubt:
-            verdict, evidence = Verdict.cannot_tell, [doubt, *evidence]
+    doubt = _doubt(verdict, len({answer.prompt_id for answer in samples.answers}), figures, change)
+    if doubt:
+        verdict, evidence = Verdict.cannot_tell, [doubt, *evidence]
     return VerdictReport(verdict, change, "accuracy", tuple(evidence), parts)
 
 
-def _doubt(samples: ProbeSamples, figures: ProbeStatistics, change: Interval) -> str:
-    """Why no evidence for a teacher is no evidence against it, and what would give some; empty where it is."""
-    prompts = len({answer.prompt_id for answer in samples.answers})
+def _doubt(verdict: Verdict, prompts: int, figures: ProbeStatistics, change: Interval) -> str:
+    """Why that is not known, and what would let it; empty where it is.
+
+    Of few prompts nothing is. That there is nothing to learn needs more: no evidence for a teacher is none against it.
+    """
+    more = f"at least probe.prompts={max(FEWEST_PROMPTS, 2 * prompts)} held-out prompts would tell"
+    if prompts < FEWEST_FOR_AN_INTERVAL:
+        return f"{prompts} prompts are too few for any verdict: {more}"
+    if verdict is not Verdict.nothing_to_learn:
+        return ""
     scores = (figures.student_accuracy, figures.teacher_accuracy)
     if all(score is not None and score.mean == 0 for score in scores):
         return (
             "neither model got a single answer right, so nothing tells them apart: what would are easier prompts, a "
             "higher sampling.max_tokens, or the data.verifier that these answers are written for"
         )
-    more = f"at least probe.prompts={max(FEWEST_PROMPTS, 2 * prompts)} held-out prompts would tell"
     if prompts < FEWEST_PROMPTS:
         return f"{prompts} prompts are too few to say that there is nothing to learn: {more}"
     if change.low < -MARGIN and change.high > MARGIN:

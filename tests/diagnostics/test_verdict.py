@@ -162,8 +162,12 @@ def test_a_loss_is_told_by_other_continuations_than_it_is_measured_on() -> None:
 
 def test_too_little_evidence_is_no_evidence_against_a_teacher() -> None:
     few = _judge(_probed(np.random.default_rng(3), 4, 0.5, 0.0))
-    assert few.verdict is Verdict.cannot_tell and "4 prompts are too few" in few.evidence[0]
+    assert few.verdict is Verdict.cannot_tell and "4 prompts are too few for any verdict" in few.evidence[0]
     assert "probe.prompts=30" in few.evidence[0]
+    better = _judge(_probed(np.random.default_rng(3), 1, 0.5, 1.0))
+    assert better.predicted_change.low > 0 and better.verdict is Verdict.cannot_tell
+    some = _judge(_probed(np.random.default_rng(3), 12, 0.5, 0.0))
+    assert some.verdict is Verdict.cannot_tell and "12 prompts are too few to say that" in some.evidence[0]
     none_right = _judge(_found(0.0, 0.0, 0.0, 0.0))
     assert none_right.verdict is Verdict.cannot_tell and "single answer right" in none_right.evidence[0]
     assert _judge(_probed(np.random.default_rng(3), 64, 0.5, 0.0)).verdict is Verdict.nothing_to_learn
