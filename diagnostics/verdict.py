@@ -46,7 +46,7 @@ from tutelage.records.trajectory import CORRECT
 
 MARGIN = 0.1  # of accuracy: more than the rule has promised too much on any pair of the lab (0.08)
 SAME_MODEL = 1e-3  # nats a token: below it two models say the same
-# Rule of three: what none of n prompts showed may still hold of 3 / n of them (Hanley and Lippman-Hand, JAMA 249, 1983).
+# Rule of three: what none of n prompts showed may still hold of 3 / n of all (Hanley and Lippman-Hand, JAMA 249, 1983).
 FEWEST_PROMPTS = math.ceil(3 / MARGIN)
 FEWEST_FOR_AN_INTERVAL = 8  # of fewer a bootstrap interval of 95 % holds in less than 88 %, of one it is a point
 

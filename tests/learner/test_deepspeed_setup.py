@@ -10,7 +10,7 @@ from learner.deepspeed_setup import schedule
 
 
 def rates(config: LearnerConfig, total: int, resumed_at: int | None = None) -> list[float]:
-    """Of all steps; `resumed_at`: a new schedule goes on with the state of the first from there."""
+    """The rate of every step; from `resumed_at` on a new schedule has the state of the first."""
     found = []
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
     scheduler = schedule(config, total, optimizer)

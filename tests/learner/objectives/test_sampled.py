@@ -295,9 +295,8 @@ PPO = replace(SAMPLED, importance=Importance.ppo_clip, clip_low=0.2, clip_high=0
     "expectations", "PPO's clip: on policy it clips nothing at any temperature, and the mean is the exact gradient"
 )
 @pytest.mark.parametrize("temperature", [0.6, 0.8, 1.0, 1.2, 1.5])
-@pytest.mark.parametrize("seed", [15, 16])
-def test_a_temperature_is_no_staleness(temperature: float, seed: int) -> None:
-    logits, logq = random_pair(seed, positions=1, vocabulary=40)
+def test_a_temperature_is_no_staleness(temperature: float) -> None:
+    logits, logq = random_pair(15, positions=1, vocabulary=40)
     tempered = (logits / temperature).log_softmax(-1)[0]
     repeated, _, rows = at_every_target(logits, logq)
     temperatures = torch.full_like(tempered, temperature)
@@ -391,37 +390,6 @@ def test_no_advantage_where_both_agree(divergence: str) -> None:
     result = compute(replace(SAMPLED, **DIVERGENCES[divergence]), logits, make_rows(logits, logq))
     close(result.metrics["advantage"], torch.zeros(5, dtype=torch.float64))
     close(result.grad_logits, torch.zeros_like(logits))
-
-
-@pytest.mark.verifies("numerical edges", "a sampled token that the student cannot emit contributes nothing")
-def test_tokens_the_student_cannot_emit() -> None:
-    logits, logq = random_pair(25)
-    logits[:, 3] = -torch.inf
-    rows = make_rows(logits, logq, targets=torch.full((5,), 3))
-    rows = replace(rows, sampling_logprobs=torch.full((5,), -1.0, dtype=torch.float64))
-    for importance in (Importance.truncated, Importance.ppo_clip):
-        result = compute(replace(SAMPLED, importance=importance), logits, rows)
-        assert result.grad_logits.isfinite().all() and result.loss.isfinite().all()
-        close(result.grad_logits[:, 3], torch.zeros(5, dtype=torch.float64))
-
-
-@pytest.mark.verifies("numerical edges", "a sampled token that the teacher excludes is pushed down with finite force")
-def test_tokens_the_teacher_excludes() -> None:
-    logits, logq = random_pair(26)
-    rows = make_rows(logits, logq)
-    rows = replace(rows, teacher_logprobs=torch.full((5,), -torch.inf, dtype=torch.float64))
-    for config in (SAMPLED, K2, K3):
-        result = compute(config, logits, rows)
-        assert result.grad_logits.isfinite().all() and result.loss.isfinite().all()
-        assert (result.grad_logits.gather(1, rows.target_ids[:, None]) > 0).all()
-
-
-@pytest.mark.verifies("numerical edges", "a NaN of the teacher is not hidden")
-@pytest.mark.parametrize("config", [SAMPLED, K2, K3], ids=["policy gradient", "k2", "k3"])
-def test_a_nan_of_the_teacher_is_not_hidden(config: ObjectiveConfig) -> None:
-    logits, logq = random_pair(28)
-    rows = make_rows(logits, torch.full_like(logq, torch.nan))
-    assert compute(config, logits, rows).loss.isnan().all()
 
 
 def test_the_control_variate_says_what_it_lacks() -> None:
