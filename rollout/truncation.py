@@ -31,7 +31,8 @@ def ordered(truncate: _Truncation) -> _Truncation:
     def lower(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
         if k is None and p is None:
             return logits
-        untruncated = logits.clone()  # it is overwritten
+        # A copy, since it is overwritten; bfloat16 would round what is lowered to whole nats.
+        untruncated = logits.to(torch.float32, copy=True)
         kept = truncate(logits, k, p)
         return torch.where(kept == -torch.inf, untruncated - _BELOW, kept)
 

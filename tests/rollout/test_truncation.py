@@ -42,6 +42,13 @@ def test_what_is_left_out_keeps_its_order_and_no_probability(
     torch.testing.assert_close(found, logits.topk(16).values, rtol=0, atol=1e-4)
 
 
+def test_half_precision_keeps_the_order_too() -> None:
+    logits = torch.randn(1, V, generator=torch.Generator().manual_seed(0)).bfloat16()
+    lowered = ordered(own)(logits, torch.tensor([2]), None)
+    found = logits.gather(1, lowered.topk(16).indices)
+    torch.testing.assert_close(found, logits.topk(16).values, rtol=0, atol=0)
+
+
 def test_an_id_that_the_model_itself_excludes_stays_excluded() -> None:
     logits = torch.randn(1, V)
     logits[0, 7] = -torch.inf
