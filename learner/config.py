@@ -55,7 +55,7 @@ class LearnerConfig(Settings):
     zero_stage: int = setting(2, at_least=0, at_most=3, resume=False)
     learning_rate: float = setting(1e-5, above=0)
     schedule: Schedule = Schedule.constant
-    warmup_steps: int = setting(0, at_least=0)
+    warmup_steps: int = setting(0, at_least=0)  # w: step s of them, from 0, has (s + 1) / (w + 1) of the rate
     weight_decay: float = setting(0.0, at_least=0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = setting(1.0, at_least=0)

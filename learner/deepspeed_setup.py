@@ -10,8 +10,8 @@ import deepspeed
 import torch
 import torch.distributed
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from learner.config import LearnerConfig
@@ -32,14 +32,21 @@ def initialise(module: nn.Module, config: LearnerConfig, total_steps: int) -> An
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        lr_scheduler=partial(_schedule, config, total_steps),
+        lr_scheduler=partial(schedule, config, total_steps),
         config=_settings(config),
     )
     return engine
 
 
-def _schedule(config: LearnerConfig, total_steps: int, optimizer: Optimizer) -> LRScheduler:
-    return get_scheduler(config.schedule.value, optimizer, config.warmup_steps, total_steps)
+def schedule(config: LearnerConfig, total_steps: int, optimizer: Optimizer) -> LRScheduler:
+    """The learning rate of every step: (s + 1) / (w + 1) of the whole at step s of w that warm up, and then its curve.
+
+    transformers' schedules begin at 0, where a step would change nothing; this is theirs of one step more, begun at
+    its second. It follows from the step alone, so a resumed run goes on with it.
+    """
+    aside = SGD([torch.zeros(1)], lr=1.0)  # transformers gives its curves as schedulers of an optimizer only
+    curve = get_scheduler(config.schedule.value, aside, config.warmup_steps + 1, total_steps + 1).lr_lambdas[0]
+    return LambdaLR(optimizer, lambda step: curve(step + 1))
 
 
 def _settings(config: LearnerConfig) -> dict[str, Any]:

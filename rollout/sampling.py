@@ -32,7 +32,7 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
     """Turn a finished output into a record.
 
     Raises:
-        RuntimeError: the engine gave the request up.
+        RuntimeError: the engine gave the request up, or named candidates that it could not have sampled.
     """
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"the engine ended request {request.slot} with {output.finish_reason!r}")
@@ -40,6 +40,12 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
     shape = (len(response_ids), 1 + request.candidates)  # the sampled token first, then the K most likely
     ids_TK = np.asarray(output.logprobs.token_ids, dtype=np.int32).reshape(shape)
     logprobs_TK = np.asarray(output.logprobs.logprobs, dtype=np.float32).reshape(shape)
+    if (request.top_p < 1 or request.top_k > 0) and np.isneginf(logprobs_TK).any():
+        raise RuntimeError(
+            f"the engine named arbitrary ids as the most likely ones of request {request.slot}: its sampler cuts off "
+            "what sampling.top_p or sampling.top_k leaves out (rollout.truncation is not at work in it); set "
+            "sampling.top_p=1 and sampling.top_k=-1"
+        )
     return Trajectory(
         slot=request.slot,
         prompt_id=request.prompt_id,

@@ -166,7 +166,8 @@ def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: SignalNee
     """[R], from a sweep of its own: a token's advantage holds those of the tokens behind it."""
     logp_R = torch.empty_like(rows.teacher_logprobs)
     for positions in slices(len(rows), work.positions):
-        logp_R[positions] = work.target_logprobs(hidden[positions].float(), rows, positions)
+        targets, temperatures = rows.target_ids[positions], torch.ones_like(rows.temperatures[positions])
+        logp_R[positions], _ = work.target_logprobs(hidden[positions].float(), targets, temperatures)
     return future_advantages(
         teacher_floor(rows.teacher_logprobs) - logp_R,
         rows.require("example_index"),
@@ -180,12 +181,14 @@ def _with_span_sums(work: "_ChunkWork", hidden: Tensor, rows: Rows) -> Rows:
     """The rows with what the other tokens of their spans add, from a sweep over the spans that have others."""
     groups_R, tokens_R = span_groups(rows.require("example_index"), rows.require("spans"))
     shared = (tokens_R > 1).nonzero()[:, 0]
-    hidden_Sd, targets = hidden[shared], replace(rows, target_ids=rows.target_ids[shared])
-    logp_R = torch.zeros_like(rows.teacher_logprobs)
+    hidden_Sd, target_ids, temperatures = hidden[shared], rows.target_ids[shared], rows.temperatures[shared]
+    logp_R, tempered_R = torch.zeros_like(rows.teacher_logprobs), torch.zeros_like(rows.teacher_logprobs)
     for positions in slices(len(shared), work.positions):
-        logp_R[shared[positions]] = work.target_logprobs(hidden_Sd[positions].float(), targets, positions)
-    values_R3 = torch.stack([logp_R, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs], dim=1)
-    return replace(rows, span_tokens=tokens_R, span_rest=sums_of_others(values_R3, groups_R, tokens_R))
+        place, states = shared[positions], hidden_Sd[positions].float()
+        logp_R[place], tempered_R[place] = work.target_logprobs(states, target_ids[positions], temperatures[positions])
+    values = [logp_R, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs, tempered_R]
+    rest_R4 = sums_of_others(torch.stack(values, dim=1), groups_R, tokens_R)
+    return replace(rows, span_tokens=tokens_R, span_rest=rest_R4)
 
 
 class _ChunkWork:
@@ -207,11 +210,14 @@ class _ChunkWork:
     def _buffer(self) -> Tensor:
         return self.head.weight.new_empty(self.positions, len(self.head))
 
-    def target_logprobs(self, hidden_Cd: Tensor, rows: Rows, positions: slice) -> Tensor:
-        """[C], at temperature 1."""
+    def target_logprobs(self, hidden_Cd: Tensor, target_ids: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's log-probs of the targets at temperature 1 and at the given ones, [C] each."""
         logits_CV = self.head.logits(hidden_Cd, out=self._logits[: len(hidden_Cd)])
-        targets = rows.target_ids[positions]
-        return _tempered_logprobs(logits_CV, self._spare[: len(hidden_Cd)], targets, torch.ones_like(logits_CV[:, 0]))
+        spare_CV = self._spare[: len(hidden_Cd)]
+        logp_C = _tempered_logprobs(logits_CV, spare_CV, target_ids, torch.ones_like(temperatures))
+        if bool((temperatures == 1).all()):
+            return logp_C, logp_C
+        return logp_C, _tempered_logprobs(logits_CV, spare_CV, target_ids, temperatures)
 
     def gradient(self, hidden_Cd: Tensor, rows: Rows, positions: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradient on the head's output [C, V] and per-token values [C]."""

@@ -56,7 +56,6 @@ class Shaping(Enum):
     clip = "clip"  # to [shaping_low, shaping_high]
     log = "log"  # sign(A) log(1 + |A|)
     tanh = "tanh"
-    length_aware = "length_aware"  # clip where |A| is above shaping_high, log below it
 
 
 class Importance(Enum):

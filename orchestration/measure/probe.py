@@ -183,10 +183,9 @@ class Prober:
                 depths.append(depth)
         ended = self._roll_out(engines, requests, f"the {'teacher' if by_teacher else 'student'} goes on")
         answers = (replace(t, response_ids=np.concatenate([prefixes[t.slot], t.response_ids])) async for t in ended)
-        return [
-            Graded(graded.prompt_id, _reward(graded), depths[graded.slot])
-            async for graded in self._grader.grade_all(answers)
-        ]
+        graded = sorted([answer async for answer in self._grader.grade_all(answers)], key=lambda answer: answer.slot)
+        # In the order of the requests, so that both models' i-th have gone on from the same beginning.
+        return [Graded(answer.prompt_id, _reward(answer), depths[answer.slot]) for answer in graded]
 
     async def _examine(self, trajectories: Sequence[Trajectory]) -> list[ProbedAnswer]:
         """Every token of the answers under both models, exact over the whole vocabulary."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -137,8 +138,7 @@ class Diagnosis:
         """diagnosis.json and report.html, and the verdict for whoever watches."""
         assert self._preflight is not None
         probed, statistics, report = self._probed, self._statistics, self._report
-        change = report.overrides if report else ()
-        command = shlex.join(["python", "-m", "orchestration.launch", *overrides, *change])
+        command = run_command(overrides, report.overrides) if report and report.recommends_a_run else None
         tokenizer = self._prepared.tokenizer
         record = {
             "command": shlex.join(["python", "-m", "orchestration.diagnose", *overrides]),
@@ -159,7 +159,7 @@ class Diagnosis:
             self._print_verdict(report, command)
         self._console.print(f"{folder / 'report.html'}\n{folder / 'diagnosis.json'}", highlight=False, soft_wrap=True)
 
-    def _print_verdict(self, report: VerdictReport, command: str) -> None:
+    def _print_verdict(self, report: VerdictReport, command: str | None) -> None:
         change = report.predicted_change
         self._console.print(f"\n[bold]{report.verdict.value.replace('_', ' ')}[/bold]")
         self._console.print(
@@ -169,4 +169,17 @@ class Diagnosis:
         )
         for line in report.evidence:
             self._console.print(f"  · {line}", highlight=False, markup=False)
-        self._console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+        if command:
+            self._console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def run_command(overrides: Sequence[str], change: Sequence[str]) -> str:
+    """The run that a diagnosis recommends, as a command: the diagnosed settings, and what the verdict changes of them.
+
+    Not in the diagnosis's own folder, and not as a dry run: that folder is taken, and a run gets one of its own.
+    """
+    parsed = OverridesParser.create().parse_overrides([*overrides, *change])
+    keys = [override.key_or_group.partition(".")[0] for override in parsed]
+    replaced = {"run_dir", "dry_run", *keys[len(overrides) :]}
+    kept = [override for override, key in zip(overrides, keys, strict=False) if key not in replaced]
+    return shlex.join(["python", "-m", "orchestration.launch", *kept, *change])
