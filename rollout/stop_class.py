@@ -18,7 +18,7 @@ NAME = "rollout.stop_class:MergedStops"  # by which vLLM's processes find it
 SETTING = "tutelage_stop_class"  # of vLLM's additional_config: the ids, the kept one first
 
 
-class MergedStops(LogitsProcessor, RunnerTwoLogitsProcessor):  # type: ignore[misc]  # the two faces of one step
+class MergedStops(LogitsProcessor, RunnerTwoLogitsProcessor):
     """Merges a stop class at every position of every request."""
 
     def __init__(self, vllm_config: VllmConfig, *_whatever_the_runner_has: Any) -> None:

@@ -60,8 +60,9 @@ def _by_chunk(
             head.logits(states[rows].float(), out=buffer[: rows.stop - rows.start])
             for (head, states), buffer in zip(sides, buffers, strict=True)
         ]
-        for logits_CV in logits if stops is not None else ():
-            stops.merge_(logits_CV)
+        if stops is not None:
+            for logits_CV in logits:
+                stops.merge_(logits_CV)
         write_rows(values, rows, work(rows, *logits), total)
     return values
 

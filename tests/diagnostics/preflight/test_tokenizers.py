@@ -46,7 +46,7 @@ def test_swapped_ids_fail_and_are_named(student: PreTrainedTokenizerFast) -> Non
     assert check.status is Status.failed and "2 tokens" in check.seen and "'A'" in check.seen and check.fix
 
 
-def test_another_eos_warns_until_the_run_makes_something_of_it_and_another_pad_warns(student: PreTrainedTokenizerFast) -> None:
+def test_another_eos_warns_unless_the_run_reconciles_it_and_another_pad_warns(student: PreTrainedTokenizerFast) -> None:
     other = make_tokenizer()
     other.pad_token = "<|im_end|>"
     assert by_name(check_tokenizers(student, other))["special ids"].status is Status.warned
