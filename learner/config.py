@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from tutelage.settings import Attention, DType, Refusal, Settings, WeightTransfer, setting
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 if TYPE_CHECKING:
     from learner.objectives.config import ObjectiveConfig
@@ -98,3 +99,4 @@ class LearnerSetup:
     total_steps: int  # of the optimiser, for its schedule
     seed: int = 0  # of torch's generators in every rank
     longest: int | None = None  # tokens of a sequence (rollout.max_model_len); None: all that the model has
+    ends: TurnEnds = AS_THEY_ARE

@@ -3,6 +3,8 @@
 Shape suffixes: T response tokens, K candidates a position.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
@@ -13,14 +15,19 @@ from tutelage.records.trajectory import FinishReason, PolicySpan, RolloutRequest
 _INITIAL_WEIGHTS = "default"  # vLLM's label of the weights it was started with
 
 
-def sampling_params(request: RolloutRequest) -> SamplingParams:
-    """Turn a request into vLLM's parameters."""
+def sampling_params(request: RolloutRequest, stop_ids: Sequence[int] = ()) -> SamplingParams:
+    """Turn a request into vLLM's parameters.
+
+    Args:
+        stop_ids: end the response, beside those that the checkpoint names.
+    """
     return SamplingParams(
         seed=request.seed,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
         max_tokens=request.max_tokens,
+        stop_token_ids=list(stop_ids),
         logprobs=request.candidates,
         flat_logprobs=True,
         detokenize=False,

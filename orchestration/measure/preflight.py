@@ -117,7 +117,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     student, items = prepared.tokenizer, (*prepared.train, *prepared.heldout)
     checks = [
         check_bos(student, [ids for item in items for ids in (item.student_ids, item.teacher_ids)]),
-        check_end_of_turn(student, generation_ends(prepared.student_path)),
+        check_end_of_turn(student, generation_ends(prepared.student_path) | {*prepared.ends.stop_ids}),
     ]
     if not prepared.teachers:
         return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
@@ -130,7 +130,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
         if ends.status is Status.failed:  # the teacher scores what the student ends; only its own answers would not end
             ends = replace(ends, status=Status.warned)
         about_teacher = [
-            *check_tokenizers(student, teacher.tokenizer),
+            *check_tokenizers(student, teacher.tokenizer, prepared.ends),
             *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
             ends,
         ]
@@ -183,7 +183,7 @@ async def _check_workers(
     """The canary, and the time that follows from it."""
     canary = Canary(config, prepared, fleet, version=0)
     first = await canary.sample()
-    stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
+    stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path)) | {*prepared.ends.stop_ids}
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
     checks.append(await canary.check_learner_packing(first))
     about_scores, scores = await _check_scores(config, canary, first, fleet)

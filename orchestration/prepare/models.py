@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -12,6 +13,7 @@ from learner.objectives.config import TOPK_SUPPORTS, ObjectiveConfig
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.checkpoints import read_config, read_tokenizer, resolve_model, resolve_tokenizer
+from orchestration.prepare.ends import ModelEnds, decide_ends
 from orchestration.prepare.weights import checkpoint_refusals
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
@@ -20,6 +22,7 @@ from tutelage.chat import generation_ends
 from tutelage.lm.packable import try_packing
 from tutelage.lm.packed import unpackable_layers
 from tutelage.settings import Attention, ConfigError, Refusal, Refusals
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 STUDENT_MODEL = "student.model"
 REFERENCE_MODEL = "objective.reference.model"
@@ -48,6 +51,7 @@ class Models:
     reference_path: str | None  # of the model that rewards are extrapolated from
     adapter_parameters: int  # numbers in the student's adapters; 0: all of its weights are trained
     teachers: dict[str, PreparedTeacher] = field(default_factory=dict)  # by key
+    ends: TurnEnds = AS_THEY_ARE
 
 
 def find_models(config: RunConfig) -> Models:
@@ -81,17 +85,24 @@ def find_models(config: RunConfig) -> Models:
         if not teacher.mixture:
             with refusals.collecting():
                 _add_teacher(models, key, teacher, paths, comparable)
+    others: dict[str, ModelEnds] = {}
     for key in (REFERENCE_MODEL, *_further_models(config)):
         if key in paths and paths[key] not in comparable:
             with refusals.collecting():
                 other = read_tokenizer(paths[key], key, *_trust(config, key))
                 _compare_tokenizers(other, paths[key], key, tokenizer)
+                others[key] = ModelEnds.of(other, paths[key])
     readers = {prepared.path: prepared.tokenizer for prepared in models.teachers.values()} | {student_path: tokenizer}
     for path, (key, model) in configs.items():
         refusals.extend(_config_refusals(config, model, path, key))
         refusals.extend(_row_refusals(model, readers.get(path, tokenizer), path, key))
     refusals.raise_all()
-    return models
+    same_ids = {
+        key: ModelEnds.of(teacher.tokenizer, teacher.path)
+        for key, teacher in models.teachers.items()
+        if not teachers_of(config)[key].cross_tokenizer
+    }
+    return replace(models, ends=decide_ends(config, ModelEnds.of(tokenizer, student_path), same_ids, others))
 
 
 def _check_checkpoints(
@@ -306,11 +317,5 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
             f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
             "with one vocabulary: choose a model of the same family, or, for a teacher, set "
             "teacher.cross_tokenizer=true to align the two byte by byte"
-        )
-        raise ConfigError(Refusal(key, path, fix))
-    if student.eos_token_id != other.eos_token_id:
-        fix = (
-            f"its tokenizer ends a text with id {other.eos_token_id} and the student's with {student.eos_token_id}; "
-            "set the same eos_token in both tokenizer_config.json"
         )
         raise ConfigError(Refusal(key, path, fix))

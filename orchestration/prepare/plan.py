@@ -130,6 +130,7 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
         "stage": config.stage,
         "student": _student(config, prepared),
         "teacher": _teachers(config, prepared),
+        **({"ends of turns": prepared.ends.in_words} if prepared.ends.in_words else {}),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and {prepared.blank} blank left out",
         "held-out prompts": _overlap(prepared),

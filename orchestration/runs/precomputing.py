@@ -112,7 +112,10 @@ class TeacherScoring:
         asked = self.builder.build(item.prompt.teacher, item.teacher_ids, trajectory, item.teacher_follow_ups)
         await self.teachers.score(asked.request, item.views)
         if REFERENCE in self.teachers:
-            await self.teachers.score(ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids))
+            stops = self.prepared.ends.merged
+            await self.teachers.score(
+                ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids, stops=stops)
+            )
 
     async def conclude(self) -> CacheStats:
         """How often scores were there; the workers may go on in a run."""

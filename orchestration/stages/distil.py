@@ -55,5 +55,7 @@ class Distillation(OnPolicyStage):
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
         if REFERENCE not in self.fleet.teachers:
             return None
-        request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
+        request = ScoringRequest(
+            REFERENCE, trajectory.prompt_ids, trajectory.response_ids, stops=self.prepared.ends.merged
+        )
         return (await self.fleet.teachers.score(request)).logprobs

@@ -84,7 +84,7 @@ class ServerTeacher(Backend):
 
     def _check(self, request: ScoringRequest) -> None:
         why = "a completions endpoint cannot give it; ask for top_k, or set teacher.backend=transformers"
-        check_request(request, ("support_ids", "entropy", "hidden_states"), why)
+        check_request(request, ("support_ids", "entropy", "hidden_states", "stops"), why)
         limit = self._teacher.server.max_top_k
         if request.top_k > limit:
             raise ValueError(
