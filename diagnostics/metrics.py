@@ -64,7 +64,7 @@ _HEALTH = ["rollout_logprob_gap_mean", "rollout_logprob_gap_max"]  # beside the 
 # What runs add: places in the response, teachers by their keys, counts of what was left out.
 _ADDED = re.compile(
     r"train/\w+/tokens_\d+_\d+|teacher/[^/]+/(?:requests|steps_without_request)"
-    r"|rollout/(?:sequences_\w+|groups_\w+|grading_\w+)"
+    r"|rollout/(?:sequences_\w+|groups_\w+)|(?:rollout|eval)/grading_\w+"
 )
 
 

@@ -295,7 +295,9 @@ def _text(value: Any, where: tuple[str, str]) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        fix = f"character {error.start + 1} is half of a pair (\\u{ord(value[error.start]):x}) and no text; mend it"
+        fix = (
+            f"character {error.start + 1} is half of a pair (\\u{ord(value[error.start]):x}) and no text; mend it"
+        )
         raise ConfigError(Refusal(*where, fix)) from error
     return value
 
