@@ -86,10 +86,18 @@ def join_group(threads: int, timeout_s: float) -> torch.device:
     deepspeed.utils.logger.setLevel("WARNING")
     # DeepSpeed 0.19 calls names that torch 2.13 has renamed, at every collective.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
+    alone = os.environ["WORLD_SIZE"] == "1"
+    if alone or os.environ["MASTER_ADDR"] == "127.0.0.1":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would listen where the host's name points to
+    if alone and not torch.distributed.is_initialized():
+        # One rank needs to meet nobody: the store of env:// would listen on every interface.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
     )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from tutelage.settings import DType, Settings, setting
+from tutelage.settings import SEEDS, DType, Settings, setting
 
 GREEDY = "greedy sampling has no sampling distribution"
 NO_VERIFIER = "none"  # as data.verifier: nothing is graded
@@ -44,7 +44,7 @@ class PromptSourceConfig(Settings):
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
     task_options: dict[str, Any] = field(default_factory=dict)  # of that task
     size: int = setting(256, at_least=1)  # procedural tasks: how many to generate
-    seed: int = 0  # procedural tasks: of the generator; a share: of the choice
+    seed: int = setting(0, at_least=0, at_most=SEEDS)  # procedural tasks: of the generator; a share: of the choice
 
 
 @dataclass

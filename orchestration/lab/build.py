@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -22,6 +21,7 @@ from orchestration.lab.untrained import END, write_untrained
 from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX
 from orchestration.results.provenance import package_versions
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole
 from tutelage.files import write_json
 
 MADE = "made.json"
@@ -111,14 +111,14 @@ def build(names: Sequence[str], work: Path, models: Path = LAB_MODELS) -> None:
     Raises:
         ValueError: a name that the lab does not have.
     """
-    console = Console()
+    console = PlainConsole()
     with Session() as session:
         for recipe in missing(names, models):
             console.print(f"{recipe.name}: from {recipe.base} …")
             _make(recipe, work, models, session)
-            console.print(f"{recipe.name}: accuracy {_accuracy(models / recipe.name)}", highlight=False)
+            console.print(f"{recipe.name}: accuracy {_accuracy(models / recipe.name)}")
     size = sum(path.stat().st_size for path in models.rglob("*") if path.is_file()) / 2**20
-    console.print(f"{models}: {size:.1f} MiB of at most {_LIMIT_MIB:g}", highlight=False)
+    console.print(f"{models}: {size:.1f} MiB of at most {_LIMIT_MIB:g}")
 
 
 def missing(names: Sequence[str], models: Path) -> list[Recipe]:

@@ -215,6 +215,13 @@ def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key:
             "full vocabulary included; choose a causal language model"
         )
         yield Refusal(key, path, fix)
+    elif model.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(model, "auto_map", None):
+        fix = (
+            f"is a {kinds[0] if kinds else model.model_type}, which transformers does not load as a model of text "
+            "alone (it reads images or sound, or has an encoder); choose a causal language model, for instance the "
+            "text model of its family"
+        )
+        yield Refusal(key, path, fix)
     if getattr(model.get_text_config(), "vocab_size", None) is None:
         return  # no language model, and refused as such
     yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
@@ -314,7 +321,8 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
         fix = (
             f"its tokenizer differs from the student's in {len(different)} tokens (first: {different[0]!r}, "
             f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
-            "with one vocabulary: choose a model of the same family, or, for a teacher, set "
-            "teacher.cross_tokenizer=true to align the two byte by byte"
+            "with one vocabulary: choose a model of the same family, or, for a teacher, set teacher.tokenizer to the "
+            "student's model if the ids that both have stand for the same text and the teacher merely has a few more, "
+            "or set teacher.cross_tokenizer=true to align the two byte by byte"
         )
         raise ConfigError(Refusal(key, path, fix))

@@ -131,7 +131,7 @@ def test_nothing_that_a_run_says_becomes_markup() -> None:
     record = replace(
         examples.run(),
         name=ATTACK,
-        settings={"experiment": ATTACK},
+        settings={"name": ATTACK},
         samples={1: [sample]},
         summary=examples.summary(alarms=[ATTACK], counts={ATTACK: 1}),
         metrics=[

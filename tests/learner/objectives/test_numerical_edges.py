@@ -147,7 +147,7 @@ def test_padded_teacher_ids_are_left_out() -> None:
     close(found.grad_logits, compute(replace(config, k=3), logits, without).grad_logits)
 
 
-def test_a_nan_of_the_teacher_is_not_hidden() -> None:
+def test_a_nan_of_the_teacher_is_not_hidden_in_any_form_of_top_k() -> None:
     logits, logq = random_pair(49)
     rows = make_rows(logits, torch.full_like(logq, torch.nan))
     for config in on_every_form():
