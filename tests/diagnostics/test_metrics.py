@@ -10,7 +10,12 @@ TERMS = ("forward",)
 
 def test_what_there_is_is_known() -> None:
     assert all(unknown_metric(name) is None for name in metric_names())
-    for name in ("train/overlap_ratio/tokens_4_8", "teacher/2/requests", "rollout/sequences_kept", "eval/grading_timeouts"):
+    for name in (
+        "train/overlap_ratio/tokens_4_8",
+        "teacher/2/requests",
+        "rollout/sequences_kept",
+        "eval/grading_timeouts",
+    ):
         assert unknown_metric(name) is None
     assert unknown_metric("train/forward_advantage", TERMS) is None
     assert unknown_metric("train/forward_advantage") is not None
