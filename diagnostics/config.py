@@ -1,12 +1,13 @@
 """Settings of the diagnosis."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from tutelage.registry import Registry
-from tutelage.settings import Refusal, Settings, setting
+from tutelage.settings import Bounds, Refusal, Settings, setting
 
 
 @dataclass
@@ -23,7 +24,9 @@ class ProbeConfig(Settings):
     # the first n of evaluation.prompts; at most so many that a probe is a matter of minutes
     prompts: int = setting(64, at_least=1, at_most=200)
     samples_per_prompt: int = setting(4, at_least=1)  # answers of each model to each of them
-    depths: list[float] = field(default_factory=lambda: [0.125, 0.25, 0.5, 0.75])  # shares of a student's answer
+    depths: list[float] = setting(
+        lambda: [0.125, 0.25, 0.5, 0.75], above=0, below=1, meaning="shares of an answer"
+    )  # shares of a student's answer
     # generated and scored, prompts included; the probe is made smaller to fit
     max_tokens: int = setting(200_000, at_least=1)
     shown: int = setting(8, at_least=0, meaning="0: none")  # trajectories in the token view
@@ -32,10 +35,10 @@ class ProbeConfig(Settings):
     representation: int = setting(0, at_least=0, meaning="0: none")
 
     def refusals(self, prefix: str = "") -> Iterator[Refusal]:
-        """Refuse depths that lie in no answer."""
+        """Refuse to look at no depth."""
         yield from super().refusals(prefix)
-        if not self.depths or not all(0 < depth < 1 for depth in self.depths):
-            fix = "are shares of a student's answer; give one or more between 0 and 1, for instance"
+        if not self.depths:
+            fix = "are shares of a student's answer; give one or more, for instance"
             yield Refusal(f"{prefix}depths", self.depths, f"{fix} [0.125,0.25,0.5,0.75]")
 
 
@@ -66,7 +69,7 @@ class AlignmentConfig(Settings):
     selection: NodeSelection = NodeSelection.uniform
     # most likely tokens of student and teacher each that are forced, beside the sampled one
     candidates: int = setting(3, at_least=1)
-    completions: int = 16  # of each candidate, by the student
+    completions: int = setting(16, at_least=2)  # of each candidate, by the student
     # a candidate with fewer is left out
     min_completions: int = setting(8, at_least=2, meaning="there must be halves to compare")
     # of the Beta prior of the probability of success
@@ -123,12 +126,12 @@ class AlarmRule(Settings):
     """An alarm is raised when the window of `patience` consecutive steps is out of bounds."""
 
     metric: str  # a name in metrics.jsonl
-    threshold: float
+    threshold: float = field(metadata={"bounds": Bounds(below=math.inf)})
     comparison: str = "above"  # a name in COMPARISONS
     statistic: str = "mean"  # a name in STATISTICS
     window: int = setting(3, at_least=1, meaning="it counts steps")  # that have the metric; evaluations for eval/…
     patience: int = setting(1, at_least=1, meaning="it counts steps")
-    floor: float = 0.0  # of the first window's statistic in grows_to: what is smaller is noise
+    floor: float = setting(0.0, at_least=0)  # of the first window's statistic in grows_to: what is smaller is noise
     matches: str = ""  # the published failure that looks so
     remedy: Remedy = Remedy.warn
     optional: bool = False  # no warning where a run does not have the metric

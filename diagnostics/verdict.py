@@ -9,6 +9,10 @@ teacher scores nothing else; a loss needs no such answer:
 
     gain = mean over prompts x and depths d > 0 of (T_d(x) - S_d(x)) · [the student solves x in a sample, or T_d < S_d]
 
+Whether T_d < S_d is read off other continuations of x than those that the difference is taken of, or noise alone would
+count as a loss: what falls below zero by chance would be kept, and what rises above it left out. Each continuation is
+measured in its turn, by the sign of the others at its depth, or at the other depths where it has none beside it.
+
 What it can do already it keeps as far as the teacher would have written it: its right answers have the acceptance
 
     a = exp(mean over their tokens of log q - log p), at most 1
@@ -23,7 +27,8 @@ Rethinking On-Policy Distillation (arXiv 2604.13016) reports the teacher's advan
 compatible thinking (here a) and something new (here the gain).
 
 Without a verifier nothing says what is better, only what is different: the prediction is then the share of the
-divergence that lies where the student can follow, on ids that both models rank among their first k.
+divergence that lies where the student can follow, on ids that both models rank among their first k, and the verdict is
+that it cannot tell, unless both models say the same.
 """
 
 import math
@@ -41,7 +46,9 @@ from tutelage.records.trajectory import CORRECT
 
 MARGIN = 0.1  # of accuracy: more than the rule has promised too much on any pair of the lab (0.08)
 SAME_MODEL = 1e-3  # nats a token: below it two models say the same
-REACHABLE = 0.5  # share of the divergence that must lie where the student can follow
+# Rule of three: what none of n prompts showed may still hold of 3 / n of all (Hanley and Lippman-Hand, JAMA 249, 1983).
+FEWEST_PROMPTS = math.ceil(3 / MARGIN)
+FEWEST_FOR_AN_INTERVAL = 8  # of fewer a bootstrap interval of 95 % holds in less than 88 %, of one it is a point
 
 
 class Verdict(Enum):
@@ -51,6 +58,7 @@ class Verdict(Enum):
     go_with_cold_start = "go_with_cold_start"
     choose_another_teacher = "choose_another_teacher"
     nothing_to_learn = "nothing_to_learn"
+    cannot_tell = "cannot_tell"
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,10 @@ class VerdictReport:
         """What to add to the diagnosed settings for the recipe that is recommended."""
         return ("recipe=cold_start_then_distil",) if self.verdict is Verdict.go_with_cold_start else ()
 
+    @property
+    def recommends_a_run(self) -> bool:
+        return self.verdict in (Verdict.go, Verdict.go_with_cold_start)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -80,16 +92,16 @@ class Prediction:
 
 def predict(samples: ProbeSamples) -> Prediction:
     """Predict the change of accuracy from graded answers and continuations."""
-    advantages = _advantages(samples.student_continuations, samples.teacher_continuations)
+    differences = _differences(samples.student_continuations, samples.teacher_continuations)
     scores, right = defaultdict[str, list[float]](list), defaultdict[str, list[float]](lambda: [0.0, 0.0])
     for answer in samples.answers:
         scores[answer.prompt_id].append(answer.reward or 0.0)
         if answer.reward == CORRECT:
             right[answer.prompt_id][0] += answer.log_ratio
             right[answer.prompt_id][1] += len(answer.tokens.positions)
-    prompts = [prompt for prompt in scores if prompt in advantages]
+    prompts = [prompt for prompt in scores if prompt in differences]
     # Only where the student solves a prompt itself can it learn an advantage; a disadvantage it learns anywhere.
-    gains = np.array([np.minimum(advantages[x], np.inf if max(scores[x]) == CORRECT else 0.0).mean() for x in prompts])
+    gains = np.array([_gain(differences[x], solved=max(scores[x]) == CORRECT) for x in prompts])
     score = np.array([np.mean(scores[x]) for x in prompts])
     ratios = np.array([right[x] for x in prompts])
 
@@ -107,15 +119,36 @@ def predict(samples: ProbeSamples) -> Prediction:
     return Prediction(*(bootstrap_interval(of, len(prompts)) for of in (change, gain, acceptance)))
 
 
-def _advantages(student: Sequence[Graded], teacher: Sequence[Graded]) -> dict[str, NDArray[np.float64]]:
-    """Teacher minus student of each prompt at each of its depths."""
+def _gain(differences: Sequence[NDArray[np.float64]], solved: bool) -> float:
+    """Mean difference over a prompt's depths; where the student has not solved it, of what others say are losses.
+
+    Args:
+        differences: teacher minus student at each depth, one of each beginning.
+    """
+    if solved:
+        return float(np.mean([at_depth.mean() for at_depth in differences]))
+    losses = []
+    for depth, at_depth in enumerate(differences):
+        elsewhere = [other.mean() for index, other in enumerate(differences) if index != depth]
+        kept = []
+        for index, difference in enumerate(at_depth):
+            others = np.delete(at_depth, index) if len(at_depth) > 1 else np.array(elsewhere)
+            kept.append(difference if len(others) and others.mean() < 0 else 0.0)
+        losses.append(np.mean(kept))
+    return float(np.mean(losses))
+
+
+def _differences(student: Sequence[Graded], teacher: Sequence[Graded]) -> dict[str, list[NDArray[np.float64]]]:
+    """Teacher minus student of each prompt at each of its depths, beginning by beginning.
+
+    Both have gone on from the same beginnings, in the same order.
+    """
     student_rewards, teacher_rewards = _by_prompt_and_depth(student), _by_prompt_and_depth(teacher)
-    advantages: dict[str, list[float]] = defaultdict(list)
-    for prompt, depth in sorted(student_rewards.keys() & teacher_rewards.keys()):
-        advantages[prompt].append(
-            float(np.mean(teacher_rewards[prompt, depth]) - np.mean(student_rewards[prompt, depth]))
-        )
-    return {prompt: np.array(values) for prompt, values in advantages.items()}
+    differences: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for at in sorted(student_rewards.keys() & teacher_rewards.keys()):
+        pairs = list(zip(teacher_rewards[at], student_rewards[at], strict=False))  # one may have gone on less often
+        differences[at[0]].append(np.array([teachers - own for teachers, own in pairs]))
+    return dict(differences)
 
 
 def _by_prompt_and_depth(scores: Sequence[Graded]) -> dict[tuple[str, float], list[float]]:
@@ -132,7 +165,34 @@ def judge(samples: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     prediction = predict(samples)
     change = prediction.change
     parts = {"gain": prediction.gain, "acceptance": prediction.acceptance}
-    return VerdictReport(_verdict(figures, change), change, "accuracy", tuple(_evidence(figures, prediction)), parts)
+    verdict, evidence = _verdict(figures, change), _evidence(figures, prediction)
+    doubt = _doubt(verdict, len({answer.prompt_id for answer in samples.answers}), figures, change)
+    if doubt:
+        verdict, evidence = Verdict.cannot_tell, [doubt, *evidence]
+    return VerdictReport(verdict, change, "accuracy", tuple(evidence), parts)
+
+
+def _doubt(verdict: Verdict, prompts: int, figures: ProbeStatistics, change: Interval) -> str:
+    """Why that is not known, and what would let it; empty where it is.
+
+    Of few prompts nothing is. That there is nothing to learn needs more: no evidence for a teacher is none against it.
+    """
+    more = f"at least probe.prompts={max(FEWEST_PROMPTS, 2 * prompts)} held-out prompts would tell"
+    if prompts < FEWEST_FOR_AN_INTERVAL:
+        return f"{prompts} prompts are too few for any verdict: {more}"
+    if verdict is not Verdict.nothing_to_learn:
+        return ""
+    scores = (figures.student_accuracy, figures.teacher_accuracy)
+    if all(score is not None and score.mean == 0 for score in scores):
+        return (
+            "neither model got a single answer right, so nothing tells them apart: what would are easier prompts, a "
+            "higher sampling.max_tokens, or the data.verifier that these answers are written for"
+        )
+    if prompts < FEWEST_PROMPTS:
+        return f"{prompts} prompts are too few to say that there is nothing to learn: {more}"
+    if change.low < -MARGIN and change.high > MARGIN:
+        return f"the predicted change may be a gain as well as a loss of more than {MARGIN:g}: {more}"
+    return ""
 
 
 def _verdict(figures: ProbeStatistics, change: Interval) -> Verdict:
@@ -198,13 +258,17 @@ def _agreement(figures: ProbeStatistics) -> list[str]:
 
 def _judge_divergence(samples: ProbeSamples, figures: ProbeStatistics) -> VerdictReport:
     """What can be said where nothing is graded."""
-    change, divergence = _reachable_share(samples), figures.statistics["reverse_kl"]
-    if divergence.mean < SAME_MODEL:
-        verdict = Verdict.nothing_to_learn
-    else:
-        verdict = Verdict.go if change.mean < -REACHABLE else Verdict.go_with_cold_start
-    evidence = ("there is no verifier: whether the teacher is better is not known, only how it differs",)
-    return VerdictReport(verdict, change, "reverse KL, as a share of it", (*evidence, *_agreement(figures)))
+    same = figures.statistics["reverse_kl"].mean < SAME_MODEL
+    verdict = Verdict.nothing_to_learn if same else Verdict.cannot_tell
+    evidence = (
+        "both models say the same of the student's answers"
+        if same
+        else "there is no verifier: whether the teacher is better is not known, only how it differs. What would let it "
+        "be told is graded answers: set data.verifier (exact, math, final_answer or your own) and give the held-out "
+        "prompts an answer (data.heldout.answer_column)"
+    )
+    unit = "reverse KL, as a share of it"
+    return VerdictReport(verdict, _reachable_share(samples), unit, (evidence, *_agreement(figures)))
 
 
 def _reachable_share(samples: ProbeSamples) -> Interval:

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from tutelage.settings import Attention, DType, Refusal, Settings, WeightTransfer, setting
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 if TYPE_CHECKING:
     from learner.objectives.config import ObjectiveConfig
@@ -53,11 +54,13 @@ class LearnerConfig(Settings):
     threads: int = setting(1, at_least=1)
     dtype: DType = setting(DType.bfloat16, resume=False)
     zero_stage: int = setting(2, at_least=0, at_most=3, resume=False)
-    learning_rate: float = setting(1e-5, above=0)
-    schedule: Schedule = Schedule.constant
-    warmup_steps: int = setting(0, at_least=0)
-    weight_decay: float = setting(0.0, at_least=0)
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    # A checkpoint holds what the optimiser and its schedule were made with, so a resumed run cannot change them.
+    learning_rate: float = setting(1e-5, above=0, resume=False)
+    schedule: Schedule = setting(Schedule.constant, resume=False)
+    # w: step s of them, from 0, has (s + 1) / (w + 1) of the rate
+    warmup_steps: int = setting(0, at_least=0, resume=False)
+    weight_decay: float = setting(0.0, at_least=0, resume=False)
+    betas: list[float] = setting(lambda: [0.9, 0.95], at_least=0, below=1, length=2, resume=False)
     max_grad_norm: float = setting(1.0, at_least=0)
     micro_batch_tokens: int = setting(1024, at_least=1)  # packing budget; a longer trajectory runs alone
     head_chunk_tokens: int = setting(128, at_least=1)  # the LM head sees this many positions at a time
@@ -98,3 +101,4 @@ class LearnerSetup:
     total_steps: int  # of the optimiser, for its schedule
     seed: int = 0  # of torch's generators in every rank
     longest: int | None = None  # tokens of a sequence (rollout.max_model_len); None: all that the model has
+    ends: TurnEnds = AS_THEY_ARE

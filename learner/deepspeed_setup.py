@@ -10,8 +10,8 @@ import deepspeed
 import torch
 import torch.distributed
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from learner.config import LearnerConfig
@@ -32,14 +32,21 @@ def initialise(module: nn.Module, config: LearnerConfig, total_steps: int) -> An
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        lr_scheduler=partial(_schedule, config, total_steps),
+        lr_scheduler=partial(schedule, config, total_steps),
         config=_settings(config),
     )
     return engine
 
 
-def _schedule(config: LearnerConfig, total_steps: int, optimizer: Optimizer) -> LRScheduler:
-    return get_scheduler(config.schedule.value, optimizer, config.warmup_steps, total_steps)
+def schedule(config: LearnerConfig, total_steps: int, optimizer: Optimizer) -> LRScheduler:
+    """The learning rate of every step: (s + 1) / (w + 1) of the whole at step s of w that warm up, and then its curve.
+
+    transformers' schedules begin at 0, where a step would change nothing; this is theirs of one step more, begun at
+    its second. It follows from the step alone, so a resumed run goes on with it.
+    """
+    aside = SGD([torch.zeros(1)], lr=1.0)  # transformers gives its curves as schedulers of an optimizer only
+    curve = get_scheduler(config.schedule.value, aside, config.warmup_steps + 1, total_steps + 1).lr_lambdas[0]
+    return LambdaLR(optimizer, lambda step: curve(step + 1))
 
 
 def _settings(config: LearnerConfig) -> dict[str, Any]:
@@ -79,10 +86,18 @@ def join_group(threads: int, timeout_s: float) -> torch.device:
     deepspeed.utils.logger.setLevel("WARNING")
     # DeepSpeed 0.19 calls names that torch 2.13 has renamed, at every collective.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
+    alone = os.environ["WORLD_SIZE"] == "1"
+    if alone or os.environ["MASTER_ADDR"] == "127.0.0.1":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would listen where the host's name points to
+    if alone and not torch.distributed.is_initialized():
+        # One rank needs to meet nobody: the store of env:// would listen on every interface.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
     )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")

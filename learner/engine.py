@@ -46,6 +46,7 @@ class LearnerEngine:
             timeout_s: of every collective.
         """
         self.config, self.student, self.model_path = setup.learner, setup.student, setup.model_path
+        self.ends = setup.ends
         torch.manual_seed(setup.seed)
         self.device = join_group(self.config.threads, timeout_s)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -114,10 +115,11 @@ class LearnerEngine:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
         head, chunk, k = self._teacher_head(teacher), self.config.head_chunk_tokens, self.config.overlap_k
+        stops = self.ends.merged
 
         def job(packed: PackedTensors) -> _Look:
             full = _full_teacher(packed, head)
-            return lambda student, states: divergences(student, states, full.head, full.hidden, chunk, k)
+            return lambda student, states: divergences(student, states, full.head, full.hidden, chunk, k, stops)
 
         sums = ExampleSums(batch.examples, self.device)
         for rows, values in self._look(batch, job):
@@ -132,11 +134,13 @@ class LearnerEngine:
         Raises:
             ValueError: the teacher's head has not been set, or hidden states are missing.
         """
-        head, chunk = self._teacher_head(teacher), self.config.head_chunk_tokens
+        head, chunk, stops = self._teacher_head(teacher), self.config.head_chunk_tokens, self.ends.merged
 
         def job(packed: PackedTensors) -> _Look:
             full, targets = _full_teacher(packed, head), packed.rows.target_ids
-            return lambda student, states: examine_rows(student, states, full.head, full.hidden, targets, k, chunk)
+            return lambda student, states: examine_rows(
+                student, states, full.head, full.hidden, targets, k, chunk, stops
+            )
 
         return [record for rows, values in self._look(batch, job) for record in example_tokens(values, rows)]
 
@@ -145,11 +149,11 @@ class LearnerEngine:
 
         By the examples' places in the batch.
         """
-        chunk = self.config.head_chunk_tokens
+        chunk, stops = self.config.head_chunk_tokens, self.ends.merged
 
         def job(packed: PackedTensors) -> _Look:
-            rows = packed.rows
-            return lambda student, states: token_logprobs(student, states, rows.target_ids, rows.temperatures, chunk)
+            targets, temperatures = packed.rows.target_ids, packed.rows.temperatures
+            return lambda student, states: token_logprobs(student, states, targets, temperatures, chunk, stops)
 
         looks = self._look(batch, job)
         return {
@@ -231,6 +235,7 @@ class LearnerEngine:
                 transform=self._transform,
                 teacher=self._teacher_of(micro_batch, packed),
                 compared_k=compared_k,
+                stops=self.ends.merged,
             )
             loss, per_token = self.deepspeed(packed, job)
             totals.add(per_token, packed.rows.require("positions"))

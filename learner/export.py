@@ -31,6 +31,7 @@ def export(engine: LearnerEngine, directory: Path) -> None:
     if engine.rank == 0:
         temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        _end_turns(engine)
         engine.module.save_pretrained(temporary, state_dict=state, safe_serialization=True)
         trusted = engine.student.trust_remote_code
         AutoTokenizer.from_pretrained(engine.model_path, trust_remote_code=trusted).save_pretrained(temporary)
@@ -38,6 +39,15 @@ def export(engine: LearnerEngine, directory: Path) -> None:
             save_adapter(engine.module, adapter, engine.model_path, temporary / ADAPTER)
         temporary.rename(directory)
     dist.barrier()
+
+
+def _end_turns(engine: LearnerEngine) -> None:
+    """Let generation stop at all ends of a turn that the run had, and at those of the checkpoint."""
+    generation = engine.module.generation_config
+    if engine.ends.stop_ids and generation is not None:
+        own = generation.eos_token_id
+        ids = [] if own is None else [own] if isinstance(own, int) else list(own)
+        generation.eos_token_id = sorted({*ids, *engine.ends.stop_ids})
 
 
 def _whole_state(engine: LearnerEngine) -> dict[str, Tensor]:

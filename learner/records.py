@@ -82,7 +82,7 @@ class Rows:
     merged: "Tensor | None" = None  # [R], spans that are not one token of the student's and one of the teacher's
     future_advantages: "Tensor | None" = None  # [R], (discounted) log-ratios of the tokens that follow, detached
     span_tokens: "Tensor | None" = None  # [R], of the row's span
-    # [R, 3], sums over the span's other tokens: log p, log q, sampling log-prob; detached
+    # [R, 4], sums over the span's other tokens: log p, log q, sampling log-prob, log p at its temperature; detached
     span_rest: "Tensor | None" = None
 
     def __len__(self) -> int:

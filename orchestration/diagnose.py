@@ -11,7 +11,6 @@ from typing import cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from orchestration.cli import refusing_wrong_settings, run
 from orchestration.config.compose import build, register_schema
@@ -21,6 +20,7 @@ from orchestration.prepare.plan import check_local_resources, print_plan
 from orchestration.results.directory import locate_diagnosis, open_diagnosis_directory
 from orchestration.runs.diagnosis import diagnosis_refusals, execute_diagnosis
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole
 
 register_schema()
 
@@ -29,19 +29,23 @@ register_schema()
 def main(composed: DictConfig) -> None:
     started_with = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))  # interpolations as written
+    folders = [source.path for source in started_with.runtime.config_sources if source.provider == "command-line"]
+    options = [f"--config-dir={folder}" for folder in folders]
+    if started_with.job.config_name != "config":
+        options.append(f"--config-name={started_with.job.config_name}")
     preset = started_with.runtime.choices["objective"]
     with Session() as session:
-        exit_code = diagnose(composed, preset, overrides, session)
+        exit_code = diagnose(composed, preset, [*options, *overrides], session)
     if exit_code:
         sys.exit(exit_code)
 
 
-def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], session: Session) -> int:
+def diagnose(composed: DictConfig, preset: str, arguments: Sequence[str], session: Session) -> int:
     """Diagnose what was composed; returns the exit code of the process.
 
     Args:
         preset: the choice of the group `objective`.
-        overrides: what `composed` was composed with, for the command that the verdict recommends.
+        arguments: what `composed` was composed with, for the command that the verdict recommends.
         session: of the diagnoses and runs that may share workers.
     """
     with refusing_wrong_settings():
@@ -54,14 +58,13 @@ def diagnose(composed: DictConfig, preset: str, overrides: Sequence[str], sessio
         if config.dry_run:
             return 0
         directory = open_diagnosis_directory(folder, composed)
-    return asyncio.run(execute_diagnosis(config, prepared, directory, session, overrides))
+    return asyncio.run(execute_diagnosis(config, prepared, directory, session, arguments))
 
 
 def _print_cost(cost: ProbeCost) -> None:
-    Console().print(
+    PlainConsole().print(
         f"probe: {cost.prompts} prompts, {cost.answers} answers and {cost.continuations} continuations of both models, "
-        f"at most {cost.tokens} tokens",
-        highlight=False,
+        f"at most {cost.tokens} tokens"
     )
 
 

@@ -16,6 +16,7 @@ from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import check_local_resources, print_plan
 from orchestration.prepare.teachers import check_endpoints
 from orchestration.results.directory import locate, open_recipe_directory, open_run_directory
+from orchestration.results.tracker import check_login
 from orchestration.runs.recipe import compose_stages
 from orchestration.runs.recipe_run import carry_out, plan
 from orchestration.runs.run import execute
@@ -56,6 +57,7 @@ def _launch_run(composed: DictConfig, preset: str, session: Session) -> int:
         check_local_resources(config, prepared.roles)
         print_plan(config, prepared, locate(config))
         check_endpoints(config, prepared)
+        check_login(config.tracking)
         if config.dry_run:
             return 0
         directory = open_run_directory(config, composed)
@@ -69,6 +71,7 @@ def _launch_recipe(composed: DictConfig, config_name: str, overrides: Sequence[s
         folder = locate(config)
         stages = compose_stages(config, folder, config_name, overrides)
         plan(stages)
+        check_login(config.tracking)
         if config.dry_run:
             return 0
         directory = open_recipe_directory(folder, composed, [stage.folder.name for stage in stages])

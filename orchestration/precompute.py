@@ -10,7 +10,6 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 
 from orchestration.cli import refusing_wrong_settings, run
 from orchestration.config.compose import build, register_schema
@@ -20,6 +19,7 @@ from orchestration.prepare.plan import check_local_resources
 from orchestration.prepare.teachers import check_endpoints
 from orchestration.runs.precomputing import completions_to_score, fill_cache, precompute_refusals
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole
 
 register_schema()
 
@@ -40,7 +40,7 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
         preset: the choice of the group `objective`.
         session: of the runs that may share workers.
     """
-    console = Console()
+    console = PlainConsole()
     with refusing_wrong_settings():
         config = build(composed, preset, precompute_refusals)
         prepared = prepare(config)
@@ -48,10 +48,7 @@ def precompute(composed: DictConfig, preset: str, session: Session) -> int:
         check_endpoints(config, prepared)
         trajectories = asyncio.run(completions_to_score(config, prepared))
         tokens = sum(len(trajectory.response_ids) for trajectory in trajectories)
-        console.print(
-            f"{len(trajectories)} completions of {tokens} tokens, scored by {', '.join(teachers_of(config))}",
-            highlight=False,
-        )
+        console.print(f"{len(trajectories)} completions of {tokens} tokens, scored by {', '.join(teachers_of(config))}")
         if config.dry_run:
             return 0
     return asyncio.run(fill_cache(config, prepared, trajectories, session, console))

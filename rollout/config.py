@@ -4,10 +4,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from tutelage.settings import DType, Settings, setting
+from tutelage.settings import SEEDS, DType, Settings, setting
 
 GREEDY = "greedy sampling has no sampling distribution"
 NO_VERIFIER = "none"  # as data.verifier: nothing is graded
+
+
+class Stops(Enum):
+    """What is made of ends that differ; where student and teacher end their turns alike it changes nothing."""
+
+    as_they_are = "as_they_are"  # an answer ends with the student's own ends, which are scored like any other token
+    both = "both"  # an answer ends with either's; scored like any other token
+    teacher = "teacher"  # as they are, but the student's end counts as the teacher's in what the teacher says
+    semantic = "semantic"  # all ends are one action, whose probability is their sum (`tutelage.stops`)
 
 
 class Unusable(Enum):
@@ -35,7 +44,7 @@ class PromptSourceConfig(Settings):
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
     task_options: dict[str, Any] = field(default_factory=dict)  # of that task
     size: int = setting(256, at_least=1)  # procedural tasks: how many to generate
-    seed: int = 0  # procedural tasks: of the generator; a share: of the choice
+    seed: int = setting(0, at_least=0, at_most=SEEDS)  # procedural tasks: of the generator; a share: of the choice
 
 
 @dataclass
@@ -68,6 +77,7 @@ class SamplingConfig(Settings):
     top_k: int = setting(-1, at_least=-1, meaning="-1: all ids")
     max_tokens: int = setting(48, at_least=1)  # response tokens, EOS included
     samples_per_prompt: int = setting(1, at_least=1)
+    stops: Stops = Stops.semantic  # where student and teacher end their turns with different tokens
 
 
 @dataclass

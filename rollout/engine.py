@@ -24,11 +24,12 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from rollout import weight_receiver
+from rollout import stop_class, weight_receiver
 from rollout.config import RolloutConfig
 from rollout.conversation import converse, most_tokens
 from rollout.sampling import sampling_params, trajectory
 from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 from tutelage.vllm_environment import prepare_environment
 from tutelage.weights import SHARED_MEMORY
 
@@ -41,13 +42,16 @@ class RolloutEngine:
     admissions exclude each other.
     """
 
-    def __init__(self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> None:
+    def __init__(
+        self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int, ends: TurnEnds = AS_THEY_ARE
+    ) -> None:
         """Load the model and start vLLM's processes; takes tens of seconds.
 
         Args:
             model_path: a local checkpoint in safetensors.
             transfer_backend: of weight updates: shared_memory, nccl or ipc.
             seed: of the engine; requests carry their own.
+            ends: what ends a turn beside the ends of the checkpoint.
         """
         prepare_environment(config.threads, config.tensor_parallel_size == 1, config.enforce_eager)
         if transfer_backend == "ipc":
@@ -59,7 +63,12 @@ class RolloutEngine:
         self.tensor_parallel_size = config.tensor_parallel_size
         self._max_model_len = config.max_model_len
         self._has_extension = transfer_backend == SHARED_MEMORY
-        self._llm = AsyncLLM.from_engine_args(_engine_args(model_path, config, transfer_backend, seed))
+        self._stop_ids = ends.stop_ids
+        args = _engine_args(model_path, config, transfer_backend, seed)
+        if ends.merged is not None:
+            args.logits_processors = [stop_class.NAME]
+            args.additional_config = {stop_class.SETTING: list(ends.merged.ids)}
+        self._llm = AsyncLLM.from_engine_args(args)
         self._numbers = itertools.count()
         self._admission = asyncio.Lock()  # held while frozen
         self._parts = asyncio.Condition()  # held while a part of the new weights is loaded
@@ -218,7 +227,7 @@ class RolloutEngine:
             if len(requests) > 1:
                 await self._pause(clear_cache=False)
             try:
-                return [await self._add(r.prompt_ids.tolist(), sampling_params(r)) for r in requests]
+                return [await self._add(r.prompt_ids.tolist(), sampling_params(r, self._stop_ids)) for r in requests]
             finally:
                 if len(requests) > 1:
                     await self._llm.resume_generation()

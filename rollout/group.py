@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from tutelage.chat import generation_ends
 from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered, values_of
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.settings import TimeoutConfig, WeightTransfer
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 
 def engine_fingerprint(path: str) -> str:
@@ -24,7 +26,10 @@ def engine_fingerprint(path: str) -> str:
     config, _ = PreTrainedConfig.get_config_dict(path)  # as written: code that comes with a model is not run for it
     for key in ("_name_or_path", "transformers_version", "dtype"):  # say where it comes from; the engine sets the type
         config.pop(key, None)
-    return json.dumps([config, sorted(generation_ends(path))], sort_keys=True, default=str)
+    # The engine also ends a response with the tokenizer's EOS, which it reads once.
+    tokenizer = Path(path, "tokenizer_config.json")
+    eos = json.loads(tokenizer.read_text(encoding="utf-8")).get("eos_token") if tokenizer.is_file() else None
+    return json.dumps([config, sorted(generation_ends(path)), eos], sort_keys=True, default=str)
 
 
 class RolloutGroup:
@@ -46,10 +51,15 @@ class RolloutGroup:
         timeouts: TimeoutConfig,
         cluster: Cluster,
         name: str = "rollout",
+        ends: TurnEnds = AS_THEY_ARE,
     ) -> "RolloutGroup":
-        """Start `settings.workers` engines with a checkpoint, or take those that an earlier run left idle."""
+        """Start `settings.workers` engines with a checkpoint, or take those that an earlier run left idle.
+
+        Args:
+            ends: what ends a turn beside the ends of the checkpoint.
+        """
         count, deadline = settings.workers, timeouts.start
-        reuse_key = (count, transfer.value, engine_fingerprint(model_path), *values_of(settings))
+        reuse_key = (count, transfer.value, engine_fingerprint(model_path), ends, *values_of(settings))
         workers = cluster.reuse(cls.KIND, name, reuse_key)
         if workers:
             await call_all(workers, "load", model_path, deadline=deadline)
@@ -60,6 +70,7 @@ class RolloutGroup:
                 settings,
                 transfer.value,
                 seed,
+                ends,
                 names=numbered(name, count),
                 resources=Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.threads),
                 deadline=deadline,

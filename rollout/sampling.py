@@ -3,6 +3,8 @@
 Shape suffixes: T response tokens, K candidates a position.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
@@ -13,14 +15,19 @@ from tutelage.records.trajectory import FinishReason, PolicySpan, RolloutRequest
 _INITIAL_WEIGHTS = "default"  # vLLM's label of the weights it was started with
 
 
-def sampling_params(request: RolloutRequest) -> SamplingParams:
-    """Turn a request into vLLM's parameters."""
+def sampling_params(request: RolloutRequest, stop_ids: Sequence[int] = ()) -> SamplingParams:
+    """Turn a request into vLLM's parameters.
+
+    Args:
+        stop_ids: end the response, beside those that the checkpoint names.
+    """
     return SamplingParams(
         seed=request.seed,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
         max_tokens=request.max_tokens,
+        stop_token_ids=list(stop_ids),
         logprobs=request.candidates,
         flat_logprobs=True,
         detokenize=False,
@@ -32,7 +39,7 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
     """Turn a finished output into a record.
 
     Raises:
-        RuntimeError: the engine gave the request up.
+        RuntimeError: the engine gave the request up, or named candidates that it could not have sampled.
     """
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"the engine ended request {request.slot} with {output.finish_reason!r}")
@@ -40,6 +47,12 @@ def trajectory(request: RolloutRequest, output: CompletionOutput) -> Trajectory:
     shape = (len(response_ids), 1 + request.candidates)  # the sampled token first, then the K most likely
     ids_TK = np.asarray(output.logprobs.token_ids, dtype=np.int32).reshape(shape)
     logprobs_TK = np.asarray(output.logprobs.logprobs, dtype=np.float32).reshape(shape)
+    if (request.top_p < 1 or request.top_k > 0) and np.isneginf(logprobs_TK).any():
+        raise RuntimeError(
+            f"the engine named arbitrary ids as the most likely ones of request {request.slot}: its sampler cuts off "
+            "what sampling.top_p or sampling.top_k leaves out (rollout.truncation is not at work in it); set "
+            "sampling.top_p=1 and sampling.top_k=-1"
+        )
     return Trajectory(
         slot=request.slot,
         prompt_id=request.prompt_id,

@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from rollout import truncation
 from tutelage.weights import SHARED_MEMORY, Bucket, BufferInfo, SharedBuffer, read_bucket
 
 
@@ -151,6 +152,10 @@ def _checkpoint_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, perhaps twice."""
+    """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, perhaps twice.
+
+    Beside the weight transfer it brings what else our engines change of vLLM.
+    """
+    truncation.install()
     if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryWeightTransferEngine)

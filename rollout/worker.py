@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 from rollout.config import RolloutConfig
 from tutelage.records.trajectory import RolloutRequest, Trajectory
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 from tutelage.weights import EngineInfo
 
 
 class RolloutWorker:
     """One engine, to be wrapped in `ray.remote`."""
 
-    def __init__(self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int) -> None:
+    def __init__(
+        self, model_path: str, config: RolloutConfig, transfer_backend: str, seed: int, ends: TurnEnds = AS_THEY_ARE
+    ) -> None:
         from rollout.engine import RolloutEngine
 
-        self._engine = RolloutEngine(model_path, config, transfer_backend, seed)
+        self._engine = RolloutEngine(model_path, config, transfer_backend, seed, ends)
 
     async def ready(self) -> EngineInfo:
         engine = self._engine

@@ -13,6 +13,7 @@ class Capabilities:
     given_ids: bool = True  # their log-probs, and so their tail mass
     max_top_k: int | None = None  # of its own most likely ids; None: up to the whole vocabulary
     entropy: bool = True
+    merged_stops: bool = False  # all ends of a turn as one action: it reads `ScoringRequest.stops`
     hidden_states: bool = True  # with the LM head, so the whole distribution
     new_responses: bool = True  # scores what it was never asked about; all above holds for what it can score
 
@@ -24,6 +25,7 @@ def mixed(members: Sequence[Capabilities]) -> Capabilities:
         given_ids=given_ids,
         max_top_k=None if given_ids else 0,  # sought among given ids
         entropy=False,
+        merged_stops=all(member.merged_stops for member in members),
         hidden_states=all(member.hidden_states for member in members),
         new_responses=all(member.new_responses for member in members),
     )

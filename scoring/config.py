@@ -45,6 +45,7 @@ class ServerConfig(Settings):
         6, at_least=1
     )  # at a request that meets a busy, dead or slow endpoint, with growing pauses in between
     request_timeout: float = setting(120, above=0)  # seconds, of one attempt
+    max_answer_mib: int = setting(256, at_least=1)  # of one answer, compressed or not; a larger one is not read
 
 
 @dataclass

@@ -13,6 +13,7 @@ from scoring.cross_tokenizer.token_bytes import TokenBytes
 from scoring.requests import TeacherRequest, build_request, same_tokens_request
 from tutelage.records.signal import SignalNeeds
 from tutelage.records.trajectory import STUDENT_ROLE, Trajectory
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 
 class RequestBuilder:
@@ -24,6 +25,7 @@ class RequestBuilder:
         aligners: Mapping[str, Aligner] | None = None,
         without_entropy: Collection[str] = (),
         max_tokens: int | None = None,
+        ends: TurnEnds = AS_THEY_ARE,
     ) -> None:
         """
         Args:
@@ -33,9 +35,10 @@ class RequestBuilder:
             without_entropy: keys of the teachers that do not tell theirs, which is watched otherwise.
             max_tokens: of prompt and response that a teacher can read, where its tokens may be more than the
                 student's: what lies beyond is not scored.
+            ends: what the run makes of the ends of turns.
         """
         self._needs, self._aligners, self._max_tokens = needs, aligners or {}, max_tokens
-        self._without_entropy = frozenset(without_entropy)
+        self._without_entropy, self._ends = frozenset(without_entropy), ends
         self._watched_top_k = 0 if self._aligners else needs.watched_top_k
 
     def build(
@@ -64,10 +67,11 @@ class RequestBuilder:
         request = build_request(teacher, prompt_ids, trajectory, self._needs)
         # Hidden states tell the watched ids, and more; of these, those that the objective asked for are the first.
         top_k = request.top_k if request.hidden_states else max(request.top_k, self._watched_top_k)
-        request = replace(request, top_k=top_k, entropy=request.entropy or teacher not in self._without_entropy)
+        entropy = request.entropy or teacher not in self._without_entropy
+        request = replace(request, top_k=top_k, entropy=entropy, stops=self._ends.merged)
         aligner = self._aligners.get(teacher)
         if aligner is None:
-            return same_tokens_request(request, trajectory, follow_ups)
+            return same_tokens_request(request, trajectory, follow_ups, self._ends.swaps.get(teacher))
         candidates = self._needs.candidates
         return other_tokens_request(request, trajectory, candidates, follow_ups, aligner, self._max_tokens)
 

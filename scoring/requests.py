@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tutelage.chat import after_answer
 from tutelage.records.signal import ScoringRequest, SignalNeeds, TeacherSignal
 from tutelage.records.trajectory import STUDENT_ROLE, Trajectory
+from tutelage.stops import Swap
 
 
 def build_request(
@@ -68,15 +69,30 @@ class SameTokens:
 
     request: ScoringRequest
     loss_mask: NDArray[np.bool_]  # [T]
+    swap: Swap | None = None  # of two ends, already made in the request
 
     def to_student_tokens(self, signal: TeacherSignal) -> TeacherSignal:
+        if self.swap is not None:
+            support, top = (None if x is None else self.swap.of(x) for x in (signal.support_ids, signal.top_ids))
+            signal = replace(signal, support_ids=support, top_ids=top)
         return signal if self.loss_mask.all() else signal.spread(self.loss_mask)
 
 
 def same_tokens_request(
-    request: ScoringRequest, trajectory: Trajectory, follow_ups: Sequence[NDArray[np.int32]]
+    request: ScoringRequest,
+    trajectory: Trajectory,
+    follow_ups: Sequence[NDArray[np.int32]],
+    swap: Swap | None = None,
 ) -> SameTokens:
+    """
+    Args:
+        swap: of the student's end and the teacher's in what the student wrote or named.
+    """
     mask = trajectory.loss_mask
+    if swap is not None:
+        support = None if request.support_ids is None else swap.of(request.support_ids)
+        trajectory = replace(trajectory, response_ids=swap.of(trajectory.response_ids))
+        request = replace(request, response_ids=trajectory.response_ids, support_ids=support)
     if request.support_ids is not None:
         request = replace(request, support_ids=request.support_ids[mask])
     if trajectory.turns:
@@ -86,7 +102,7 @@ def same_tokens_request(
         request = replace(request, response_ids=response_ids, scored_mask=scored_mask)
     elif not mask.all():
         request = replace(request, scored_mask=mask)
-    return SameTokens(request, mask)
+    return SameTokens(request, mask, swap)
 
 
 def conversation_of(

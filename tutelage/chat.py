@@ -123,10 +123,12 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def generation_ends(path: str) -> frozenset[int]:
     """Read the ids that end a response by a checkpoint's generation config, as vLLM reads it.
 
-    Those of its config.json where it has no generation config.
+    Those of its config.json where it has no generation config; none of a tokenizer's folder, which has neither.
     """
     if Path(path, "generation_config.json").is_file():
         ends = GenerationConfig.from_pretrained(path).eos_token_id
+    elif not Path(path, "config.json").is_file():
+        return frozenset()
     else:
         settings, _ = PreTrainedConfig.get_config_dict(path)
         kind = settings.get("model_type")  # of a type that comes with code: what is written in the file is enough

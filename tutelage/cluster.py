@@ -10,6 +10,8 @@ fails the message names it and shows the end of its log.
 import asyncio
 import logging
 import os
+import re
+import secrets
 import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence, Set
@@ -18,16 +20,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayTaskError
 
 from tutelage.errors import WorkerFailure, WorkerLost
-from tutelage.settings import ClusterConfig
+from tutelage.settings import ClusterConfig, ConfigError, Refusal
 
 log = logging.getLogger("tutelage")
 T = TypeVar("T")
 ReuseKey = tuple[Any, ...]  # all that two runs must have in common to share workers
 TAIL_LINES = 25
 PING_SECONDS = 5.0
+_NEWEST_LOGS = 8
+_ENGINE_DIED = re.compile(r"EngineDeadError|EngineCore encountered|Engine core initialization failed|EngineCore failed")
+_LOGGED_ERROR = re.compile(
+    r"EngineCore.*?(?:^|\s)(?P<kind>(?:\w+\.)*(?:\w*Error|\w*Exception)): (?P<words>.+)$", re.MULTILINE
+)
+_ADVICE = {  # by what an engine says
+    r"kv cache|cache blocks": "raise {room}.kv_cache_gib (on GPUs {room}.gpu_memory_utilization), or lower "
+    "rollout.max_model_len",
+    r"out of ?memory|cannot allocate|bad_alloc": "lower {room}.kv_cache_gib (on GPUs {room}.gpu_memory_utilization) or "
+    "{room}.max_num_seqs",
+    r"free memory on device": "lower {room}.gpu_memory_utilization, or free the GPU",
+    r"max_model_len|max_position_embeddings": "lower rollout.max_model_len",
+}
 
 
 @dataclass(frozen=True)
@@ -90,16 +106,18 @@ class Worker:
         try:
             return await _within(waitable, deadline, f"{self.name}.{method}")
         except RayActorError as error:
-            raise WorkerLost(f"{self.name} died during {method}: {_reason(error)}\n{self._log_tail()}") from None
+            raise WorkerLost(f"{self.name} died during {method}: {_first_line(error)}\n{self._log_tail()}") from None
         except RayTaskError as error:
-            raise WorkerFailure(f"{self.name} failed in {method}: {error.cause!r}\n{self._log_tail()}") from error
+            root = _root_cause(self.name, self.log_files)
+            said = f"{root}\n{error.cause!r}" if root else repr(error.cause)
+            raise WorkerFailure(f"{self.name} failed in {method}: {said}\n{self._log_tail()}") from error
 
     async def death_report(self) -> str | None:
         """Tell who died and what it last printed; None for a worker that lives or is too busy to say."""
         try:
             await asyncio.wait_for(self.handle.__ray_call__.remote(lambda _self: None), PING_SECONDS)
         except RayActorError as error:
-            return f"{self.name} died: {_reason(error)}\n{self._log_tail()}"
+            return f"{self.name} died: {_first_line(error)}\n{self._log_tail()}"
         except TimeoutError:
             return None
         return None
@@ -128,9 +146,14 @@ class Cluster:
         """Start a Ray of one's own, or join the running one.
 
         Raises:
-            ConnectionError: no cluster at `cluster.address`.
+            ConfigError: no cluster at `cluster.address`.
         """
-        if settings.address == "local":
+        is_local = settings.address == "local"
+        # Without it a node of one's own takes the machine's address and is offered to the network; Ray has no setting
+        # for that, and turns _node_ip_address="127.0.0.1" into that address.
+        ray_constants.ENABLE_RAY_CLUSTER = not is_local
+        if is_local:
+            _keep_token_private()
             context = ray.init(
                 address="local",
                 num_cpus=local_cpus(settings),
@@ -140,7 +163,11 @@ class Cluster:
                 logging_level=logging.ERROR,
             )
         else:
-            context = ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                context = ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError) as error:  # nobody there; no address at all
+                fix = f"no Ray cluster can be joined there ({_first_line(error)}); start one, or set local"
+                raise ConfigError(Refusal("cluster.address", settings.address, fix)) from error
         return cls(Path(context.address_info["session_dir"]))
 
     @staticmethod
@@ -167,7 +194,9 @@ class Cluster:
         try:
             pid, node = await _within(place, deadline, name)
         except RayActorError as error:  # its constructor's error is in the text
-            raise WorkerLost(f"{name} did not start: {error}") from None
+            logs = sorted((self.session_dir / "logs").glob("worker-*"), key=lambda path: path.stat().st_mtime)
+            root = _root_cause(name, logs[-_NEWEST_LOGS:]) if _ENGINE_DIED.search(str(error)) else None
+            raise WorkerLost(f"{name} did not start: {root or ''}\n{error}") from None
         worker = Worker(name, handle, pid, node, self.session_dir)
         self.workers.append(worker)
         return worker
@@ -211,6 +240,27 @@ class Cluster:
                 shutil.copyfile(path, folder / f"{worker.name}{path.suffix}")
 
 
+def _keep_token_private() -> None:
+    """See that nobody else can read the token of a Ray of one's own, which Ray itself writes for all to read.
+
+    Where there is none in the environment it is in ~/.ray/auth_token, or, where that cannot be written, in this
+    process's environment alone.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = secrets.token_hex(32)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(token)
+    except OSError:
+        if not path.is_file():
+            os.environ["RAY_AUTH_TOKEN"] = token
+        elif path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+
+
 class Session:
     """The cluster of several runs, one after the other: joined for the first, left after the last.
 
@@ -232,7 +282,7 @@ class Session:
         """Join the cluster that a run asks for, or stay in the one of the run before if it is the same.
 
         Raises:
-            ConnectionError: as `Cluster.join`.
+            ConfigError: as `Cluster.join`.
         """
         values = asdict(settings)
         if self._cluster is not None and self._settings != values:
@@ -265,8 +315,24 @@ async def _within(waitable: Awaitable[T], deadline: float, what: str) -> T:
         raise WorkerLost(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
 
 
-def _reason(error: RayActorError) -> str:
-    return str(error).splitlines()[0]
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), repr(error))
+
+
+def _root_cause(name: str, logs: Sequence[Path]) -> str | None:
+    """The first error that the engine of a worker has logged, and the setting to change; None: no engine died of one.
+
+    An engine of vLLM's is a process of its own: what the worker raises says only that it is gone.
+    """
+    for path in logs:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        errors = [match for match in _LOGGED_ERROR.finditer(text) if not _ENGINE_DIED.search(match[0])]
+        if errors and _ENGINE_DIED.search(text):
+            words = f"{errors[0]['kind']}: {errors[0]['words'].strip()}"
+            room = "rollout" if "rollout" in name else "scoring.engine"
+            advice = next((fix for pattern, fix in _ADVICE.items() if re.search(pattern, words, re.IGNORECASE)), None)
+            return f"{words}; {advice.format(room=room)}" if advice else words
+    return None
 
 
 def _tail(path: Path) -> str:

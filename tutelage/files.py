@@ -1,12 +1,19 @@
 """Files of a run: written so that a reader sees all of one or nothing, and known again by their hashes."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", f"os error {errno.ENOSPC}")  # of other languages
+_NOTHING_LEFT = 2**20  # bytes; what is written last may have been taken away again
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -22,8 +29,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as `write_whole` does, in UTF-8."""
-    write_whole(path, text.encode())
+    """Write a text as `write_whole` does, in UTF-8; halves of characters, which it does not have, as escapes."""
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,3 +61,43 @@ def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[
     problems += [f"{name} was added" for name in actual.keys() - expected.keys()]
     problems += [f"{name} was altered" for name in expected.keys() & actual.keys() if expected[name] != actual[name]]
     return sorted(problems)
+
+
+def full_disk(path: Path, error: Exception) -> str | None:
+    """Say which file system is full where that is what an error means; None: it means something else.
+
+    Args:
+        path: that was being written, there or not.
+        error: whatever was raised, in this process or as another one has worded it.
+    """
+    folder = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
+    free = shutil.disk_usage(folder).free
+    said = getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+    if not said and free > _NOTHING_LEFT:
+        return None
+    mount = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.ismount(parent))
+    return (
+        f"no space left on the file system {mount}, where {path} was being written ({free / 2**20:.1f} MiB are free); "
+        "make room there, or choose another with output_root, run_dir, scoring.cache_dir, TMPDIR or HF_HOME"
+    )
+
+
+def explained(error: OSError) -> str:
+    """Say which path an operation on files failed for, why, and what to set."""
+    path = None if error.filename is None else Path(os.fsdecode(error.filename))
+    full = full_disk(path or Path(tempfile.gettempdir()), error) if error.errno in _FULL else None
+    if full is not None or error.errno is None:
+        return full or str(error)  # an error without a number is one that was worded for people
+    if path is None:
+        return f"{error.strerror}; see that HOME, TMPDIR and output_root are folders that can be written"
+    return f"{path}: {error.strerror}; {_advice(path)}"
+
+
+def _advice(path: Path) -> str:
+    """What decides where a path lies."""
+    home = Path(os.environ.get("HOME", "/"))
+    if path.is_relative_to(os.environ.get("TMPDIR", "/tmp")):  # what was asked for, not what could be had instead
+        return "set TMPDIR to a folder that can be written"
+    if home != Path("/") and path.is_relative_to(home):
+        return "set output_root, run_dir, or for caches HF_HOME and TUTELAGE_CACHE to folders that can be written"
+    return "set output_root, run_dir, or whatever names this path to one that can be read and written"

@@ -1,11 +1,14 @@
 """What every room's settings are made of: shared enums, deadlines, and how a wrong value is refused."""
 
+import math
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
+
+SEEDS = 2**32 - 1  # the largest seed that numpy and torch both take
 
 
 @dataclass(frozen=True)
@@ -59,27 +62,39 @@ class Refusals(list[Refusal]):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Which values a number may have; None: no bound on that side."""
+    """Which values a number may have, or each number of a list; None: no bound on that side. None is infinite."""
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
     meaning: str = ""  # of a bound, where it is not plain: "0 (strictly on-policy)"
+    length: int | None = None  # of a list; None: any
 
-    def refusal(self, key: str, value: float) -> Refusal | None:
+    def refusal(self, key: str, value: float | list[float] | dict[str, float]) -> Refusal | None:
         """What is wrong with a value; None: nothing."""
-        sides = (
-            (self.at_least, "at least", operator.ge),
-            (self.above, "above", operator.gt),
-            (self.at_most, "at most", operator.le),
-            (self.below, "below", operator.lt),
-        )
-        wanted = [(f"{words} {bound:g}", holds(value, bound)) for bound, words, holds in sides if bound is not None]
-        if all(ok for _, ok in wanted):
+        numbers = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if all(map(self._holds, numbers)) and self.length in (None, len(numbers)):
             return None
-        meaning = f"; {self.meaning}" if self.meaning else ""
-        return Refusal(key, value, f"must be {' and '.join(words for words, _ in wanted)}{meaning}")
+        return Refusal(key, value, f"must be {self}")
+
+    def _holds(self, number: float) -> bool:
+        sides = (
+            (self.at_least, operator.ge),
+            (self.above, operator.gt),
+            (self.at_most, operator.le),
+            (self.below, operator.lt),
+        )
+        return math.isfinite(number) and all(holds(number, bound) for bound, holds in sides if bound is not None)
+
+    def __str__(self) -> str:
+        """The bounds as a message has them: "at least 0 and below 1; it is a share"."""
+        sides = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        bounds = " and ".join(
+            f"{words} {bound:.10g}" for words, bound in sides.items() if bound is not None and math.isfinite(bound)
+        )
+        each = f"{self.length} numbers, each " if self.length else ""
+        return f"{each}{bounds or 'a finite number'}" + (f"; {self.meaning}" if self.meaning else "")
 
 
 def setting(
@@ -90,6 +105,7 @@ def setting(
     at_most: float | None = None,
     below: float | None = None,
     meaning: str = "",
+    length: int | None = None,
     resume: bool = True,
     finished: bool = True,
 ) -> Any:
@@ -98,11 +114,12 @@ def setting(
     Args:
         default: a value, or a function that makes one.
         meaning: said after the bounds where they are not plain.
+        length: of a list, each number of which has the bounds.
         resume: False: a run that is resumed with another value would be another run, and is refused.
         finished: False: a finished stage was trained with it, so a recipe that goes on with another value is refused.
     """
-    bounds = Bounds(at_least, above, at_most, below, meaning)
-    metadata = {"bounds": bounds, "resume": resume, "finished": resume and finished}
+    bounds = Bounds(at_least, above, at_most, below, meaning, length)
+    metadata = {"bounds": bounds if bounds != Bounds() else None, "resume": resume, "finished": resume and finished}
     if callable(default) and not isinstance(default, Enum):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)

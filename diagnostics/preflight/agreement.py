@@ -80,6 +80,14 @@ def check_agreement(name: str, sides: tuple[str, str], ours: Logprobs, theirs: L
     if [len(values) for values in ours] != [len(values) for values in theirs]:
         seen = f"{sides[0]} and {sides[1]} speak of different numbers of tokens: a response was cut"
         return Check(name, Status.failed, seen, "no setting causes this: report it with this run's folder")
+    for side, values in zip(sides, (ours, theirs), strict=True):
+        bad = sum(int((~np.isfinite(row)).sum()) for row in values)
+        if bad:
+            seen = f"{side}: {bad} of {sum(map(len, values))} log-probs are no numbers (NaN or infinite)"
+            fix = (
+                "its weights are damaged or too large for its dtype: choose another checkpoint, or dtype=float32 for it"
+            )
+            return Check(name, Status.failed, seen, fix)
     return _judge(name, sides, gap(ours, theirs), tolerance)
 
 
@@ -172,6 +180,12 @@ def check_response_ends(
         seen = f"{len(wrong)} of {len(rows)} end otherwise: {length} of {limit} tokens, ended={ended}, last id {last}"
         fix = "make eos_token_id of generation_config.json that of the tokenizer: the engine ends answers elsewhere"
         return Check("canary: ends", Status.failed, seen, fix)
+    if rows and not any(stopped):
+        fix = (
+            "whether answers end was not seen: if rollout/truncated_share stays near 1, raise sampling.max_tokens, or "
+            "choose a student that ends its answers"
+        )
+        return Check("canary: ends", Status.warned, seen, fix)
     return Check("canary: ends", Status.passed, seen)
 
 

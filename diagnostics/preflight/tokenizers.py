@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from diagnostics.check import Check, Status
 from tutelage.chat import end_of_answer, render_prompt
 from tutelage.records.prompt import Prompt
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 _ANSWER = "Blue whales sing."
 _THINKING = "<think>"
@@ -162,13 +163,19 @@ PROBE = "Let f(x) = 3x² + 12, x ∈ ℝ.\n\tWhat's  f(1024)? Ünïcode 你好 �
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[Check]:
-    """Id maps, special ids, and what a text with some of everything is cut into."""
+def check_tokenizers(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ends: TurnEnds = AS_THEY_ARE
+) -> list[Check]:
+    """Id maps, special ids, and what a text with some of everything is cut into.
+
+    Args:
+        ends: what the run makes of ends that differ.
+    """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         return [_other_ids(ours, theirs)]
     ids = Check("tokenizer ids", Status.passed, f"student and teacher have the same {len(ours)} ids")
-    return [ids, _check_special(student, teacher), _check_cutting(student, teacher)]
+    return [ids, _check_special(student, teacher, ends), _check_cutting(student, teacher)]
 
 
 def _other_ids(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Check:
@@ -182,13 +189,22 @@ def _other_ids(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Check:
     )
 
 
-def _check_special(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> Check:
+def _check_special(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ends: TurnEnds) -> Check:
     pairs = {name: (getattr(student, name), getattr(teacher, name)) for name in _SPECIAL}
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     seen = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in (different or pairs).items())
     if "eos_token_id" in different:
-        fix = "set the same eos_token in both tokenizer_config.json: one would end where the other goes on"
-        return Check("special ids", Status.failed, f"student and teacher: {seen}", fix)
+        if ends.merged is not None:
+            texts = ", ".join(student.decode([id]) for id in ends.merged.ids)
+            made = f"ids {list(ends.merged.ids)} ({texts}) end a turn as one action"
+            return Check("special ids", Status.passed, f"student and teacher: {seen}; {made}")
+        fix = (
+            "the teacher hardly ever writes the student's end, so answers may grow without one; set "
+            "sampling.stops=semantic, which makes one action of all ends"
+        )
+        made = "; the student's end is scored as the teacher's" if ends.swaps else ""
+        status = Status.passed if ends.swaps else Status.warned
+        return Check("special ids", status, f"student and teacher: {seen}{made}", "" if ends.swaps else fix)
     if different:
         fix = "harmless unless a prompt has them; else set the same tokens in both tokenizer_config.json"
         return Check("special ids", Status.warned, f"student and teacher: {seen}", fix)

@@ -28,6 +28,7 @@ _VERDICTS = {
     ),
     "choose_another_teacher": ("bad", "Choose another teacher", "This teacher is not expected to help this student."),
     "nothing_to_learn": ("neutral", "Nothing to learn", "The student already does what this teacher would teach it."),
+    "cannot_tell": ("neutral", "Cannot tell", "Nothing that was measured says whether this teacher would help."),
 }
 _SIDE_BY_SIDE = 5  # groups that fit beside each other
 _BY_POSITION = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")

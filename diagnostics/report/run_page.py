@@ -28,7 +28,7 @@ def render_run(record: RunRecord) -> str:
     """Write one HTML document."""
     steps = [row for row in record.metrics if "train/loss" in row]
     page = Page(
-        title=str(record.settings.get("experiment") or record.name),
+        title=str(record.settings.get("name") or record.name),
         subtitle=models_of(record.settings),
         facts=_facts(record),
         headline=_headline(record, steps),
@@ -209,7 +209,7 @@ def render_recipe(name: str, settings: Mapping[str, Any], summary: Mapping[str, 
     ]
     tone = {"completed": "good", "failed": "bad"}.get(summary["status"], "careful")
     page = Page(
-        title=str(settings.get("experiment") or name),
+        title=str(settings.get("name") or name),
         subtitle=models_of(settings),
         facts=[name, f"{summary['wall_seconds']:.0f} s"],
         headline=Headline(

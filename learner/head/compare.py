@@ -22,6 +22,7 @@ from learner.records import ExampleDivergence, ExampleTokens, Rows
 from learner.rowwise import log_softmax_, row_blocks, row_dots, slices, write_rows
 from tutelage.lm.head import Head, TeacherHead
 from tutelage.lm.top_k import top_k
+from tutelage.stops import StopClass
 
 # A probability of zero: far below any log-prob, and finite, so that 0 * log 0 is 0.
 _LOG_NOTHING = torch.finfo(torch.float32).min / 2
@@ -37,7 +38,10 @@ _SUMS = ("reverse_kl", "forward_kl", "overlap_ratio")  # the last one where it i
 
 
 def _by_chunk(
-    sides: Sequence[tuple[TeacherHead, Tensor]], chunk_tokens: int, work: Callable[..., dict[str, Tensor]]
+    sides: Sequence[tuple[TeacherHead, Tensor]],
+    chunk_tokens: int,
+    work: Callable[..., dict[str, Tensor]],
+    stops: StopClass | None,
 ) -> dict[str, Tensor]:
     """Values [R, …] by name, a chunk of positions at a time.
 
@@ -45,16 +49,20 @@ def _by_chunk(
         sides: heads of one vocabulary, each with the states [R, d] that enter it.
         work: makes the values [C, …] of the chunk's slice of rows and the logits [C, V] of each side, which it may
             overwrite.
+        stops: ids that are one action.
     """
     total = len(sides[0][1])
     chunk = min(chunk_tokens, max(total, 1))
     buffers = [states.new_empty(chunk, len(head), dtype=torch.float32) for head, states in sides]
     values: dict[str, Tensor] = {}
     for rows in slices(total, chunk):
-        logits = (
+        logits = [
             head.logits(states[rows].float(), out=buffer[: rows.stop - rows.start])
             for (head, states), buffer in zip(sides, buffers, strict=True)
-        )
+        ]
+        if stops is not None:
+            for logits_CV in logits:
+                stops.merge_(logits_CV)
         write_rows(values, rows, work(rows, *logits), total)
     return values
 
@@ -66,6 +74,7 @@ def _both(
     teacher_hidden_Rd: Tensor,
     chunk_tokens: int,
     work: Callable[[slice, Tensor, Tensor], dict[str, Tensor]],
+    stops: StopClass | None,
 ) -> dict[str, Tensor]:
     """What `work` makes of each chunk's rows and the log-probs [C, V] of student and teacher, all finite.
 
@@ -73,9 +82,11 @@ def _both(
     """
     shared = min(len(student), len(teacher))
     sides = ((student.shortened(shared), hidden_Rd), (teacher.shortened(shared), teacher_hidden_Rd))
-    return _by_chunk(
-        sides, chunk_tokens, lambda rows, *both: work(rows, *(log_softmax_(logits, _LOG_NOTHING) for logits in both))
-    )
+
+    def normalised(rows: slice, *both: Tensor) -> dict[str, Tensor]:
+        return work(rows, *(log_softmax_(logits, _LOG_NOTHING) for logits in both))
+
+    return _by_chunk(sides, chunk_tokens, normalised, stops)
 
 
 def examine_rows(
@@ -86,12 +97,16 @@ def examine_rows(
     targets_R: Tensor,
     k: int,
     chunk_tokens: int,
+    stops: StopClass | None = None,
 ) -> dict[str, Tensor]:
     """The values of `ExampleTokens` at R positions: [R], and [R, K] for its tops.
 
     Args:
         targets_R: the tokens that came.
+        stops: ids that are one action.
     """
+    if stops is not None:
+        targets_R = stops.renamed(targets_R)
 
     def work(rows: slice, logp_CV: Tensor, logq_CV: Tensor) -> dict[str, Tensor]:
         target_C1 = targets_R[rows, None]
@@ -110,36 +125,50 @@ def examine_rows(
             "student_logprobs_at_teacher_top": logp_CV.gather(1, theirs.ids),
         }
 
-    return _both(student, hidden_Rd, teacher, teacher_hidden_Rd, chunk_tokens, work)
+    return _both(student, hidden_Rd, teacher, teacher_hidden_Rd, chunk_tokens, work, stops)
 
 
 def divergences(
-    student: Head, hidden: Tensor, teacher: TeacherHead, teacher_hidden: Tensor, chunk_tokens: int, k: int = 0
+    student: Head,
+    hidden: Tensor,
+    teacher: TeacherHead,
+    teacher_hidden: Tensor,
+    chunk_tokens: int,
+    k: int = 0,
+    stops: StopClass | None = None,
 ) -> dict[str, Tensor]:
     """What `compare` says of each token, and with `k` what `overlap` says of the two top k, [R] each.
 
     Args:
         hidden: [R, d] the student's states.
         teacher_hidden: [R, d of the teacher].
+        stops: ids that are one action.
     """
 
     def work(_rows: slice, logp_CV: Tensor, logq_CV: Tensor) -> dict[str, Tensor]:
         shared_top = overlap(Top.of(logp_CV, k), Top.of(logq_CV, k)) if k else {}
         return compare(logp_CV, logq_CV) | shared_top
 
-    return _both(student, hidden, teacher, teacher_hidden, chunk_tokens, work)
+    return _both(student, hidden, teacher, teacher_hidden, chunk_tokens, work, stops)
 
 
 def token_logprobs(
-    head: Head, hidden_Rd: Tensor, targets_R: Tensor, temperatures_R: Tensor, chunk_tokens: int
+    head: Head,
+    hidden_Rd: Tensor,
+    targets_R: Tensor,
+    temperatures_R: Tensor,
+    chunk_tokens: int,
+    stops: StopClass | None = None,
 ) -> dict[str, Tensor]:
-    """The "logprob" [R] of each target, at its temperature."""
+    """The "logprob" [R] of each target, at its temperature; `stops` are ids that are one action."""
+    if stops is not None:
+        targets_R = stops.renamed(targets_R)
 
     def work(rows: slice, logits_CV: Tensor) -> dict[str, Tensor]:
         logprobs_CV = logits_CV.div_(temperatures_R[rows, None]).log_softmax(-1)
         return {"logprob": logprobs_CV.gather(1, targets_R[rows, None])[:, 0]}
 
-    return _by_chunk([(head, hidden_Rd)], chunk_tokens, work)
+    return _by_chunk([(head, hidden_Rd)], chunk_tokens, work, stops)
 
 
 def compare(logp_CV: Tensor, logq_CV: Tensor, probs_CV: Tensor | None = None) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from learner.records import Rows
 from learner.rowwise import log_softmax_, slices, write_rows
 from tutelage.lm.head import Head, LogitTransform, TeacherHead
 from tutelage.records.signal import SignalNeeds
+from tutelage.stops import StopClass
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:
@@ -97,6 +98,7 @@ def fused_head_loss(
     transform: LogitTransform | None = None,
     teacher: FullTeacher | None = None,
     compared_k: int = 0,
+    stops: StopClass | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the objective over all rows, differentiable once with respect to hidden states and head.
 
@@ -111,6 +113,7 @@ def fused_head_loss(
             padding rows that no tokenizer emits; both softmaxes leave them out.
         compared_k: most likely ids of student and teacher that are compared, 0: none. Without `teacher`, `rows` must
             have the teacher's entropy and at least so many of its most likely ids.
+        stops: ids that are one action, for both models; what the rows have of a teacher knows it already.
 
     Returns:
         The scalar loss (float32, nats) and per-token values [R], detached: the objective's metrics, "loss",
@@ -128,7 +131,9 @@ def fused_head_loss(
         raise ValueError("objective.support=full needs the teacher's hidden states; set ScoringRequest.hidden_states")
     with torch.no_grad():
         head = Head.of(weight, bias, transform or LogitTransform())
-        work = _ChunkWork(head, objective, teacher, min(chunk_tokens, max(len(rows), 1)), compared_k)
+        work = _ChunkWork(head, objective, teacher, min(chunk_tokens, max(len(rows), 1)), compared_k, stops)
+        if stops is not None:
+            rows = replace(rows, target_ids=stops.renamed(rows.target_ids))
         sweep = _sweep(work, head, hidden, rows, objective.requirements, weight.requires_grad)
     if not torch.is_grad_enabled():
         return sweep.loss, sweep.per_token
@@ -166,7 +171,8 @@ def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: SignalNee
     """[R], from a sweep of its own: a token's advantage holds those of the tokens behind it."""
     logp_R = torch.empty_like(rows.teacher_logprobs)
     for positions in slices(len(rows), work.positions):
-        logp_R[positions] = work.target_logprobs(hidden[positions].float(), rows, positions)
+        targets, temperatures = rows.target_ids[positions], torch.ones_like(rows.temperatures[positions])
+        logp_R[positions], _ = work.target_logprobs(hidden[positions].float(), targets, temperatures)
     return future_advantages(
         teacher_floor(rows.teacher_logprobs) - logp_R,
         rows.require("example_index"),
@@ -180,26 +186,34 @@ def _with_span_sums(work: "_ChunkWork", hidden: Tensor, rows: Rows) -> Rows:
     """The rows with what the other tokens of their spans add, from a sweep over the spans that have others."""
     groups_R, tokens_R = span_groups(rows.require("example_index"), rows.require("spans"))
     shared = (tokens_R > 1).nonzero()[:, 0]
-    hidden_Sd, targets = hidden[shared], replace(rows, target_ids=rows.target_ids[shared])
-    logp_R = torch.zeros_like(rows.teacher_logprobs)
+    hidden_Sd, target_ids, temperatures = hidden[shared], rows.target_ids[shared], rows.temperatures[shared]
+    logp_R, tempered_R = torch.zeros_like(rows.teacher_logprobs), torch.zeros_like(rows.teacher_logprobs)
     for positions in slices(len(shared), work.positions):
-        logp_R[shared[positions]] = work.target_logprobs(hidden_Sd[positions].float(), targets, positions)
-    values_R3 = torch.stack([logp_R, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs], dim=1)
-    return replace(rows, span_tokens=tokens_R, span_rest=sums_of_others(values_R3, groups_R, tokens_R))
+        place, states = shared[positions], hidden_Sd[positions].float()
+        logp_R[place], tempered_R[place] = work.target_logprobs(states, target_ids[positions], temperatures[positions])
+    values = [logp_R, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs, tempered_R]
+    rest_R4 = sums_of_others(torch.stack(values, dim=1), groups_R, tokens_R)
+    return replace(rows, span_tokens=tokens_R, span_rest=rest_R4)
 
 
 class _ChunkWork:
     """What is done with the positions of one chunk, in buffers that all chunks share."""
 
     def __init__(
-        self, head: Head, objective: Objective, teacher: FullTeacher | None, positions: int, compared_k: int
+        self,
+        head: Head,
+        objective: Objective,
+        teacher: FullTeacher | None,
+        positions: int,
+        compared_k: int,
+        stops: StopClass | None,
     ) -> None:
         self.head = head if teacher is None else head.shortened(min(len(head), len(teacher.head)))
         self.positions = positions
         self._objective = objective
         self._teacher = None if teacher is None else FullTeacher(teacher.hidden, teacher.head.shortened(len(self.head)))
         self._temperature = objective.requirements.softmax_temperature
-        self._compared_k = compared_k
+        self._compared_k, self._stops = compared_k, stops
         self._logits, self._spare = self._buffer(), self._buffer()
         self._teacher_logits = None if teacher is None else self._buffer()
         self._slope = None if head.transform.cap is None else self._buffer()
@@ -207,11 +221,16 @@ class _ChunkWork:
     def _buffer(self) -> Tensor:
         return self.head.weight.new_empty(self.positions, len(self.head))
 
-    def target_logprobs(self, hidden_Cd: Tensor, rows: Rows, positions: slice) -> Tensor:
-        """[C], at temperature 1."""
+    def target_logprobs(self, hidden_Cd: Tensor, target_ids: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's log-probs of the targets at temperature 1 and at the given ones, [C] each."""
         logits_CV = self.head.logits(hidden_Cd, out=self._logits[: len(hidden_Cd)])
-        targets = rows.target_ids[positions]
-        return _tempered_logprobs(logits_CV, self._spare[: len(hidden_Cd)], targets, torch.ones_like(logits_CV[:, 0]))
+        if self._stops is not None:
+            self._stops.merge_(logits_CV)
+        spare_CV = self._spare[: len(hidden_Cd)]
+        logp_C = _tempered_logprobs(logits_CV, spare_CV, target_ids, torch.ones_like(temperatures))
+        if bool((temperatures == 1).all()):
+            return logp_C, logp_C
+        return logp_C, _tempered_logprobs(logits_CV, spare_CV, target_ids, temperatures)
 
     def gradient(self, hidden_Cd: Tensor, rows: Rows, positions: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradient on the head's output [C, V] and per-token values [C]."""
@@ -219,6 +238,7 @@ class _ChunkWork:
         slope_CV = None if self._slope is None else self._slope[: len(hidden_Cd)]
         if slope_CV is not None:
             self.head.transform.slope(logits_CV, out=slope_CV)
+        shares_CS = None if self._stops is None else self._stops.merge_(logits_CV)
         rows, teacher_CV = rows.slice(positions.start, positions.stop), self._teacher_at(positions)
         shared_top = self._tempered_overlap(logits_CV, teacher_CV, rows) if self._temperature != 1 else {}
         student, per_token = self._student(logits_CV, rows)
@@ -227,6 +247,8 @@ class _ChunkWork:
         values |= shared_top or self._overlap(student, teacher, rows, values)
         losses = self._objective(student, rows, teacher)
         grad_CV = losses.grad_logits
+        if self._stops is not None and shares_CS is not None:
+            self._stops.spread_(grad_CV, shares_CS)
         scale = self.head.transform.factor / self._temperature
         if slope_CV is not None:
             grad_CV.mul_(slope_CV).div_(self._temperature)
@@ -258,7 +280,10 @@ class _ChunkWork:
         if self._teacher is None or self._teacher_logits is None:
             return None
         states_Cd = self._teacher.hidden[positions].float()
-        return self._teacher.head.logits(states_Cd, out=self._teacher_logits[: len(states_Cd)])
+        logits_CV = self._teacher.head.logits(states_Cd, out=self._teacher_logits[: len(states_Cd)])
+        if self._stops is not None:
+            self._stops.merge_(logits_CV)
+        return logits_CV
 
     def _compare(
         self, student: StudentChunk, teacher_CV: Tensor | None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learner.records import Rows
-from learner.rowwise import row_dots
+from learner.rowwise import row_blocks, row_dots
 from tutelage.records.signal import SignalNeeds
 
 # What a probability of zero counts as, in nats: about float32's smallest normal number.
@@ -42,6 +42,17 @@ class StudentChunk:
         if ids.dim() == 1:
             return self.logprobs.gather(1, ids[:, None])[:, 0]
         return self.logprobs.gather(1, ids)
+
+    def tempered_logprobs_of(self, ids: Tensor, temperatures: Tensor) -> Tensor:
+        """Log-probs of `ids` [C] at each position's temperature [C]; a temperature of 1 changes nothing."""
+        logprobs_C = self.logprobs_of(ids)
+        if bool((temperatures == 1).all()):
+            return logprobs_C
+        factor_C = 1 / temperatures.to(logprobs_C.dtype)
+        normaliser_C = torch.empty_like(logprobs_C)
+        for block in row_blocks(self.logprobs):
+            torch.logsumexp(self.logprobs[block] * factor_C[block, None], dim=-1, out=normaliser_C[block])
+        return torch.where(temperatures == 1, logprobs_C, logprobs_C * factor_C - normaliser_C)
 
     def entropy(self) -> Tensor:
         """Exact entropy in nats, [C]."""

@@ -56,7 +56,6 @@ class Shaping(Enum):
     clip = "clip"  # to [shaping_low, shaping_high]
     log = "log"  # sign(A) log(1 + |A|)
     tanh = "tanh"
-    length_aware = "length_aware"  # clip where |A| is above shaping_high, log below it
 
 
 class Importance(Enum):
@@ -88,9 +87,9 @@ class TokenMaskConfig(Settings):
     """Which response tokens a term learns from; none of it changes the normaliser of the loss."""
 
     first: int = setting(0, at_least=0, meaning="positions count from 0")  # in the response
-    last: int | None = None  # exclusive
-    teacher_entropy_above: float | None = None  # nats
-    teacher_entropy_below: float | None = None  # nats
+    last: int | None = setting(None, at_least=1)  # exclusive
+    teacher_entropy_above: float | None = setting(None, at_least=0)  # nats
+    teacher_entropy_below: float | None = setting(None, above=0)  # nats
     special_tokens: bool = True  # false: the tokenizer's special tokens, EOS among them, are left out
     trust: Trust = Trust.none
     share: float = setting(1.0, above=0, at_most=1)  # of the tokens at random, rescaled: the sum keeps its mean
@@ -104,13 +103,13 @@ class TermConfig(Settings):
     k: int = setting(16, at_least=1, meaning="16 is usual")  # ids of each top-k support
     normalisation: Normalisation = Normalisation.raw
     divergence: str = REVERSE_KL  # a name in `divergences.DIVERGENCES`
-    beta: float = 0.5  # jsd: 0 is forward KL, 1 reverse KL
-    alpha: float = 0.1  # skewed divergences
+    beta: float = setting(0.5, below=math.inf)  # jsd: 0 is forward KL, 1 reverse KL
+    alpha: float = setting(0.1, below=math.inf)  # skewed divergences
     gradient: Gradient = Gradient.backprop
     estimator: str = K1  # support=sampled only: a name in `estimators.ESTIMATORS`
     shaping: Shaping = Shaping.none  # policy_gradient only
-    shaping_low: float = -5.0
-    shaping_high: float = 5.0
+    shaping_low: float = setting(-5.0, below=math.inf)
+    shaping_high: float = setting(5.0, below=math.inf)
     control_variate: bool = False  # sampled policy gradient only: adds sg KL(p||q) to the advantage
     importance: Importance = Importance.none  # sampled support only
     ratio_cap: float = setting(2.0, above=0, meaning="2 to 5 are usual")  # truncated

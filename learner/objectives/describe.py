@@ -66,11 +66,6 @@ _SHAPES = {
     Shaping.clip: ("clipped to [{shaping_low:g}, {shaping_high:g}]", "clip({a}, {shaping_low:g}, {shaping_high:g})"),
     Shaping.log: ("compressed to sign(A) log(1 + |A|)", "sign(a) log(1 + |a|), a = {a}"),
     Shaping.tanh: ("squashed by tanh", "tanh({a})"),
-    Shaping.length_aware: (
-        "clipped to [{shaping_low:g}, {shaping_high:g}] where |A| > {shaping_high:g}, else compressed to "
-        "sign(A) log(1 + |A|)",
-        "clip(a, {shaping_low:g}, {shaping_high:g}) where |a| > {shaping_high:g}, else sign(a) log(1 + |a|), a = {a}",
-    ),
 }
 
 _IMPORTANCE = {
@@ -80,8 +75,8 @@ _IMPORTANCE = {
         "w = sg min(p/p_rollout, {ratio_cap:g})",
     ),
     Importance.ppo_clip: (
-        "PPO-clipped to ratios of {ratio_low:g} to {ratio_high:g}{dual}",
-        "w = p/p_rollout, 0 where clipped to [{ratio_low:g}, {ratio_high:g}]{dual}",
+        "PPO-clipped to ratios of the policies at the sampling temperature of {ratio_low:g} to {ratio_high:g}{dual}",
+        "w = p/p_T · p_T/p_rollout, 0 where the second is clipped to [{ratio_low:g}, {ratio_high:g}]{dual}",
     ),
 }
 

@@ -23,6 +23,7 @@ class Actions:
     student: Tensor  # [C]
     teacher: Tensor  # [C], at least LOG_ZERO a token
     sampling: Tensor  # [C]
+    tempered: Tensor  # [C], of the student at the temperature of sampling; `student` where nobody asked for it
     tokens: Tensor | None  # [C], of each action; None: one
 
     def shared(self, loss_C: Tensor) -> Tensor:
@@ -30,17 +31,19 @@ class Actions:
         return loss_C if self.tokens is None else loss_C / self.tokens
 
 
-def actions(rows: Rows, logp_C: Tensor) -> Actions:
+def actions(rows: Rows, logp_C: Tensor, tempered_C: Tensor | None = None) -> Actions:
     """The action that each token is part of.
 
     Args:
         logp_C: the current student's log-probs of the targets.
+        tempered_C: the same at the temperatures of sampling, for a term that compares policies there.
     """
-    own_C3 = torch.stack([logp_C, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs], dim=1)
+    own = [logp_C, teacher_floor(rows.teacher_logprobs), rows.sampling_logprobs]
+    own_C4 = torch.stack([*own, logp_C if tempered_C is None else tempered_C], dim=1)
     if rows.span_rest is not None:
-        own_C3 = own_C3 + rows.span_rest
-    student, teacher, sampling = own_C3.unbind(1)
-    return Actions(student, teacher, sampling, rows.span_tokens)
+        own_C4 = own_C4 + rows.span_rest
+    student, teacher, sampling, tempered = own_C4.unbind(1)
+    return Actions(student, teacher, sampling, student if tempered_C is None else tempered, rows.span_tokens)
 
 
 def span_groups(trajectory_R: Tensor, spans_R: Tensor) -> tuple[Tensor, Tensor]:

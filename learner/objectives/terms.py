@@ -14,7 +14,7 @@ and where a teacher scored several tokens together, y is all of them (`spans`). 
 normalisation; without shaping the policy gradient on a support is the direct divergence's.
 
 Exact-KL control variate: arXiv 2605.07865; reward extrapolation: arXiv 2602.12125; returns over later tokens: Gu et
-al., "MiniLLM", arXiv 2306.08543; clips for large advantages and logarithms for small ones: arXiv 2607.13399.
+al., "MiniLLM", arXiv 2306.08543; clips and logarithms of advantages: arXiv 2607.13399.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +28,7 @@ from learner.objectives.base import StudentChunk, TeacherChunk, teacher_floor
 from learner.objectives.config import (
     REVERSE_KL,
     Gradient,
+    Importance,
     Normalisation,
     Shaping,
     TaskRewardConfig,
@@ -87,17 +88,10 @@ def shaping_of(term: TermConfig) -> Shape:
     shapes: dict[Shaping, Shape] = {
         Shaping.none: lambda advantage: advantage,
         Shaping.clip: lambda advantage: advantage.clamp(low, high),
-        Shaping.log: _signed_log,
+        Shaping.log: lambda advantage: advantage.sign() * advantage.abs().log1p(),
         Shaping.tanh: torch.tanh,
-        Shaping.length_aware: lambda advantage: torch.where(
-            advantage.abs() > high, advantage.clamp(low, high), _signed_log(advantage)
-        ),
     }
     return shapes[term.shaping]
-
-
-def _signed_log(advantage: Tensor) -> Tensor:
-    return advantage.sign() * advantage.abs().log1p()
 
 
 @dataclass(frozen=True)
@@ -118,9 +112,12 @@ class SampledPolicyGradient:
         self._divergence, self._shape = divergence_of(term), shaping_of(term)
 
     def __call__(self, student: StudentChunk, rows: Rows, teacher: TeacherChunk | None) -> TermLosses:
-        action = actions(rows, student.logprobs_of(rows.target_ids))
+        logp, tempered = student.logprobs_of(rows.target_ids), None
+        if self._config.importance is Importance.ppo_clip:
+            tempered = student.tempered_logprobs_of(rows.target_ids, rows.temperatures)
+        action = actions(rows, logp, tempered)
         advantage = self._mix(self._shape(self._advantage(action, rows, teacher)), rows)
-        weighted = policy_gradient(self._config, advantage, action.student, action.sampling)
+        weighted = policy_gradient(self._config, advantage, action)
         metrics = {"advantage": advantage, **weighted.metrics}
         return TermLosses(
             action.shared(weighted.loss), rows.target_ids[:, None], weighted.grad[:, None], metrics=metrics

@@ -24,6 +24,7 @@ RENAMED = {  # what is said of objective holds for each of objective.further_ter
     "objective.states.others": Renamed("objective.sequences.other_source"),
     "objective.realisation": Renamed("objective.gradient", {"direct": "backprop"}),
     "objective.averaging": Renamed("objective.loss_reduction"),
+    "experiment": Renamed("name"),
 }
 _FURTHER_TERM = re.compile(r"objective\.further_terms\.\w+\.")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from diagnostics.metrics import unknown_metric
 from learner.objectives import requirements
 from learner.objectives.rules import refusals as objective_rules
 from orchestration.config.facts import learns_from_teacher, named_teachers, run_facts, signal_needs
@@ -39,6 +40,31 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     yield from _engines(config)
     yield from data_refusals(config.data)
     yield from _alignment(config)
+    yield from _steps(config)
+    yield from _alarms(config)
+
+
+def _steps(config: RunConfig) -> Iterator[Refusal]:
+    """What takes longer than the run."""
+    warmup, steps = config.learner.warmup_steps, config.pipeline.steps
+    if warmup > steps:
+        fix = (
+            f"the run ends after pipeline.steps={steps}, before the learning rate is reached; set it to {steps} or less"
+        )
+        yield Refusal("learner.warmup_steps", warmup, fix)
+
+
+def _alarms(config: RunConfig) -> Iterator[Refusal]:
+    """Alarms that could never be raised."""
+    if not STAGES[config.stage].implementation.startswith("orchestration."):
+        return  # a stage of a user's own may measure what it likes
+    for name, rule in config.alarms.rules.items():
+        meant = unknown_metric(rule.metric, config.objective.further_terms) if rule.metric else None
+        if meant is not None:
+            fix = (
+                f"no run has such a number in metrics.jsonl, so the alarm could never be raised; did you mean {meant}?"
+            )
+            yield Refusal(f"alarms.rules.{name}.metric", rule.metric, fix)
 
 
 def _lengths(config: RunConfig) -> Iterator[Refusal]:

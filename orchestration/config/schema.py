@@ -10,11 +10,11 @@ from learner.config import CheckpointConfig, LearnerConfig, StudentConfig
 from learner.objectives.config import ObjectiveConfig
 from rollout.config import GREEDY, DataConfig, RolloutConfig, SamplingConfig
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.settings import ClusterConfig, Refusal, Settings, TimeoutConfig, setting
+from tutelage.settings import SEEDS, ClusterConfig, Refusal, Settings, TimeoutConfig, setting
 
 
 class Resume(Enum):
-    auto = "auto"  # continue the newest unfinished run of this experiment, if there is one
+    auto = "auto"  # continue the newest unfinished run of this name, if there is one
     never = "never"
 
 
@@ -60,10 +60,10 @@ class BaseDivergence(Enum):
 @dataclass
 class EvaluationConfig(Settings):
     every: int = setting(0, at_least=0)  # steps; 0: only before and after
-    prompts: int = setting(32, at_least=1)  # the first n held-out prompts
-    temperature: float = setting(1.0, above=0, meaning=GREEDY)
-    max_tokens: int = setting(48, at_least=1)
-    seed: int = 1234
+    prompts: int = setting(32, at_least=1, resume=False)  # the first n held-out prompts
+    temperature: float = setting(1.0, above=0, meaning=GREEDY, resume=False)
+    max_tokens: int = setting(48, at_least=1, resume=False)
+    seed: int = setting(1234, at_least=0, at_most=SEEDS, resume=False)
     base_kl: BaseDivergence = BaseDivergence.auto
 
 
@@ -99,10 +99,10 @@ class RecipeConfig(Settings):
 @dataclass
 class RunConfig(Settings):
     stage: str = setting("distil", resume=False)  # what is done with the student: of `orchestration.config.stages`
-    experiment: str = "quickstart"  # names the folder of the outputs
-    seed: int = setting(0, resume=False)
+    name: str = "quickstart"  # of the run: names the folder of the outputs
+    seed: int = setting(0, at_least=0, at_most=SEEDS, resume=False)
     output_root: str = "outputs"
-    run_dir: str | None = None  # none: <output_root>/<experiment>/<time>
+    run_dir: str | None = None  # none: <output_root>/<name>/<time>
     resume: Resume = Resume.never
     dry_run: bool = False  # resolve, validate, print the plan, start nothing
     student: StudentConfig = setting(StudentConfig, resume=False)
@@ -126,3 +126,10 @@ class RunConfig(Settings):
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse a name that is no folder below `output_root`."""
+        yield from super().refusals(prefix)
+        if not self.name.strip("/.") or self.name.startswith("/") or ".." in self.name.split("/"):
+            fix = "names a folder below output_root; give a name, or several with / in between"
+            yield Refusal(f"{prefix}name", self.name, fix)

@@ -13,18 +13,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from orchestration.lab.series import Job, perform
-from orchestration.lab.untrained import write_untrained
+from orchestration.lab.untrained import END, write_untrained
 from orchestration.prepare.checkpoints import LAB_MODELS, LAB_PREFIX
 from orchestration.results.provenance import package_versions
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole
 from tutelage.files import write_json
 
 MADE = "made.json"
 _LAYERS = 3
+_WEIGHTS = "model.safetensors"
 _SHIPPED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PACKAGES = ("torch", "transformers", "deepspeed")
 _LIMIT_MIB = 20.0
@@ -50,6 +52,7 @@ class Recipe:
     name: str
     base: str | int  # the model it is trained from, or the seed of an untrained one
     overrides: tuple[str, ...]
+    exchanged: tuple[str, ...] = ()  # two tokens, each in the other's place: the base's distribution under other names
 
 
 def _supervised(mixture: str, problems: int, steps: int, schedule: str = "linear") -> tuple[str, ...]:
@@ -94,6 +97,7 @@ RECIPES = (
     Recipe("told", 4, _supervised(_TOLD, _MANY, 500)),
     Recipe("narrow_student", 6, _supervised(_NARROW, _MANY, 240)),
     Recipe("narrow_longer", "narrow_student", _supervised(_NARROW, _MANY, 200)),
+    Recipe("other_end", "carries", (), exchanged=(END, "<|system|>")),  # the tasks have no system message
 )
 
 
@@ -107,14 +111,14 @@ def build(names: Sequence[str], work: Path, models: Path = LAB_MODELS) -> None:
     Raises:
         ValueError: a name that the lab does not have.
     """
-    console = Console()
+    console = PlainConsole()
     with Session() as session:
         for recipe in missing(names, models):
             console.print(f"{recipe.name}: from {recipe.base} …")
             _make(recipe, work, models, session)
-            console.print(f"{recipe.name}: accuracy {_accuracy(models / recipe.name)}", highlight=False)
+            console.print(f"{recipe.name}: accuracy {_accuracy(models / recipe.name)}")
     size = sum(path.stat().st_size for path in models.rglob("*") if path.is_file()) / 2**20
-    console.print(f"{models}: {size:.1f} MiB of at most {_LIMIT_MIB:g}", highlight=False)
+    console.print(f"{models}: {size:.1f} MiB of at most {_LIMIT_MIB:g}")
 
 
 def missing(names: Sequence[str], models: Path) -> list[Recipe]:
@@ -143,6 +147,9 @@ def missing(names: Sequence[str], models: Path) -> list[Recipe]:
 
 
 def _make(recipe: Recipe, work: Path, models: Path, session: Session) -> None:
+    if recipe.exchanged:
+        _exchange(recipe, models)
+        return
     folder = work / recipe.name
     with _base(recipe, work) as base:
         job = Job(folder, ("experiment=lab/base", "evaluation.every=100", f"student.model={base}", *recipe.overrides))
@@ -156,6 +163,28 @@ def _make(recipe: Recipe, work: Path, models: Path, session: Session) -> None:
         "versions": package_versions(_PACKAGES),
     }
     write_json(models / recipe.name / MADE, made)
+
+
+def _exchange(recipe: Recipe, models: Path) -> None:
+    """Write the base with two tokens exchanged, in its weights, its template and what ends its turns."""
+    base, target = models / str(recipe.base), models / recipe.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(base, target)
+    one, other = recipe.exchanged
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer.convert_tokens_to_ids([one, other])
+    tokenizer.chat_template = tokenizer.chat_template.replace(one, other)
+    tokenizer.eos_token = tokenizer.pad_token = other
+    tokenizer.save_pretrained(target)
+    weights = load_file(base / _WEIGHTS)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name][ids] = weights[name][ids[::-1]]
+    save_file(weights, target / _WEIGHTS, metadata={"format": "pt"})
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((target / name).read_text(encoding="utf-8"))
+        write_json(target / name, settings | {"eos_token_id": ids[1], "pad_token_id": ids[1]})
+    made = json.loads((base / MADE).read_text(encoding="utf-8"))
+    write_json(target / MADE, made | asdict(recipe))
 
 
 @contextmanager
@@ -178,8 +207,8 @@ def _ship(final: Path, target: Path) -> None:
     for name in _SHIPPED:
         if (final / name).is_file():
             shutil.copyfile(final / name, partial / name)
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(final / "model.safetensors").items()}
-    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(final / _WEIGHTS).items()}
+    save_file(weights, partial / _WEIGHTS, metadata={"format": "pt"})
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 

@@ -51,6 +51,11 @@ class Outcome:
         return float(self.summary["evaluation"]["student_after"]["accuracy"])
 
     @property
+    def truncated_after(self) -> float:
+        """Share of the student's answers that did not come to an end."""
+        return float(self.summary["evaluation"]["student_after"]["truncated_share"])
+
+    @property
     def accuracy_teacher(self) -> float | None:
         teacher = self.summary["evaluation"]["teacher"]
         return None if teacher is None else float(teacher["accuracy"])

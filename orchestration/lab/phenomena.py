@@ -71,6 +71,11 @@ PAIRS = (
     _experiment("reinforced_further"),
     _experiment("shared_rule"),
     _experiment("instance_answers"),
+    _experiment("other_end"),
+)
+_ENDS = (
+    _experiment("other_end"),
+    _experiment("other_end", "sampling.stops=as_they_are", label="ends_as_they_are"),
 )
 _SUPPORTS = (
     _support("top_1", _TOPK, "objective.k=1"),
@@ -252,6 +257,16 @@ PHENOMENA = (
                 "other pattern: more than half of the gap is recovered after a cold start",
                 lambda o: _recovery(o["other_pattern_after_cold_start"]) - 0.5,
             ),
+        ),
+    ),
+    Phenomenon(
+        "another end of turn",
+        "arXiv 2609.20511",
+        _ENDS,
+        (
+            Claim("as they are: nearly every answer is cut", lambda o: o["ends_as_they_are"].truncated_after - 0.9),
+            Claim("semantic: one answer in twenty at most is", lambda o: 0.05 - o["other_end"].truncated_after),
+            Claim("semantic ends higher than as they are", _higher("other_end", "ends_as_they_are")),
         ),
     ),
     Phenomenon(

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy.stats import t as student_t
@@ -23,6 +22,7 @@ from orchestration.lab.series import Job, perform
 from orchestration.results.directory import is_finished
 from orchestration.results.provenance import machine, package_versions
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole
 from tutelage.files import write_json, write_text
 
 _MEASURED = {
@@ -84,7 +84,7 @@ def run_all(variants: Sequence[Variant], seeds: Sequence[int], root: Path) -> No
         for variant in variants
     ]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress, Session() as session:
+    with Progress(*columns, console=PlainConsole(stderr=True)) as progress, Session() as session:
         task = progress.add_task("", total=len(jobs), completed=sum(is_finished(job.folder) for job in jobs))
         for job in jobs:
             progress.update(task, description=f"{job.folder.parent.name}, {job.folder.name}")
@@ -114,7 +114,7 @@ def conclude(phenomena: Sequence[Phenomenon], variants: Sequence[str], seeds: Se
     write_json(root / "lab.json", content)
     write_text(root / "lab.html", render_lab(content, outcomes))
     _print(findings, runs)
-    Console().print(f"{root / 'lab.html'}\n{root / 'lab.json'}", highlight=False, soft_wrap=True)
+    PlainConsole().print(f"{root / 'lab.html'}\n{root / 'lab.json'}", soft_wrap=True)
 
 
 def weigh_claims(phenomenon: Phenomenon, outcomes: Mapping[int, Outcomes]) -> list[Finding]:
@@ -159,7 +159,7 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, Interval]:
 
 
 def _print(findings: Sequence[Finding], runs: Mapping[str, Mapping[str, Interval]]) -> None:
-    console = Console()
+    console = PlainConsole()
     table = Table(title="runs", title_justify="left")
     shown = ("accuracy before", "accuracy after", "accuracy of the teacher", "gap recovery")
     for column in ("", *shown):

@@ -95,7 +95,8 @@ class _Measurement:
         self._teachers = _compared_teachers(config, prepared)
         self._prompts = prepared.train[: self._questions()]
         self._grader = AnswerGrader(verifier, self._prompts, prepared.tokenizer)
-        self._stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
+        own_stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
+        self._stops = own_stops | {*prepared.ends.stop_ids}
         self._tokens, self._started = 0, time.monotonic()
 
     async def carry_out(self) -> GradientAlignment:
@@ -219,6 +220,8 @@ class _Measurement:
         await self._scorers.load(teacher.path, self._config.teacher)
         head = await self._scorers.lm_head()
         assert head is not None  # a diagnosis refuses teachers that do not show theirs
+        if TEACHER in self._prepared.ends.swaps and teacher.path == self._prepared.teacher_path:
+            head = head.swapped(self._prepared.ends.swaps[TEACHER])
         await self._fleet.learner.set_teacher_head(TEACHER, head)
 
     async def _examine(self, answers: Sequence[Answer], teacher: ComparedTeacher) -> list[ExampleTokens]:
@@ -226,9 +229,10 @@ class _Measurement:
             self._say(f"alignment: {teacher.name} looks at the same answers …")
             await self._load(teacher)
         prompts = [self._prompts[answer.question] for answer in answers]
+        merged = self._prepared.ends.merged
         seen = [item.teacher_ids if teacher.sees_context else item.student_ids for item in prompts]
         requests = [
-            ScoringRequest(TEACHER, prompt_ids, answer.trajectory.response_ids, hidden_states=True)
+            ScoringRequest(TEACHER, prompt_ids, answer.trajectory.response_ids, hidden_states=True, stops=merged)
             for prompt_ids, answer in zip(seen, answers, strict=True)
         ]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)

@@ -23,13 +23,14 @@ from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import Trajectory
 from tutelage.settings import ConfigError, Refusal
+from tutelage.stops import StopClass
 
 T = TypeVar("T")
 
 
-def full_request(item: RenderedPrompt, answer: Trajectory) -> ScoringRequest:
-    """Ask the prompt's teacher for its whole distribution at each token of an answer."""
-    return ScoringRequest(item.prompt.teacher, item.teacher_ids, answer.response_ids, hidden_states=True)
+def full_request(item: RenderedPrompt, answer: Trajectory, stops: StopClass | None) -> ScoringRequest:
+    """Ask the prompt's teacher for its whole distribution at each token of an answer; `stops` are one action."""
+    return ScoringRequest(item.prompt.teacher, item.teacher_ids, answer.response_ids, hidden_states=True, stops=stops)
 
 
 def teacher_in_question(config: RunConfig, fleet: Fleet) -> ScoringGroup:

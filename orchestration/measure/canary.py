@@ -120,11 +120,15 @@ class Canary:
             sampling_logprobs=np.full(len(response), np.nan, dtype=np.float32),
             temperature=1.0,
         )
+        # The engine scores given tokens one by one: where their ends are one action, all but the end are compared.
+        compared = len(response) - (self._prepared.ends.merged is not None)
         (learner,) = await self._both.student_logprobs([ended])
         ids = np.concatenate([chosen.prompt_ids, response]).tolist()
-        engines = [values[-len(response) :] for values in await self._fleet.rollouts.prompt_logprobs(ids)]
+        engines = [values[-len(response) :][:compared] for values in await self._fleet.rollouts.prompt_logprobs(ids)]
         sides = "engine, told the tokens", "learner"
-        return check_agreement("canary: ended answer", sides, engines, [learner] * len(engines), self._tolerance)
+        return check_agreement(
+            "canary: ended answer", sides, engines, [learner[:compared]] * len(engines), self._tolerance
+        )
 
     async def ask(self, first: Sampled, scorers: ScoringGroup, key: str | None = None) -> ScoredAnswers:
         """What a scoring service says of the engines' answers, with the states behind it where it shows them.
@@ -144,15 +148,15 @@ class Canary:
         return ScoredAnswers(asked, requests, signals, time.perf_counter() - started)
 
     def _scoring_request(self, trajectory: Trajectory, key: str | None) -> ScoringRequest:
-        item = self._by_id[trajectory.prompt_id]
+        item, stops = self._by_id[trajectory.prompt_id], self._prepared.ends.merged
         if key is None:
-            return ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
+            return ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids, stops=stops)
         teacher, prompt_ids = self._prepared.teachers[key].tokenizer, item.views.get(key, item.teacher_ids)
         response = trajectory.response_ids
         if teachers_of(self._config)[key].cross_tokenizer:  # ids of its own: the same text
             text = self._prepared.tokenizer.decode(response, skip_special_tokens=True)
             response = np.array(teacher(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
-        return ScoringRequest(key, prompt_ids, response, hidden_states=shows_whole(self._config, key))
+        return ScoringRequest(key, prompt_ids, response, hidden_states=shows_whole(self._config, key), stops=stops)
 
     async def check_scores(self, scores: ScoredAnswers, scorers: ScoringGroup, who: str) -> Check:
         """The service against a plain forward."""

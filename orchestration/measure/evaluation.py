@@ -77,7 +77,8 @@ class Evaluator:
             return None
         if teachers.moves:
             await both.fleet.send_heads()
-        asked = [full_request(item, answer) for item, answer in zip(items, answers, strict=True)]
+        merged = self._prepared.ends.merged
+        asked = [full_request(item, answer, merged) for item, answer in zip(items, answers, strict=True)]
         return await both.divergences(await both.ask(answers, asked, [item.views for item in items]))
 
     async def _from_base(self, answers: Sequence[Trajectory], both: BothModels) -> list[ExampleDivergence] | None:

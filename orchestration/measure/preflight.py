@@ -6,14 +6,12 @@ canary ─► engine, learner, teacher on the same few tokens, with the initial 
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from safetensors import safe_open
@@ -49,17 +47,18 @@ from orchestration.config.stages import STAGES
 from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
+from orchestration.prepare.plan import host_memory_gib
 from rollout.grading import VerifierPool
 from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
 from scoring.pool import REFERENCE
 from tutelage.chat import generation_ends, stop_token_ids
+from tutelage.console import PlainConsole
 from tutelage.errors import WorkerFailure
 from tutelage.records.prompt import Prompt, with_ids
 from tutelage.records.trajectory import FinishReason
 from tutelage.settings import DType
 
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHOWN_PROMPTS = 16  # rendered by both templates
 _COLOURS = {Status.passed: "green", Status.warned: "yellow", Status.failed: "red"}
 
@@ -102,13 +101,13 @@ async def run_preflight(
     return Preflight(checks, time.monotonic() - started)
 
 
-def print_checks(console: Console, checks: Sequence[Check]) -> None:
+def print_checks(console: PlainConsole, checks: Sequence[Check]) -> None:
     table = Table(title="preflight", title_justify="left", show_lines=True)
     for column in ("check", "", "seen", "what to do"):
         table.add_column(column, overflow="fold")
     for check in checks:
         status = Text(check.status.value, style=_COLOURS[check.status])
-        table.add_row(check.name, status, Text(check.seen), Text(check.fix))
+        table.add_row(check.name, status, check.seen, check.fix)
     console.print(table)
 
 
@@ -117,7 +116,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     student, items = prepared.tokenizer, (*prepared.train, *prepared.heldout)
     checks = [
         check_bos(student, [ids for item in items for ids in (item.student_ids, item.teacher_ids)]),
-        check_end_of_turn(student, generation_ends(prepared.student_path)),
+        check_end_of_turn(student, generation_ends(prepared.student_path) | {*prepared.ends.stop_ids}),
     ]
     if not prepared.teachers:
         return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
@@ -130,7 +129,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
         if ends.status is Status.failed:  # the teacher scores what the student ends; only its own answers would not end
             ends = replace(ends, status=Status.warned)
         about_teacher = [
-            *check_tokenizers(student, teacher.tokenizer),
+            *check_tokenizers(student, teacher.tokenizer, prepared.ends),
             *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
             ends,
         ]
@@ -183,7 +182,7 @@ async def _check_workers(
     """The canary, and the time that follows from it."""
     canary = Canary(config, prepared, fleet, version=0)
     first = await canary.sample()
-    stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path))
+    stops = stop_token_ids(prepared.tokenizer, generation_ends(prepared.student_path)) | {*prepared.ends.stop_ids}
     checks = [*canary.check_first(first, stops), await canary.check_given_tokens(first)]
     checks.append(await canary.check_learner_packing(first))
     about_scores, scores = await _check_scores(config, canary, first, fleet)
@@ -253,13 +252,6 @@ def model_size(path: str, trust_remote_code: bool) -> ModelSize:
         vocabulary=config.vocab_size,
         cache=2 * config.num_hidden_layers * heads * head_size,
     )
-
-
-def host_memory_gib() -> float:
-    """Memory of this machine, or of its container."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    text = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
-    return min(machine, int(text) if text.isdigit() else machine) / 2**30
 
 
 def _memory(config: RunConfig, prepared: Prepared) -> list[WorkerMemory]:

@@ -130,7 +130,7 @@ class Prober:
             return self._fleet.rollouts
         assert prepared.teacher_path is not None  # it has workers of its own
         await self._fleet.rollouts.set_idle(cluster)
-        return await start_engines(self._config, prepared.teacher_path, cluster, "teacher-rollout")
+        return await start_engines(self._config, prepared.teacher_path, cluster, prepared.ends, "teacher-rollout")
 
     async def _answers(self, engines: RolloutGroup, who: int) -> list[Trajectory]:
         room, samples = self._config.sampling.max_tokens, self._config.probe.samples_per_prompt
@@ -183,16 +183,16 @@ class Prober:
                 depths.append(depth)
         ended = self._roll_out(engines, requests, f"the {'teacher' if by_teacher else 'student'} goes on")
         answers = (replace(t, response_ids=np.concatenate([prefixes[t.slot], t.response_ids])) async for t in ended)
-        return [
-            Graded(graded.prompt_id, _reward(graded), depths[graded.slot])
-            async for graded in self._grader.grade_all(answers)
-        ]
+        graded = sorted([answer async for answer in self._grader.grade_all(answers)], key=lambda answer: answer.slot)
+        # In the order of the requests, so that both models' i-th have gone on from the same beginning.
+        return [Graded(answer.prompt_id, _reward(answer), depths[answer.slot]) for answer in graded]
 
     async def _examine(self, trajectories: Sequence[Trajectory]) -> list[ProbedAnswer]:
         """Every token of the answers under both models, exact over the whole vocabulary."""
         self._advance("the teacher scores", 0)
         items = [self._by_id[trajectory.prompt_id] for trajectory in trajectories]
-        requests = [full_request(item, answer) for item, answer in zip(items, trajectories, strict=True)]
+        merged = self._prepared.ends.merged
+        requests = [full_request(item, answer, merged) for item, answer in zip(items, trajectories, strict=True)]
         self._tokens += sum(len(request.prompt_ids) + len(request.response_ids) for request in requests)
         both = BothModels(self._fleet, self._config.learner)
         tokens = await both.tokens(await both.ask(trajectories, requests), self._config.learner.examined_k)

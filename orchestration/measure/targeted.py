@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +21,7 @@ from orchestration.pipeline.requests import rollout_request
 from rollout.grading import Grade, VerifierPool
 from rollout.group import RolloutGroup
 from tutelage.aio import mapped
+from tutelage.console import PlainConsole
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.trajectory import CORRECT, RolloutRequest, Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
@@ -170,10 +170,13 @@ def _requests(plan: TargetedPlan) -> list[RolloutRequest]:
 @contextmanager
 def _progress(requests: int) -> Iterator[Callable[[], None]]:
     """A live bar on a terminal, nothing elsewhere; yields what to call for each finished request."""
-    console = Console()
+    console = PlainConsole()
     columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
-        TextColumn("[bold]targeted rollouts"), *columns, console=console, disable=not console.is_terminal
+        TextColumn("targeted rollouts", style="bold", markup=False),
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("", total=requests)
         yield lambda: bar.advance(task)

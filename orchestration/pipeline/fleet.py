@@ -6,7 +6,8 @@ LearnerGroup   produces policy versions, waits for batches; its ranks act in loc
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from learner.config import LearnerSetup
 from learner.group import LearnerGroup
@@ -18,19 +19,26 @@ from rollout.group import RolloutGroup
 from scoring.config import TEACHER
 from scoring.pool import BASE, TeacherPool
 from tutelage.cluster import Cluster, Worker
+from tutelage.stops import Swap, TurnEnds
 
 
 async def start_engines(
-    config: RunConfig, model_path: str, cluster: Cluster, name: str = "rollout", count: int | None = None
+    config: RunConfig,
+    model_path: str,
+    cluster: Cluster,
+    ends: TurnEnds,
+    name: str = "rollout",
+    count: int | None = None,
 ) -> RolloutGroup:
     """Start a run's rollout engines with a checkpoint, or take idle ones.
 
     Args:
+        ends: of the run's turns.
         count: of workers; None: as many as the configuration says.
     """
     settings = config.rollout if count is None else replace(config.rollout, workers=count)
     transfer = config.learner.weight_transfer
-    return await RolloutGroup.start(model_path, settings, transfer, config.seed, config.timeouts, cluster, name)
+    return await RolloutGroup.start(model_path, settings, transfer, config.seed, config.timeouts, cluster, name, ends)
 
 
 class TeacherEngines:
@@ -46,7 +54,8 @@ class TeacherEngines:
         if self._group is None or self._path != path:
             await self.release()
             count = self._config.rollout.workers if STAGES[self._config.stage].collects else 1
-            self._group = await start_engines(self._config, path, self._cluster, "teacher-rollout", count)
+            ends = self._prepared.ends
+            self._group = await start_engines(self._config, path, self._cluster, ends, "teacher-rollout", count)
             self._path = path
         return self._group
 
@@ -66,6 +75,7 @@ class Fleet:
     teachers: TeacherPool  # empty where nothing is scored
     learner: LearnerGroup
     teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences, where they are learned from
+    swaps: Mapping[str, Swap] = field(default_factory=dict)  # of ends, by key of a teacher
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Fleet":
@@ -84,14 +94,15 @@ class Fleet:
             config.pipeline.steps,
             config.seed,
             config.rollout.max_model_len,
+            prepared.ends,
         )
         rollouts, teachers, learner, teacher_rollouts = await asyncio.gather(
-            start_engines(config, prepared.student_path, cluster),
+            start_engines(config, prepared.student_path, cluster, prepared.ends),
             TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, config.timeouts, cluster),
             LearnerGroup.start(setup, config.timeouts, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
         )
-        return cls(cluster, rollouts, teachers, learner, teacher_rollouts)
+        return cls(cluster, rollouts, teachers, learner, teacher_rollouts, prepared.ends.swaps)
 
     async def connect(self) -> None:
         """Let the learner send weights to those that follow it, and give it the heads of all who show theirs."""
@@ -108,6 +119,8 @@ class Fleet:
     async def send_head(self, role: str) -> None:
         """Give the learner the head behind a role's hidden states, if there is one."""
         head = await self.teachers.lm_head(role)
+        if head is not None and role in self.swaps:
+            head = head.swapped(self.swaps[role])
         if head is not None:
             await self.learner.set_teacher_head(role, head)
 
@@ -133,4 +146,4 @@ class Fleet:
 async def _start_teacher_rollouts(config: RunConfig, prepared: Prepared, cluster: Cluster) -> RolloutGroup | None:
     if not needs_teacher_rollouts(config) or prepared.teacher_path is None:
         return None
-    return await start_engines(config, prepared.teacher_path, cluster, name="teacher-rollout")
+    return await start_engines(config, prepared.teacher_path, cluster, prepared.ends, "teacher-rollout")

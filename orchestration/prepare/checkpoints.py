@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -28,6 +29,7 @@ LAB_MODELS = Path(__file__).parents[1] / "lab" / "models"  # shipped with the pa
 # What a hub snapshot brings: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_MOST_JSON_BYTES = 2**24
 _ADAPTER = "adapter_config.json"
 _PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -97,8 +99,12 @@ def _check_checkpoint(directory: Path, key: str) -> None:
     """
     if not directory.is_dir():
         raise ConfigError(Refusal(key, directory, "no such directory; give a checkpoint directory or a hub name"))
-    if (directory / _ADAPTER).is_file() and not any((directory / name).is_file() for name in (SINGLE_FILE, INDEX)):
-        raise ConfigError(Refusal(key, directory, _merge_advice(directory)))
+    if (directory / _ADAPTER).is_file():
+        if not any((directory / name).is_file() for name in (SINGLE_FILE, INDEX)):
+            raise ConfigError(Refusal(key, directory, _merge_advice(directory)))
+        # transformers would load the adapter's base and put the adapter on it, vLLM the model that lies here
+        fix = f"has a whole model and {_ADAPTER}, which are two models; move what belongs to the adapter out of it"
+        raise ConfigError(Refusal(key, directory, fix))
     if not (directory / "config.json").is_file():
         raise ConfigError(Refusal(key, directory, "no config.json in it; give a Hugging Face checkpoint directory"))
     if not any(directory.glob("*.safetensors")):
@@ -126,7 +132,7 @@ def _check_checkpoint(directory: Path, key: str) -> None:
 def _merge_advice(directory: Path) -> str:
     """How to make a model of a folder that has an adapter only."""
     try:
-        settings = json.loads((directory / _ADAPTER).read_text(encoding="utf-8"))
+        settings = _read_json(directory / _ADAPTER)
         base = str(settings["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"is a PEFT adapter, and its {_ADAPTER} does not say over which model; give a whole model"
@@ -156,9 +162,7 @@ def read_config(directory: str, key: str, trust_key: str, trusted: bool) -> PreT
 
     path = Path(directory) / "config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("not a JSON object")
+        settings = _read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(Refusal(key, path, f"cannot be read as JSON ({error}); bring it again")) from error
     try:
@@ -189,6 +193,19 @@ def read_tokenizer(directory: str, key: str, trust_key: str, trusted: bool) -> P
         fix = f"its tokenizer cannot be loaded ({_in_one_line(error)}); bring its files again"
         raise ConfigError(Refusal(key, directory, fix)) from error
     return tokenizer
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        OSError, ValueError, RecursionError: it is no JSON object of a reasonable size.
+    """
+    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise ValueError("larger than 16 MiB")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError("not a JSON object")
+    return settings
 
 
 def _code_advice(kind: object, trust_key: str) -> str:

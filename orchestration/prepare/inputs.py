@@ -13,6 +13,7 @@ from orchestration.prepare.prompts import read_prompts
 from orchestration.prepare.roles import Roles, decide_roles
 from scoring.config import TEACHER
 from tutelage.records.prompt import RenderedPrompt
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Prepared:
     roles: Roles  # who scores what
     adapter_parameters: int = 0  # numbers in the student's adapters; 0: all of its weights are trained
     blank: int = 0  # prompts dropped because they have no text
+    ends: TurnEnds = AS_THEY_ARE
 
     @property
     def teacher_path(self) -> str | None:
@@ -75,4 +77,5 @@ def prepare(config: RunConfig) -> Prepared:
         decide_roles(config, models.teachers, models.student_path, models.reference_path, asked),
         models.adapter_parameters,
         prompts.blank,
+        models.ends,
     )

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -13,6 +12,7 @@ from learner.objectives.config import TOPK_SUPPORTS, ObjectiveConfig
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.checkpoints import read_config, read_tokenizer, resolve_model, resolve_tokenizer
+from orchestration.prepare.ends import ModelEnds, decide_ends
 from orchestration.prepare.weights import checkpoint_refusals
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
@@ -21,6 +21,7 @@ from tutelage.chat import generation_ends
 from tutelage.lm.packable import try_packing
 from tutelage.lm.packed import unpackable_layers
 from tutelage.settings import Attention, ConfigError, Refusal, Refusals
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 STUDENT_MODEL = "student.model"
 REFERENCE_MODEL = "objective.reference.model"
@@ -49,6 +50,7 @@ class Models:
     reference_path: str | None  # of the model that rewards are extrapolated from
     adapter_parameters: int  # numbers in the student's adapters; 0: all of its weights are trained
     teachers: dict[str, PreparedTeacher] = field(default_factory=dict)  # by key
+    ends: TurnEnds = AS_THEY_ARE
 
 
 def find_models(config: RunConfig) -> Models:
@@ -82,17 +84,24 @@ def find_models(config: RunConfig) -> Models:
         if not teacher.mixture:
             with refusals.collecting():
                 _add_teacher(models, key, teacher, paths, comparable)
+    others: dict[str, ModelEnds] = {}
     for key in (REFERENCE_MODEL, *_further_models(config)):
         if key in paths and paths[key] not in comparable:
             with refusals.collecting():
                 other = read_tokenizer(paths[key], key, *_trust(config, key))
                 _compare_tokenizers(other, paths[key], key, tokenizer)
+                others[key] = ModelEnds.of(other, paths[key])
     readers = {prepared.path: prepared.tokenizer for prepared in models.teachers.values()} | {student_path: tokenizer}
     for path, (key, model) in configs.items():
         refusals.extend(_config_refusals(config, model, path, key))
         refusals.extend(_row_refusals(model, readers.get(path, tokenizer), path, key))
     refusals.raise_all()
-    return models
+    same_ids = {
+        key: ModelEnds.of(teacher.tokenizer, teacher.path)
+        for key, teacher in models.teachers.items()
+        if not teachers_of(config)[key].cross_tokenizer
+    }
+    return replace(models, ends=decide_ends(config, ModelEnds.of(tokenizer, student_path), same_ids, others))
 
 
 def _check_checkpoints(
@@ -206,6 +215,13 @@ def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key:
             "full vocabulary included; choose a causal language model"
         )
         yield Refusal(key, path, fix)
+    elif model.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(model, "auto_map", None):
+        fix = (
+            f"is a {kinds[0] if kinds else model.model_type}, which transformers does not load as a model of text "
+            "alone (it reads images or sound, or has an encoder); choose a causal language model, for instance the "
+            "text model of its family"
+        )
+        yield Refusal(key, path, fix)
     if getattr(model.get_text_config(), "vocab_size", None) is None:
         return  # no language model, and refused as such
     yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
@@ -232,7 +248,11 @@ def _row_refusals(
             "bring the tokenizer that belongs to it"
         )
         yield Refusal(key, path, fix)
-    ends = sorted(i for i in generation_ends(path) if i >= rows) if Path(path, "config.json").is_file() else []
+    try:
+        ends = sorted(i for i in generation_ends(path) if not 0 <= i < rows)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        yield Refusal(key, path, f"its generation_config.json cannot be read ({' '.join(str(error).split())[:200]})")
+        return
     if ends:
         fix = f"its generation_config.json ends answers with {ends}, and its embedding has {rows} rows; correct it"
         yield Refusal(key, path, fix)
@@ -301,13 +321,8 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
         fix = (
             f"its tokenizer differs from the student's in {len(different)} tokens (first: {different[0]!r}, "
             f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
-            "with one vocabulary: choose a model of the same family, or, for a teacher, set "
-            "teacher.cross_tokenizer=true to align the two byte by byte"
-        )
-        raise ConfigError(Refusal(key, path, fix))
-    if student.eos_token_id != other.eos_token_id:
-        fix = (
-            f"its tokenizer ends a text with id {other.eos_token_id} and the student's with {student.eos_token_id}; "
-            "set the same eos_token in both tokenizer_config.json"
+            "with one vocabulary: choose a model of the same family, or, for a teacher, set teacher.tokenizer to the "
+            "student's model if the ids that both have stand for the same text and the teacher merely has a few more, "
+            "or set teacher.cross_tokenizer=true to align the two byte by byte"
         )
         raise ConfigError(Refusal(key, path, fix))

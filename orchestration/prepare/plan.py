@@ -1,13 +1,12 @@
 """What a run is going to do, for people: printed before it starts, and all that a dry run does."""
 
 import math
+import os
 from collections import Counter
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from diagnostics.preflight.prompts import check_overlap
 from learner.objectives.describe import describe
@@ -15,10 +14,14 @@ from orchestration.config.facts import needs_teacher_rollouts, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.roles import Roles
+from orchestration.prepare.warnings import warnings
 from scoring.config import TeacherConfig, TeacherWeights
 from scoring.context import ContextTemplate
 from tutelage.cluster import Cluster, Session, local_cpus
-from tutelage.settings import ConfigError, Refusal
+from tutelage.console import PlainConsole
+from tutelage.settings import Refusal, Refusals
+
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def _rollout_workers(config: RunConfig) -> int:
@@ -52,32 +55,74 @@ def check_resources(config: RunConfig, roles: Roles, cpus: float, gpus: float) -
     Raises:
         ConfigError: naming what is asked for, what there is, and the keys that ask.
     """
-    for name, needed, there in (
-        ("CPUs", required_cpus(config, roles), cpus),
-        ("GPUs", required_gpus(config, roles), gpus),
-    ):
-        if needed > there:
-            fix = (
-                f"the workers ask for {needed:g} {name} and the cluster has {there:g}; lower it, scoring.workers="
-                f"{config.scoring.workers} or learner.ranks={config.learner.ranks} (or their share of {name}), or join "
-                f"more nodes; on one machine cluster.cpus={math.ceil(required_cpus(config, roles))} lets them share "
-                "its cores"
-            )
-            raise ConfigError(Refusal("rollout.workers", config.rollout.workers, fix))
+    refusals, cpus_needed, gpus_needed = Refusals(), required_cpus(config, roles), required_gpus(config, roles)
+    asked = f"scoring.workers={config.scoring.workers} or learner.ranks={config.learner.ranks}"
+    if gpus_needed > gpus == 0:
+        fix = (
+            f"the workers ask for {gpus_needed:g} GPUs and none is there: run it where nvidia-smi lists some, or on "
+            "CPUs with rollout=cpu scoring=cpu learner=cpu"
+        )
+        shares = {
+            "rollout.gpus_per_worker": config.rollout.gpus_per_worker,
+            "scoring.gpus_per_worker": config.scoring.gpus_per_worker,
+            "learner.gpus_per_rank": config.learner.gpus_per_rank,
+        }
+        key, share = next((key, share) for key, share in shares.items() if share)
+        refusals.append(Refusal(key, share, fix))
+    elif gpus_needed > gpus:
+        fix = (
+            f"the workers ask for {gpus_needed:g} GPUs and the cluster has {gpus:g}; lower it, {asked} or their shares "
+            "of a GPU (gpus_per_worker, gpus_per_rank), or join more nodes"
+        )
+        refusals.append(Refusal("rollout.workers", config.rollout.workers, fix))
+    if cpus_needed > cpus:
+        fix = (
+            f"the workers ask for {cpus_needed:g} CPUs and the cluster has {cpus:g}; lower it, {asked} (or their share "
+            f"of CPUs), or join more nodes; on one machine cluster.cpus={math.ceil(cpus_needed)} lets them share its "
+            "cores"
+        )
+        refusals.append(Refusal("rollout.workers", config.rollout.workers, fix))
+    refusals.raise_all()
 
 
 def check_local_resources(config: RunConfig, roles: Roles) -> None:
-    """`check_resources` for a cluster of the run's own, which is known before it is started."""
+    """`check_resources` for a cluster of the run's own, which is known before it is started, and its memory."""
     if config.cluster.address == "local":
         check_resources(config, roles, local_cpus(config.cluster), torch.cuda.device_count())
+        _check_sizes(config)
+
+
+def host_memory_gib() -> float:
+    """Memory of this machine, or of its container."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    text = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
+    return min(machine, int(text) if text.isdigit() else machine) / 2**30
+
+
+def _check_sizes(config: RunConfig) -> None:
+    """Refuse buffers that this machine has not the memory for.
+
+    Raises:
+        ConfigError: with each of them.
+    """
+    memory, refusals = host_memory_gib(), Refusals()
+    sizes = {"cluster.object_store_gib": (config.cluster.object_store_gib, 1)}
+    if config.rollout.gpus_per_worker == 0:
+        sizes["rollout.kv_cache_gib"] = config.rollout.kv_cache_gib, _rollout_workers(config)
+    if config.scoring.gpus_per_worker == 0 and any(t.backend == "vllm" for t in teachers_of(config).values()):
+        sizes["scoring.engine.kv_cache_gib"] = config.scoring.engine.kv_cache_gib, config.scoring.workers
+    for key, (gib, count) in sizes.items():
+        if gib * count > memory:
+            fix = f"{count} of it are {gib * count:g} GiB, and this machine has {memory:.1f} GiB of memory; lower it"
+            refusals.append(Refusal(key, gib, fix))
+    refusals.raise_all()
 
 
 def join_cluster(config: RunConfig, roles: Roles, session: Session) -> Cluster:
     """The session's cluster, once it is known that the workers fit.
 
     Raises:
-        ConfigError: more workers than the cluster has room for.
-        ConnectionError: no cluster at `cluster.address`.
+        ConfigError: no cluster at `cluster.address`, or more workers than it has room for.
     """
     cluster = session.cluster(config.cluster)
     check_resources(config, roles, *cluster.resources())
@@ -122,7 +167,7 @@ def _overlap(prepared: Prepared) -> str:
 
 
 def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
-    table = Table(title=f"{config.experiment}: what this run does", show_header=False, title_justify="left")
+    table = Table(title=f"{config.name}: what this run does", show_header=False, title_justify="left")
     pipeline, sampling = config.pipeline, config.sampling
     staleness = pipeline.max_staleness
     objective = describe(config.objective)
@@ -130,6 +175,7 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
         "stage": config.stage,
         "student": _student(config, prepared),
         "teacher": _teachers(config, prepared),
+        **({"ends of turns": prepared.ends.in_words} if prepared.ends.in_words else {}),
         "prompts": f"{len(prepared.train)} to train on, {len(prepared.heldout)} held out, "
         f"{prepared.over_length} too long and {prepared.blank} blank left out",
         "held-out prompts": _overlap(prepared),
@@ -145,5 +191,8 @@ def print_plan(config: RunConfig, prepared: Prepared, outputs: Path) -> None:
         "outputs": str(outputs),
     }
     for name, value in rows.items():
-        table.add_row(name, Text(value))  # a formula's brackets are not markup
-    Console().print(table)
+        table.add_row(name, value)
+    console = PlainConsole()
+    console.print(table)
+    for warning in warnings(config, prepared):
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)

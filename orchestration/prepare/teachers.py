@@ -31,7 +31,7 @@ def make_request_builder(config: RunConfig, prepared: Prepared) -> RequestBuilde
         if teacher.cross_tokenizer
     }
     without_entropy = [key for key in teachers if not capabilities_of(config, key).entropy]
-    return RequestBuilder(signal_needs(config), aligners, without_entropy, config.rollout.max_model_len)
+    return RequestBuilder(signal_needs(config), aligners, without_entropy, config.rollout.max_model_len, prepared.ends)
 
 
 def check_endpoints(config: RunConfig, prepared: Prepared) -> None:

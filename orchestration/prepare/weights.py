@@ -24,6 +24,7 @@ from tutelage.settings import ConfigError, Refusal
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS = b"version https://git-lfs"
 _MOST_INDEX_BYTES = 2**27
+_MOST_EXPERTS = 4096
 _SHOWN = 4  # names in a message
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -56,10 +57,13 @@ def read_headers(directory: Path, key: str) -> dict[str, StoredWeight]:
     """
     listed = _listed_weights(directory, key)
     files = sorted(set(listed.values())) if listed else [SINGLE_FILE]
-    stored: dict[str, StoredWeight] = {}
-    for file in files:
-        stored |= _read_header(directory, file, key)
-    lost = sorted(name for name, file in listed.items() if stored.get(name, StoredWeight("", "", ())).file != file)
+    headers = {file: _read_header(directory, file, key) for file in files}
+    stored = {name: weight for header in headers.values() for name, weight in header.items()}
+    lost = sorted(name for name, file in listed.items() if name not in headers[file])
+    twice = sorted(name for name in stored if sum(name in header for header in headers.values()) > 1)
+    if twice:
+        fix = f"has {named(twice)} in more than one file, and who reads them takes either; save it again"
+        raise ConfigError(Refusal(key, directory, fix))
     if lost:
         fix = f"{INDEX} lists weights that are not in their files: {named(lost)} (of {listed[lost[0]]}); save it again"
         raise ConfigError(Refusal(key, directory, fix))
@@ -129,6 +133,8 @@ def _read_header(directory: Path, file: str, key: str) -> dict[str, StoredWeight
     """
     path = directory / file
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")
         if advice := _lfs_advice(path):
             raise ConfigError(Refusal(key, path, f"is {advice}"))
         with safe_open(path, framework="pt") as weights:
@@ -154,6 +160,9 @@ def build_on_meta(config: PreTrainedConfig, trust_remote_code: bool, stored: int
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if layers > stored:
         raise ValueError(f"num_hidden_layers={layers}, and the files have {stored} weights in all")
+    for name, value in config.get_text_config().to_dict().items():
+        if name.endswith("experts") and isinstance(value, int) and value > _MOST_EXPERTS:
+            raise ValueError(f"{name}={value}, which is more than {_MOST_EXPERTS}")
     with torch.device("meta"), quiet_transformers():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
@@ -277,7 +286,7 @@ def _missing_fix(
 ) -> str:
     """Say why weights are missing: another type, a wrapper's prefix, or nothing there at all."""
     fix = f"{len(missing)} of {needed} weights are missing: {named(missing)}; they would be random numbers"
-    wrapper = next((prefix for prefix in _WRAPPERS if any(name.startswith(prefix) for name in stored)), None)
+    wrapper = next((name[: -len(missing[0])] for name in stored if name.endswith(f".{missing[0]}")), None)
     if odd:
         types, file = ", ".join(sorted({entry.dtype for entry in odd.values()})), next(iter(odd.values())).file
         return (
@@ -285,9 +294,9 @@ def _missing_fix(
             f"the model in float32, float16 or bfloat16, or bring the quantization_config that belongs to it"
         )
     if wrapper is not None:
+        who = f", as {_WRAPPERS[wrapper]} saves them" if wrapper in _WRAPPERS else ""
         return (
-            f"{fix}. Its names begin with {wrapper}, as {_WRAPPERS[wrapper]} saves them: save the model inside of it, "
-            f"or take {wrapper} off every name"
+            f"{fix}. Its names begin with {wrapper}{who}: save the model inside of it, or take {wrapper} off every name"
         )
     files = ", ".join(sorted({entry.file for entry in stored.values()})[:_SHOWN])
     return f"{fix}. {files} had {len(stored)}: save the model again with save_pretrained, LM head included"

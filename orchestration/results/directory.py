@@ -19,6 +19,7 @@ from tutelage.files import write_json, write_text
 from tutelage.settings import ConfigError, Refusal, Refusals
 
 STAGES_KEY = "recipe.stages"
+_OF_A_START = ("output_root", "run_dir", "resume", "dry_run")  # may be others each time, and mean the same
 _CHECKPOINTS = "step-??????"
 _INITIAL = "step-000000"  # kept as long as the run: what may have to be gone back to
 
@@ -39,8 +40,9 @@ class RunState:
 class RunDirectory:
     """Holds the lock of its folder while it lives."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
-        self.path = path
+    def __init__(self, path: Path, lock: IO[str], changes: Sequence[str] = ()) -> None:
+        """`changes`: settings that a resumed run goes on with and did not begin with, in words."""
+        self.path, self.changes = path, changes
         self._lock = lock  # an open file: the kernel frees it when the process ends, however it ends
 
     def close(self) -> None:
@@ -151,13 +153,16 @@ def locate(config: RunConfig) -> Path:
     Raises:
         ConfigError: the folder holds another run and `resume` does not say to continue it.
     """
-    root = Path(config.output_root) / config.experiment
+    root = _root(config)
     if config.run_dir is None:
         begun = stage_folders if config.recipe.stages else latest_checkpoint
         runs = sorted(root.glob("*")) if config.resume is Resume.auto else []
         unfinished = [path for path in runs if begun(path) and not is_finished(path)]
-        return unfinished[-1] if unfinished else _fresh_path(root)
-    path = Path(config.run_dir)
+        path = unfinished[-1] if unfinished else _fresh_path(root)
+        _check_writable(path, "output_root", config.output_root)
+        return path
+    path = Path(config.run_dir).expanduser()
+    _check_writable(path, "run_dir", config.run_dir)
     used = path.is_dir() and any(item.name != ".lock" for item in path.iterdir())
     if used and config.resume is Resume.never:
         fix = "holds another run; choose another folder, or resume=auto to continue it"
@@ -165,6 +170,24 @@ def locate(config: RunConfig) -> Path:
     if used and is_finished(path):
         raise ConfigError(Refusal("run_dir", path, "holds a run that is completed; choose another folder"))
     return path
+
+
+def _root(config: RunConfig) -> Path:
+    return Path(config.output_root).expanduser() / config.name
+
+
+def _check_writable(path: Path, key: str, value: str) -> None:
+    """Refuse a folder that could not be made or written; nothing is created.
+
+    Raises:
+        ConfigError: naming the part of the path that is in the way.
+    """
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise ConfigError(Refusal(key, value, f"{there} is a file, so there can be no folder {path}; choose another"))
+    read_only = os.statvfs(there).f_flag & os.ST_RDONLY or not os.access(there, os.W_OK | os.X_OK)
+    if read_only or there.is_relative_to("/proc") or there.is_relative_to("/sys"):
+        raise ConfigError(Refusal(key, value, f"{there} cannot be written to; choose a folder that can"))
 
 
 def check_identity(path: Path, config: DictConfig, flag: str = "resume") -> None:
@@ -229,23 +252,42 @@ def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
     """
     path = locate(config)
     path.mkdir(parents=True, exist_ok=True)
-    directory = RunDirectory(path, _lock(path))
+    lock = _lock(path)
     check_identity(path, composed)
+    directory = RunDirectory(path, lock, _changes(path, composed))
     directory.logs.mkdir(exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
     directory.write_config(composed)
     return directory
 
 
+def _changes(path: Path, composed: DictConfig) -> list[str]:
+    """Say which settings differ from those that the folder's run was last started with."""
+    stored_file = path / "config.yaml"
+    if not stored_file.is_file():
+        return []
+    before = cast(DictConfig, OmegaConf.load(stored_file))
+    now = cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(composed, resolve=True)))
+    differ = [
+        refusal
+        for name in map(str, {**before, **now})
+        if name not in _OF_A_START
+        for refusal in _differences(name, before.get(name), now.get(name), stored_file)
+    ]
+    return [f"{item.key} is {item.value} from here on, and was {OmegaConf.select(before, item.key)}" for item in differ]
+
+
 def locate_diagnosis(config: RunConfig) -> Path:
-    """A folder beside the runs of the experiment; nothing is created.
+    """A folder beside the runs of the same name; nothing is created.
 
     Raises:
         ConfigError: `run_dir` is set and holds something.
     """
     if config.run_dir is not None:
         return locate(config)
-    return _fresh_path(Path(config.output_root) / config.experiment / "diagnosis")
+    path = _fresh_path(_root(config) / "diagnosis")
+    _check_writable(path, "output_root", config.output_root)
+    return path
 
 
 def open_diagnosis_directory(path: Path, composed: DictConfig) -> RunDirectory:

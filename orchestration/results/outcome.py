@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.results.summary import ROLES, Answers, Evaluation, Summary
+from tutelage.console import PlainConsole
 from tutelage.files import write_text
 from tutelage.records.prompt import Prompt
 
@@ -16,15 +16,18 @@ SHOWN_ANSWERS = 4
 
 
 def print_outcome(
-    console: Console, run_dir: Path, summary: Summary, answers: Mapping[str, Answers], heldout: Sequence[Prompt]
+    console: PlainConsole, run_dir: Path, summary: Summary, answers: Mapping[str, Answers], heldout: Sequence[Prompt]
 ) -> None:
     """Print figures, a few answers side by side, and where everything lies."""
-    console.print(_figures(summary))
+    figures = _figures(summary)
+    if figures.rows:
+        console.print(figures)
     if "student_after" in answers:
         console.print(_side_by_side(answers, heldout))
     console.print(
-        f"[bold]{summary.status}[/bold] after {summary.steps} steps, {summary.wall_seconds:.0f} s; "
-        f"{summary.tokens_per_second:.1f} trained tokens a second"
+        f"{summary.status} after {summary.steps} steps, {summary.wall_seconds:.0f} s; "
+        f"{summary.tokens_per_second:.1f} trained tokens a second",
+        style="bold",
     )
     outputs = {
         "model": "final",
@@ -37,7 +40,7 @@ def print_outcome(
     }
     for name, output in outputs.items():
         if (run_dir / output).exists():
-            console.print(f"  {name:<12}{run_dir / output}", highlight=False, soft_wrap=True)
+            console.print(f"  {name:<12}{run_dir / output}", soft_wrap=True)
 
 
 def _figures(summary: Summary) -> Table:

@@ -7,11 +7,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from learner.records import StepReport
 from orchestration.pipeline.progress import StageClock
+from tutelage.console import PlainConsole, printable
 
 log = logging.getLogger("tutelage")
 REFRESH_SECONDS = 0.5
@@ -22,19 +22,19 @@ class ProgressView:
     """A live bar on a terminal; plain lines everywhere else. The log file always gets the lines."""
 
     def __init__(self, stage: str, steps: int, done: int, clock: StageClock) -> None:
-        self.console = Console()
+        self.console = PlainConsole()
         self._clock = clock
         self._live = self.console.is_terminal
         self._bar = Progress(
-            TextColumn(f"[bold]{stage}"),
+            TextColumn("{task.fields[stage]}", style="bold", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=self.console,
         )
-        self._task = self._bar.add_task("starting", total=steps, completed=done)
+        self._task = self._bar.add_task("starting", total=steps, completed=done, stage=printable(stage))
         self._ready = 0
         self._note = ""
         self._refreshing: asyncio.Task[None] | None = None
@@ -54,16 +54,16 @@ class ProgressView:
                 self._bar.stop()
 
     def say(self, text: str) -> None:
-        log.info(text)
-        self.console.print(text, highlight=False)
+        log.info(printable(text))
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
-        log.warning(text)
-        self.console.print(text, style="yellow", highlight=False, markup=False)
+        log.warning(printable(text))
+        self.console.print(text, style="yellow")
 
     def error(self, text: str) -> None:
-        log.error(text)
-        self.console.print(f"error: {text}", style="red", highlight=False, markup=False)
+        log.error(printable(text))
+        self.console.print(f"error: {text}", style="red")
 
     def step(self, report: StepReport, metrics: Mapping[str, float], ready: int) -> None:
         divergence = metrics.get("train/sampled_reverse_kl")
@@ -82,7 +82,7 @@ class ProgressView:
         self._bar.update(self._task, completed=report.policy_version)
         log.info(line)
         if not self._live:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
 
     async def _refresh(self) -> None:
         while True:

@@ -11,6 +11,7 @@ import wandb
 from orchestration.config.schema import TrackingConfig, WandbMode
 from orchestration.results.samples import TABLE_COLUMNS, Sample
 from tutelage.files import write_text
+from tutelage.settings import ConfigError, Refusal
 
 X_AXIS = "policy_version"
 
@@ -71,6 +72,25 @@ class Tracker:
             self._wandb.finish(exit_code=0 if succeeded else 1)
 
 
+def check_login(config: TrackingConfig) -> None:
+    """Let Weights & Biases verify the key before anything is started; of runs that send nothing, nothing is asked.
+
+    Raises:
+        ConfigError: it does not take the key, or cannot be reached.
+    """
+    if config.wandb is not WandbMode.online:
+        return
+    try:
+        wandb.login(verify=True, prompt=False)
+    except (wandb.errors.Error, ValueError) as error:  # refused; of a form that no key has
+        raise ConfigError(_not_let_in(config, error)) from error
+
+
+def _not_let_in(config: TrackingConfig, error: Exception) -> Refusal:
+    fix = f"Weights & Biases does not let this run in ({' '.join(str(error).split())}); set WANDB_API_KEY, "
+    return Refusal("tracking.wandb", config.wandb, f"{fix}tracking.entity and tracking.project right, or use offline")
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """Return every whole row of metrics.jsonl: a kill may have cut the last one short."""
     rows = []
@@ -106,17 +126,20 @@ def _start_wandb(
     if config.wandb is WandbMode.disabled:
         return None
     logging.getLogger("wandb").setLevel(logging.ERROR)
-    run = wandb.init(
-        project=config.project,
-        entity=config.entity,
-        name=f"{settings['experiment']}/{run_dir.name}",
-        dir=str(run_dir),
-        mode=config.wandb.value,
-        id=wandb_id,
-        resume="allow" if wandb_id else None,
-        config=dict(settings),
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
-    )
+    try:
+        run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=f"{settings['name']}/{run_dir.name}",
+            dir=str(run_dir),
+            mode=config.wandb.value,
+            id=wandb_id,
+            resume="allow" if wandb_id else None,
+            config=dict(settings),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+        )
+    except wandb.errors.Error as error:
+        raise ConfigError(_not_let_in(config, error)) from error
     run.define_metric(X_AXIS)
     run.define_metric("*", step_metric=X_AXIS)
     return run

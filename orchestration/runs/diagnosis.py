@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diagnostics.compatibility import ProbeStatistics, figures
@@ -30,6 +30,7 @@ from rollout.grading import VerifierPool, verifier_pool
 from scoring.backends.factory import BACKENDS
 from scoring.config import TEACHER
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole, display_only
 from tutelage.errors import WorkerFailure
 from tutelage.files import write_json, write_text
 from tutelage.settings import Refusal
@@ -58,6 +59,17 @@ def diagnosis_refusals(config: RunConfig) -> Iterator[Refusal]:
         yield Refusal("teacher.backend", config.teacher.backend, fix)
 
 
+def command_line(program: str, arguments: Sequence[str]) -> str:
+    """Write a command that can be run after this diagnosis: its folder is in use, so each finds a new one.
+
+    Args:
+        program: "launch" or "diagnose".
+        arguments: overrides, and what of Hydra's own options chose the configuration.
+    """
+    kept = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != "run_dir"]
+    return shlex.join(["python", "-m", f"orchestration.{program}", *kept])
+
+
 async def execute_diagnosis(
     config: RunConfig,
     prepared: Prepared,
@@ -72,7 +84,7 @@ async def execute_diagnosis(
         overrides: what the configuration was composed with, for the command that the verdict recommends.
     """
     handler = log_to(directory.path / "run.log")
-    cluster, console = join_cluster(config, prepared.roles, session), Console()
+    cluster, console = join_cluster(config, prepared.roles, session), PlainConsole()
     try:
         with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
             diagnosis = Diagnosis(config, prepared, console, verifier)
@@ -82,7 +94,7 @@ async def execute_diagnosis(
         diagnosis.write(directory.path, overrides)
         return diagnosis.exit_code
     except WorkerFailure as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red")
         return 1
     finally:
         cluster.keep_logs(directory.logs)
@@ -93,7 +105,9 @@ async def execute_diagnosis(
 class Diagnosis:
     """What one diagnosis measures and concludes."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, console: Console, verifier: VerifierPool | None) -> None:
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, console: PlainConsole, verifier: VerifierPool | None
+    ) -> None:
         self._config, self._prepared, self._console, self._verifier = config, prepared, console, verifier
         self._started = time.monotonic()
         self._preflight: Preflight | None = None
@@ -124,7 +138,7 @@ class Diagnosis:
 
     async def _probe(self, fleet: Fleet) -> Probed:
         cost = plan_probe(self._config, self._prepared)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=self._console) as bar:
             task = bar.add_task("probe", total=cost.answers + cost.continuations)
 
@@ -137,11 +151,10 @@ class Diagnosis:
         """diagnosis.json and report.html, and the verdict for whoever watches."""
         assert self._preflight is not None
         probed, statistics, report = self._probed, self._statistics, self._report
-        change = report.overrides if report else ()
-        command = shlex.join(["python", "-m", "orchestration.launch", *overrides, *change])
+        command = run_command(overrides, report.overrides) if report and report.recommends_a_run else None
         tokenizer = self._prepared.tokenizer
         record = {
-            "command": shlex.join(["python", "-m", "orchestration.diagnose", *overrides]),
+            "command": command_line("diagnose", overrides),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": package_versions(),
@@ -154,19 +167,35 @@ class Diagnosis:
             "config": read_settings(folder),
         }
         write_json(folder / "diagnosis.json", record)
-        write_text(folder / "report.html", render_diagnosis(record))
+        with display_only():
+            write_text(folder / "report.html", render_diagnosis(record))
         if report:
             self._print_verdict(report, command)
-        self._console.print(f"{folder / 'report.html'}\n{folder / 'diagnosis.json'}", highlight=False, soft_wrap=True)
+        self._console.print(f"{folder / 'report.html'}\n{folder / 'diagnosis.json'}", soft_wrap=True)
 
-    def _print_verdict(self, report: VerdictReport, command: str) -> None:
+    def _print_verdict(self, report: VerdictReport, command: str | None) -> None:
         change = report.predicted_change
-        self._console.print(f"\n[bold]{report.verdict.value.replace('_', ' ')}[/bold]")
+        self._console.print(f"\n{report.verdict.value.replace('_', ' ')}", style="bold")
         self._console.print(
-            f"predicted change of {report.unit}: {change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]",
-            highlight=False,
-            markup=False,
+            f"predicted change of {report.unit}: {change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
         )
         for line in report.evidence:
-            self._console.print(f"  · {line}", highlight=False, markup=False)
-        self._console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(f"  · {line}")
+        if command:
+            self._console.print(f"next: {command}", soft_wrap=True)
+
+
+def run_command(arguments: Sequence[str], change: Sequence[str]) -> str:
+    """The run that a diagnosis recommends, as a command: the diagnosed settings, and what the verdict changes of them.
+
+    Args:
+        arguments: of the diagnosis, as for `command_line`; a dry one recommends no dry run.
+        change: overrides, which replace all that was said of the same parts.
+    """
+    options = [argument for argument in arguments if argument.startswith("-")]
+    settings = [argument for argument in arguments if not argument.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides([*settings, *change])
+    parts = [override.key_or_group.partition(".")[0] for override in parsed]
+    replaced = {"dry_run", *parts[len(settings) :]}
+    kept = [override for override, part in zip(settings, parts, strict=False) if part not in replaced]
+    return command_line("launch", [*options, *kept, *change])

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.config.facts import learns_from_data, teachers_of
@@ -24,6 +23,7 @@ from scoring.config import teacher_setting
 from scoring.pool import BASE, REFERENCE, TeacherPool
 from scoring.request_builder import RequestBuilder
 from tutelage.cluster import Cluster, Session
+from tutelage.console import PlainConsole
 from tutelage.errors import WorkerFailure
 from tutelage.records.prompt import RenderedPrompt, with_ids
 from tutelage.records.signal import ScoringRequest
@@ -64,7 +64,7 @@ async def completions_to_score(config: RunConfig, prepared: Prepared) -> list[Tr
 
 
 async def fill_cache(
-    config: RunConfig, prepared: Prepared, trajectories: Sequence[Trajectory], session: Session, console: Console
+    config: RunConfig, prepared: Prepared, trajectories: Sequence[Trajectory], session: Session, console: PlainConsole
 ) -> int:
     """Have the completions scored; returns the exit code of the process."""
     try:
@@ -72,9 +72,9 @@ async def fill_cache(
         await scoring.carry_out(trajectories, console)
         stats = await scoring.conclude()
     except WorkerFailure as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red")
         return 1
-    console.print(f"{in_words(stats)}\n{config.scoring.cache_dir}", highlight=False, soft_wrap=True)
+    console.print(f"{in_words(stats)}\n{config.scoring.cache_dir}", soft_wrap=True)
     return int(stats.unwritten > 0)
 
 
@@ -93,11 +93,11 @@ class TeacherScoring:
         teachers = await TeacherPool.start(scorers, prepared.roles.mixtures, config.scoring, config.timeouts, cluster)
         return cls(config, prepared, make_request_builder(config, prepared), teachers)
 
-    async def carry_out(self, trajectories: Sequence[Trajectory], console: Console) -> None:
+    async def carry_out(self, trajectories: Sequence[Trajectory], console: PlainConsole) -> None:
         """Have everything scored that is not scored yet."""
         items = with_ids(self.prepared.train)
         slots = asyncio.Semaphore(_OUTSTANDING * self.config.scoring.workers)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task("scores", total=len(trajectories))
 
@@ -112,7 +112,10 @@ class TeacherScoring:
         asked = self.builder.build(item.prompt.teacher, item.teacher_ids, trajectory, item.teacher_follow_ups)
         await self.teachers.score(asked.request, item.views)
         if REFERENCE in self.teachers:
-            await self.teachers.score(ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids))
+            stops = self.prepared.ends.merged
+            await self.teachers.score(
+                ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids, stops=stops)
+            )
 
     async def conclude(self) -> CacheStats:
         """How often scores were there; the workers may go on in a run."""

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from orchestration.cli import refusing_wrong_settings
@@ -28,6 +27,7 @@ from orchestration.runs.artifact import MANIFEST, is_sealed, seal, verify
 from orchestration.runs.recipe import MODEL_KEYS, PlannedStage, naming_stage
 from orchestration.runs.run import EXIT_CODES, execute
 from tutelage.cluster import Session
+from tutelage.console import PlainConsole, display_only
 from tutelage.files import write_json
 from tutelage.settings import ConfigError, Refusal
 
@@ -56,7 +56,7 @@ def plan(stages: Sequence[PlannedStage]) -> None:
 
 @contextmanager
 def _introducing(stage: PlannedStage) -> Iterator[None]:
-    Console().rule(f"stage {stage.folder.name}", align="left")
+    PlainConsole().rule(f"stage {stage.folder.name}", align="left")
     with naming_stage(stage.name):
         yield
 
@@ -65,7 +65,7 @@ def _check_finished(stage: PlannedStage) -> None:
     check_identity(stage.folder, stage.composed, "finished")
     if is_sealed(stage.folder):
         verify(stage.folder)
-    Console().print(f"finished: {stage.model}", highlight=False, soft_wrap=True)
+    PlainConsole().print(f"finished: {stage.model}", soft_wrap=True)
 
 
 def _unfinished(stages: Sequence[PlannedStage]) -> list[PlannedStage]:
@@ -143,7 +143,8 @@ def _conclude(stages: Sequence[PlannedStage], outcomes: Mapping[str, str], folde
     rows = [_outcome(stage, outcomes[stage.name]) for stage in stages]
     seconds = sum(row["summary"]["wall_seconds"] for row in rows if row["summary"])
     write_json(folder / "summary.json", {"status": status, "wall_seconds": seconds, "stages": rows})
-    write_recipe_report(folder)
+    with display_only():
+        write_recipe_report(folder)
     _print_outcome(rows, status, folder)
     return status
 
@@ -173,11 +174,9 @@ def _print_outcome(rows: Sequence[Mapping[str, Any]], status: str, folder: Path)
             _cell((evaluation.get(role) or {}).get("accuracy"), ".3g") for role in ("student_before", "student_after")
         ]
         table.add_row(row["folder"], row["status"], *cells, *accuracies)
-    console = Console()
+    console = PlainConsole()
     console.print(table)
-    console.print(
-        f"[bold]{status}[/bold]; {folder / 'summary.json'}; {folder / 'report.html'}", highlight=False, soft_wrap=True
-    )
+    console.print(f"{status}; {folder / 'summary.json'}; {folder / 'report.html'}", soft_wrap=True)
 
 
 def _cell(value: float | None, form: str) -> str:

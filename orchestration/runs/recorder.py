@@ -1,5 +1,6 @@
 """What a run leaves: metrics, samples, evaluations, checkpoints, and the summary; and what people see meanwhile."""
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from orchestration.runs.alarms import AlarmResponder, remedies_so_far
 from orchestration.stages.training import TrainingStage
 from scoring.backends.cached import in_words
 from scoring.pool import STARVING_STEPS, TeacherPool
-from tutelage.files import write_json
+from tutelage.console import display_only
+from tutelage.errors import WorkerFailure
+from tutelage.files import full_disk, write_json
 
 
 class Recorder:
@@ -66,8 +69,9 @@ class Recorder:
         self._tracker.log(report.policy_version, metrics)
         tracking = self._config.tracking
         if tracking.samples_every and report.policy_version % tracking.samples_every == 0:
-            samples = [sample(item, self._prepared.tokenizer) for item in batch[: tracking.samples]]
-            self._tracker.log_samples(report.policy_version, samples)
+            with display_only():
+                samples = [sample(item, self._prepared.tokenizer) for item in batch[: tracking.samples]]
+                self._tracker.log_samples(report.policy_version, samples)
         self.view.step(report, metrics, stage.batches.ready)
         for key in stage.fleet.teachers.starving:
             self.view.warn(
@@ -103,8 +107,16 @@ class Recorder:
     async def save(self, stage: TrainingStage) -> None:
         """Write a checkpoint: what the workers know, and how far the run is."""
         partial = self.directory.begin_checkpoint(self.progress.version)
-        await stage.save(partial)
-        state = RunState(
+        try:
+            await stage.save(partial)
+            self.directory.commit_checkpoint(partial, self._state(stage), self._config.checkpoint.keep)
+        except (OSError, WorkerFailure) as error:
+            full = full_disk(partial, error)  # asked before what was written makes room
+            shutil.rmtree(partial, ignore_errors=True)
+            raise WorkerFailure(f"no checkpoint of step {self.progress.version}: {full or error}") from error
+
+    def _state(self, stage: TrainingStage) -> RunState:
+        return RunState(
             step=self.progress.version,
             cursor=stage.batches.cursor,
             wandb_id=self._tracker.wandb_id,
@@ -113,7 +125,6 @@ class Recorder:
             stage_seconds=self.progress.clock.all_seconds(),
             counts=dict(self.progress.counts),
         )
-        self.directory.commit_checkpoint(partial, state, self._config.checkpoint.keep)
 
     async def tell_about_teachers(self, teachers: TeacherPool) -> None:
         """Say how many scores were kept, and what endpoints were asked."""
@@ -149,7 +160,10 @@ class Recorder:
         )
         path = self.directory.path
         write_json(path / "summary.json", asdict(summary))
-        self._tracker.log_report(write_run_report(path))
-        self._tracker.close(succeeded=status in ("completed", "stopped"))
-        heldout = [item.prompt for item in self._prepared.heldout]
-        print_outcome(self.view.console, path, summary, answers, heldout)
+        with display_only():
+            self._tracker.log_report(write_run_report(path))
+        with display_only():
+            self._tracker.close(succeeded=status in ("completed", "stopped"))
+        with display_only():
+            heldout = [item.prompt for item in self._prepared.heldout]
+            print_outcome(self.view.console, path, summary, answers, heldout)

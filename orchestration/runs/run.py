@@ -26,7 +26,7 @@ from scoring.config import TEACHER
 from tutelage.aio import Interruption
 from tutelage.cluster import Cluster, Session
 from tutelage.errors import Interrupted, LearnerFailure, WorkerFailure
-from tutelage.files import write_json
+from tutelage.files import explained, write_json
 from tutelage.records.trajectory import Trajectory
 
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130}
@@ -77,7 +77,9 @@ class Run:
         for partial in self.directory.interrupted_checkpoints():
             self._say(f"ignoring {partial}: writing it was interrupted")
         if recorder.checkpoint is not None:
-            self._say(f"continuing from {recorder.checkpoint}")
+            self._say(f"continuing from {recorder.checkpoint}: weights, optimiser and learning rates are as they were")
+            for change in self.directory.changes:
+                self._say(change)
         try:
             await self._guard(self._before_the_workers(cluster))
             stage = await self._guard(self._start(cluster))
@@ -101,6 +103,9 @@ class Run:
             recorder.view.error("the step was not published; the checkpoints before it stay as they are")
         except WorkerFailure as error:
             await self._explain(error)
+            await self._last_checkpoint()
+        except OSError as error:
+            recorder.view.error(explained(error))
             await self._last_checkpoint()
         return "failed"
 
@@ -260,8 +265,8 @@ class Run:
         try:
             await self.recorder.save(self.stage)
             self._say(f"step {version} is in {self.directory.checkpoints}; resume=auto continues it")
-        except WorkerFailure as error:
-            self.recorder.view.error(f"no checkpoint of step {version}: {error}")
+        except (WorkerFailure, OSError) as error:
+            self.recorder.view.error(str(error))
 
 
 async def _evaluate(stage: TrainingStage) -> Answers:

@@ -13,6 +13,7 @@ from learner.records import Example
 from orchestration.prepare.teachers import make_dynamic_context, make_request_builder
 from orchestration.stages.on_policy import OnPolicyStage
 from scoring.pool import REFERENCE
+from tutelage.errors import WorkerFailure
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.records.trajectory import Trajectory
 
@@ -41,6 +42,12 @@ class Distillation(OnPolicyStage):
         signal, reference = await asyncio.gather(
             self.fleet.teachers.score(asked.request, view.members), self._reference_logprobs(trajectory)
         )
+        if np.isnan(signal.logprobs).any():
+            raise WorkerFailure(
+                f"the teacher {item.prompt.teacher!r} gave log-probs that are no numbers (NaN) on a response to prompt "
+                f"{trajectory.prompt_id!r}; its weights are damaged or too large for scoring.dtype="
+                f"{self.config.scoring.dtype.value}: set float32, or choose another teacher.model"
+            )
         self.progress.tokens["scored"] += asked.request.num_scored
         return replace(asked.to_student_tokens(signal), reference_logprobs=reference, privileged=view.privileged)
 
@@ -55,5 +62,7 @@ class Distillation(OnPolicyStage):
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""
         if REFERENCE not in self.fleet.teachers:
             return None
-        request = ScoringRequest(REFERENCE, trajectory.prompt_ids, trajectory.response_ids)
+        request = ScoringRequest(
+            REFERENCE, trajectory.prompt_ids, trajectory.response_ids, stops=self.prepared.ends.merged
+        )
         return (await self.fleet.teachers.score(request)).logprobs

@@ -30,6 +30,9 @@ class TransformersKind(BackendKind):
 
         return BatchingTeacher(path, teacher, scoring)
 
+    def capabilities(self, teacher: TeacherConfig, gpus: float) -> Capabilities:
+        return Capabilities(merged_stops=True)
+
 
 class VLLMKind(BackendKind):
     """A vLLM engine of the scoring worker's own, which scores given ids on GPUs only."""

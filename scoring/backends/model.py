@@ -129,7 +129,11 @@ class TeacherModel:
             self._backbone.set_attn_implementation(packed_attention)
         states_Nd = output.last_hidden_state[0].to(self.device).float()
         logits_NV = torch.nn.functional.linear(states_Nd, self._head.weight, self._head.bias)
-        logprobs_NV = self._head.transform.apply_(logits_NV).log_softmax(-1)
+        logits_NV = self._head.transform.apply_(logits_NV)
+        if request.stops is not None:
+            request.stops.merge_(logits_NV)
+            ids_N = request.stops.renamed(ids_N)
+        logprobs_NV = logits_NV.log_softmax(-1)
         places_T = self._tensor(len(request.prompt_ids) + request.scored_positions)
         return logprobs_NV[places_T - 1].gather(1, ids_N[places_T, None])[:, 0].cpu().numpy()
 
@@ -137,8 +141,7 @@ class TeacherModel:
         states_Td = self._response_states(requests)
         states_Rd = torch.cat(states_Td).float()
         scores: list[list[_Scores]] = [[] for _ in requests]
-        entropy = any(request.entropy for request in requests)
-        for first_row, logprobs_CV, entropy_C in self._distributions(states_Rd, entropy):
+        for first_row, logprobs_CV, entropy_C in self._distributions(states_Rd, requests):
             for index, rows, positions in _overlaps(requests, first_row, len(logprobs_CV)):
                 entropies = None if entropy_C is None else entropy_C[rows]
                 scores[index].append(_scores_of(requests[index], positions, logprobs_CV[rows], entropies))
@@ -161,13 +164,19 @@ class TeacherModel:
         before = [len(request.prompt_ids) - 1 + request.scored_positions for request in requests]
         return [states_Nd[self._tensor(rows[places])] for rows, places in zip(tree.rows, before, strict=True)]
 
-    def _distributions(self, states_Rd: Tensor, entropy: bool) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    def _distributions(
+        self, states_Rd: Tensor, requests: Sequence[ScoringRequest]
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Yield first row, log-probs [C, V] and entropy [C] of each chunk; the next chunk overwrites them."""
         logits_CV, logprobs_CV = self._chunks_CV
+        entropy = any(request.entropy for request in requests)
         for start in range(0, len(states_Rd), len(logits_CV)):
             chunk_Cd = states_Rd[start : start + len(logits_CV)]
             logits, logprobs = logits_CV[: len(chunk_Cd)], logprobs_CV[: len(chunk_Cd)]
             self._head.logits(chunk_Cd, out=logits)
+            for index, chunk_rows, _positions in _overlaps(requests, start, len(logits)):
+                if (stops := requests[index].stops) is not None:
+                    stops.merge_(logits[chunk_rows])
             rows = _CPU_ROWS if self.device.type == "cpu" else len(logits)
             parts = zip(logits.split(rows), logprobs.split(rows), strict=True)
             entropies = [_normalise(*part, entropy) for part in parts]
@@ -206,6 +215,8 @@ def _scores_of(request: ScoringRequest, positions: slice, logprobs_CV: Tensor, e
     """Pick what was asked about `positions` of the scored tokens from their full distributions."""
     device = logprobs_CV.device
     targets_C = torch.from_numpy(request.scored_ids[positions].astype(np.int64)).to(device)
+    if request.stops is not None:
+        targets_C = request.stops.renamed(targets_C)
     support = top_ids = top_logprobs = None
     if request.support_ids is not None:
         ids_CK = torch.from_numpy(request.support_ids[positions].astype(np.int64)).to(device)

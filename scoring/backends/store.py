@@ -190,7 +190,10 @@ def _digest(request: ScoringRequest, digest: Any) -> str:
     """Hash what the scores depend on, each part with its shape; a mask that scores all is no mask."""
     scored_mask = np.ones(len(request.response_ids), np.bool_) if request.scored_mask is None else request.scored_mask
     support = np.empty((0, 0), np.int32) if request.support_ids is None else request.support_ids
-    for array in (request.prompt_ids, request.response_ids, scored_mask, support):
+    arrays = [request.prompt_ids, request.response_ids, scored_mask, support]
+    if request.stops is not None:
+        arrays.append(np.array(request.stops.ids))
+    for array in arrays:
         kind = np.bool_ if array.dtype == np.bool_ else np.int64
         digest.update(np.array([array.ndim, *array.shape], np.int64).tobytes())
         digest.update(array.astype(kind).tobytes())

@@ -146,7 +146,7 @@ def _max_model_len(path: str, teacher: TeacherConfig, scoring: ScoringConfig) ->
 
 def _check(request: ScoringRequest, scores_ids: bool) -> None:
     why = "a vLLM engine cannot give it; set teacher.backend=transformers, or choose an objective that does not need it"
-    check_request(request, ("entropy", "hidden_states"), why)
+    check_request(request, ("entropy", "hidden_states", "stops"), why)
     if request.support_ids is not None and not scores_ids:
         raise ValueError(
             "ScoringRequest.support_ids: vLLM scores given ids on GPUs only, and there only for models that its "

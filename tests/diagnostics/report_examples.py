@@ -168,7 +168,7 @@ def run() -> RunRecord:
     ]
     return RunRecord(
         name="2026-01-02",
-        settings={"experiment": "lab/compatible", "pipeline": {"steps": 3}, "objective": {"name": "gkd"}},
+        settings={"name": "lab/compatible", "pipeline": {"steps": 3}, "objective": {"name": "gkd"}},
         metrics=metrics,
         summary=summary(),
         samples={1: [run_sample("first")], 2: [run_sample("between")], 3: [run_sample("last", 1.0)]},

@@ -105,6 +105,14 @@ def test_what_is_missing_is_left_out(missing: str, left_out: bool) -> None:
     assert "None" not in Text(page).text and page.count("</section>") >= 3
 
 
+def test_where_it_cannot_tell_nothing_is_recommended() -> None:
+    record = examples.diagnosis()
+    unsure = {**record["verdict"], "verdict": "cannot_tell", "recommended_command": None, "evidence": ["no verifier"]}
+    text = Text(render_diagnosis({**record, "verdict": unsure})).text
+    assert text.index("Cannot tell") < text.index("no verifier")
+    assert "orchestration.launch" not in text and "Go" not in text.split("no verifier")[0]
+
+
 def test_without_a_verdict_failed_checks_are_named_first() -> None:
     text = Text(render_diagnosis({**examples.diagnosis(), "verdict": None})).text
     assert "Not ready A run with this set-up would mean nothing. Why prompts: train and held-out overlap" in text
@@ -123,7 +131,7 @@ def test_nothing_that_a_run_says_becomes_markup() -> None:
     record = replace(
         examples.run(),
         name=ATTACK,
-        settings={"experiment": ATTACK},
+        settings={"name": ATTACK},
         samples={1: [sample]},
         summary=examples.summary(alarms=[ATTACK], counts={ATTACK: 1}),
         metrics=[

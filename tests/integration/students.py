@@ -18,15 +18,16 @@ from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.settings import DType
+from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 MAX_MODEL_LEN = 384
 ENGINE = RolloutConfig(dtype=DType.float32, max_model_len=MAX_MODEL_LEN, max_num_seqs=64, kv_cache_gib=0.25, threads=1)
 ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
 
 
-def start_worker(path: Path) -> ActorHandle:
+def start_worker(path: Path, ends: TurnEnds = AS_THEY_ARE) -> ActorHandle:
     actor = ray.remote(RolloutWorker).options(num_cpus=1, runtime_env=ONE_THREAD)
-    return actor.remote(str(path), ENGINE, "shared_memory", 0)
+    return actor.remote(str(path), ENGINE, "shared_memory", 0, ends)
 
 
 @dataclass

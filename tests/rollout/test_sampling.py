@@ -54,6 +54,13 @@ def test_an_output_that_did_not_finish_is_an_error(reason: str | None) -> None:
         trajectory(REQUEST, output(reason, []))
 
 
+def test_candidates_that_the_engine_could_not_have_sampled_are_an_error() -> None:
+    arbitrary = output("stop", [WeightVersionSpan("default", 0, 2)])
+    arbitrary.logprobs.logprobs[-1] = -np.inf
+    with pytest.raises(RuntimeError, match=r"arbitrary ids.*sampling\.top_p=1"):
+        trajectory(REQUEST, arbitrary)
+
+
 def test_a_request_keeps_its_settings() -> None:
     params = sampling_params(REQUEST)
     found = (params.seed, params.temperature, params.top_p, params.top_k, params.max_tokens, params.logprobs)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from tutelage.stops import Swap
+
 # Settings of config.json by which models cap their logits softly, multiply or divide them.
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
@@ -65,6 +67,11 @@ class LMHead:
     bias: NDArray[np.float32] | None  # [V]
     transform: LogitTransform = LogitTransform()
 
+    def swapped(self, swap: Swap) -> "LMHead":
+        """Give two ids each other's logits."""
+        order = swap.of(np.arange(len(self.weight), dtype=np.int32))
+        return replace(self, weight=self.weight[order], bias=None if self.bias is None else self.bias[order])
+
     def on(self, device: torch.device) -> "Head":
         """Copy it to a device."""
 
@@ -83,6 +90,10 @@ class MixedHead:
 
     parts: tuple[LMHead, ...]
     weights: tuple[float, ...]  # summing to 1
+
+    def swapped(self, swap: Swap) -> "MixedHead":
+        """Give two ids each other's logits."""
+        return replace(self, parts=tuple(part.swapped(swap) for part in self.parts))
 
     def on(self, device: torch.device) -> "Mixture":
         """Copy it to a device."""

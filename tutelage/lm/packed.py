@@ -170,6 +170,11 @@ def _refuse_unknown_logits(model: PreTrainedModel) -> None:
         logits = LogitTransform.of(model.config).apply_(head(states)).float()
         arguments = _packing_arguments(first, alone)
         expected = model(input_ids=ids[None], position_ids=ids[None], **arguments).logits[0].float().to(logits.device)
+    if not expected.isfinite().all():
+        raise ValueError(
+            f"model {model.config.name_or_path!r} computes log-probs that are no numbers (NaN or infinite); its "
+            "weights are damaged, or too large for this dtype: choose another checkpoint, or float32"
+        )
     if logits.shape != expected.shape or not torch.allclose(
         logits, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
     ):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.records.per_token import declared, per_token, spread
+from tutelage.stops import StopClass
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class ScoringRequest:
     top_k: int = 0  # the teacher's own most likely ids
     entropy: bool = False  # of the teacher's whole distribution
     hidden_states: bool = False  # for full-vocabulary divergences
+    stops: StopClass | None = None  # all log-probs and the entropy are with these ids as one action
 
     @property
     def scored_ids(self) -> NDArray[np.int32]:

@@ -15,15 +15,8 @@ from learner.objectives.rules.case import Rule
 BOUNDS = (
     Rule(
         "shaping_low",
-        lambda c: (
-            c.term.shaping in (Shaping.clip, Shaping.length_aware) and not c.term.shaping_low < c.term.shaping_high
-        ),
+        lambda c: c.term.shaping is Shaping.clip and not c.term.shaping_low < c.term.shaping_high,
         "must be below shaping_high",
-    ),
-    Rule(
-        "shaping_high",
-        lambda c: c.term.shaping is Shaping.length_aware and not c.term.shaping_high > 0,
-        "is the gap from which a hard clip takes over; must be above 0",
     ),
     Rule(
         "tokens.last",

@@ -69,8 +69,11 @@ def read_prompt_logprobs(content: bytes) -> PromptLogprobs | None:
     return _validated(_Completion, content).choices[0].prompt_logprobs
 
 
-def check_positions(entries: PromptLogprobs | None, ids_N: NDArray[np.int32]) -> PromptLogprobs:
+def check_positions(entries: PromptLogprobs | None, ids_N: NDArray[np.int32], vocabulary: int) -> PromptLogprobs:
     """See that the log-probs are about these tokens: one entry each, and each entry has its token.
+
+    Args:
+        vocabulary: number of ids that there are.
 
     Raises:
         GarbledAnswer: they are not.
@@ -83,6 +86,11 @@ def check_positions(entries: PromptLogprobs | None, ids_N: NDArray[np.int32]) ->
         entry = entries[position]
         if position and (entry is None or token_id not in entry):
             raise GarbledAnswer(f"no log-prob of token {token_id} at position {position} of the prompt")
+        foreign = next((other for other in entry or () if not 0 <= other < vocabulary), None)
+        if foreign is not None:
+            raise GarbledAnswer(
+                f"a log-prob of id {foreign} at position {position} of the prompt, and the vocabulary has {vocabulary}"
+            )
     return entries
 
 

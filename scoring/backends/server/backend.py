@@ -20,7 +20,7 @@ from scoring.backends.server.answers import (
     scored_logprobs,
     scored_top,
 )
-from scoring.backends.server.checks import check_endpoint, vocabulary_size
+from scoring.backends.server.checks import check_endpoint
 from scoring.backends.server.client import Endpoint, EndpointFailure, EndpointRefusal
 from scoring.capabilities import check_request
 from scoring.config import ScoringConfig, TeacherConfig
@@ -51,11 +51,11 @@ class ServerTeacher(Backend):
         await self._endpoint.open()
         tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._teacher.trust_remote_code)
         try:
-            await check_endpoint(self._endpoint, self._teacher, self._scoring, tokenizer)
+            self._vocabulary = await check_endpoint(self._endpoint, self._teacher, self._scoring, self._path, tokenizer)
         except (EndpointFailure, ValueError) as error:
             await self._endpoint.close()
             raise ValueError(str(error)) from error
-        return vocabulary_size(self._path, tokenizer, self._teacher.trust_remote_code)
+        return self._vocabulary
 
     async def score(self, request: ScoringRequest) -> TeacherSignal:
         """The log-probs of the scored tokens and the endpoint's most likely ids.
@@ -70,7 +70,7 @@ class ServerTeacher(Backend):
         ids_N = request.ids_to_last_scored
         question = completion_question(self._teacher.model, ids_N, request.top_k)
         try:
-            return await self._endpoint.ask("completions", question, partial(_signal, request, ids_N))
+            return await self._endpoint.ask("completions", question, partial(_signal, request, ids_N, self._vocabulary))
         except EndpointRefusal as error:
             raise ValueError(
                 f"teacher.server.url={self._teacher.server.url}: refuses {len(ids_N)} tokens with {error}"
@@ -84,7 +84,7 @@ class ServerTeacher(Backend):
 
     def _check(self, request: ScoringRequest) -> None:
         why = "a completions endpoint cannot give it; ask for top_k, or set teacher.backend=transformers"
-        check_request(request, ("support_ids", "entropy", "hidden_states"), why)
+        check_request(request, ("support_ids", "entropy", "hidden_states", "stops"), why)
         limit = self._teacher.server.max_top_k
         if request.top_k > limit:
             raise ValueError(
@@ -93,9 +93,9 @@ class ServerTeacher(Backend):
             )
 
 
-def _signal(request: ScoringRequest, ids_N: NDArray[np.int32], content: bytes) -> TeacherSignal:
+def _signal(request: ScoringRequest, ids_N: NDArray[np.int32], vocabulary: int, content: bytes) -> TeacherSignal:
     """The scores that an answer has; of a garbled one there are none."""
-    entries = check_positions(read_prompt_logprobs(content), ids_N)
+    entries = check_positions(read_prompt_logprobs(content), ids_N, vocabulary)
     positions_T = len(request.prompt_ids) + request.scored_positions
     top = scored_top(entries, positions_T, request.top_k) if request.top_k else (None, None)
     return TeacherSignal(

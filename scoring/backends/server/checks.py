@@ -38,9 +38,15 @@ def vocabulary_size(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_
 
 
 async def check_endpoint(
-    endpoint: Endpoint, teacher: TeacherConfig, scoring: ScoringConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:
+    endpoint: Endpoint, teacher: TeacherConfig, scoring: ScoringConfig, path: str, tokenizer: PreTrainedTokenizerBase
+) -> int:
     """See that it knows the model, takes long enough prompts, gives their log-probs, and has the tokenizer's ids.
+
+    Args:
+        path: the directory of the tokenizer.
+
+    Returns:
+        The size of the vocabulary.
 
     Raises:
         ValueError: it does not, naming the key, the value and the fix.
@@ -53,11 +59,13 @@ async def check_endpoint(
     _check_length(card, scoring, teacher)
     longest = min(_CANARY_TOKENS, (card.max_model_len or _CANARY_TOKENS + 1) - 1)
     ids_N = np.array(tokenizer(CANARY, add_special_tokens=False)["input_ids"][:longest], np.int32)
-    entries = await _canary_logprobs(endpoint, teacher, ids_N)
+    vocabulary = vocabulary_size(path, tokenizer, teacher.trust_remote_code)
+    entries = await _canary_logprobs(endpoint, teacher, ids_N, vocabulary)
     given = min((len(entry) for entry in entries[1:] if entry is not None), default=0)
     if given < teacher.server.max_top_k:
         raise ValueError(_too_many(teacher, f"{given} ids a position"))
     _check_ids(entries, tokenizer, teacher)
+    return vocabulary
 
 
 def _explained(error: EndpointRefusal, teacher: TeacherConfig) -> str:
@@ -98,14 +106,16 @@ def _check_length(card: ModelCard, scoring: ScoringConfig, teacher: TeacherConfi
         )
 
 
-def _read_canary(ids_N: NDArray[np.int32], content: bytes) -> PromptLogprobs | None:
+def _read_canary(ids_N: NDArray[np.int32], vocabulary: int, content: bytes) -> PromptLogprobs | None:
     entries = read_prompt_logprobs(content)
-    return None if entries is None else check_positions(entries, ids_N)
+    return None if entries is None else check_positions(entries, ids_N, vocabulary)
 
 
-async def _canary_logprobs(endpoint: Endpoint, teacher: TeacherConfig, ids_N: NDArray[np.int32]) -> PromptLogprobs:
+async def _canary_logprobs(
+    endpoint: Endpoint, teacher: TeacherConfig, ids_N: NDArray[np.int32], vocabulary: int
+) -> PromptLogprobs:
     limit, where = teacher.server.max_top_k, f"teacher.server.url={teacher.server.url}"
-    question, read = partial(completion_question, teacher.model, ids_N), partial(_read_canary, ids_N)
+    question, read = partial(completion_question, teacher.model, ids_N), partial(_read_canary, ids_N, vocabulary)
     try:
         entries = await endpoint.ask("completions", question(limit), read)
     except EndpointRefusal as error:

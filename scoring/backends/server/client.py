@@ -11,6 +11,7 @@ import os
 import random
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -31,6 +32,8 @@ T = TypeVar("T")
 FIRST_PAUSE = 1.0  # seconds, doubled from retry to retry
 LONGEST_PAUSE = 30.0
 CONNECT_TIMEOUT = 10.0
+_CHUNK = 2**16  # bytes that are read at a time
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # told apart by their headers
 _QUOTED = 300  # characters of the endpoint's own words that an error repeats
 
 
@@ -89,8 +92,10 @@ class Endpoint:
         self._pace = None if per_minute is None else AsyncLimiter(1, 60 / per_minute)
         # The proxy is the environment's (HTTPS_PROXY, NO_PROXY, …); aiohttp would read passwords from ~/.netrc as well.
         parts = urlsplit(config.url)
+        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
+            headers={"Accept-Encoding": "gzip, deflate", **key},
+            auto_decompress=False,  # it has no bound: a few kilobytes can become gigabytes
             connector=aiohttp.TCPConnector(limit=config.max_connections),
             timeout=aiohttp.ClientTimeout(total=config.request_timeout, sock_connect=CONNECT_TIMEOUT),
             proxy=None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme),
@@ -140,12 +145,11 @@ class Endpoint:
             if self._pace is not None:
                 await self._pace.acquire()
             self._stats = replace(self._stats, attempts=self._stats.attempts + 1)
-            content = await self._content(path, body)
-        try:
-            return read(content)
-        except GarbledAnswer:
-            self._stats = replace(self._stats, garbled=self._stats.garbled + 1)
-            raise
+            try:
+                return read(await self._content(path, body))
+            except GarbledAnswer:
+                self._stats = replace(self._stats, garbled=self._stats.garbled + 1)
+                raise
 
     async def _content(self, path: str, body: Any) -> bytes:
         assert self._session is not None  # open comes first
@@ -153,7 +157,7 @@ class Endpoint:
         method = "GET" if body is None else "POST"
         try:
             async with self._session.request(method, url, json=body, allow_redirects=False) as response:
-                content = await response.read()
+                content = await _body(response, self._config.max_answer_mib)
         except aiohttp.ConnectionTimeoutError as error:
             raise _Transient(f"no connection within {CONNECT_TIMEOUT:g} s") from error
         except TimeoutError as error:
@@ -183,6 +187,30 @@ class Endpoint:
     def _without_key(self, words: str) -> str:
         """Some endpoints repeat the key that they refuse."""
         return words.replace(self._key, "***") if self._key else words
+
+
+async def _body(response: aiohttp.ClientResponse, max_mib: int) -> bytes:
+    """The decompressed body of an answer.
+
+    Raises:
+        GarbledAnswer: it is longer than `max_mib` MiB, before or after decompression, or cannot be decompressed.
+    """
+    limit, encoding = max_mib * 2**20, response.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise GarbledAnswer(f"an answer in the encoding {encoding!r}, which was not asked for")
+    decoder = None if encoding == "identity" else zlib.decompressobj(_GZIP_OR_ZLIB)
+    content, received = bytearray(), 0
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        received += len(chunk)
+        try:
+            content += decoder.decompress(chunk, limit + 1 - len(content)) if decoder else chunk
+        except zlib.error as error:
+            raise GarbledAnswer(f"an answer that is no {encoding}: {error}") from error
+        if max(received, len(content)) > limit:
+            raise GarbledAnswer(f"an answer of more than teacher.server.max_answer_mib={max_mib}")
+    if decoder and not decoder.eof:
+        raise GarbledAnswer(f"an answer whose {encoding} is cut short")
+    return bytes(content)
 
 
 def address_refusals(key: str, url: str) -> Iterator[Refusal]:
@@ -245,7 +273,7 @@ def _words(content: bytes) -> str:
     text = content[: 10 * _QUOTED].decode(errors="replace")
     try:
         error = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON; brackets without end
         return " ".join(text.split())
     for key in ("error", "message", "detail"):
         if isinstance(error, dict) and key in error:

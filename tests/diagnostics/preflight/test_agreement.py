@@ -68,7 +68,8 @@ def test_a_cut_response_and_missing_numbers_fail() -> None:
     assert cut.status is Status.failed and "a response was cut" in cut.seen
     holes = [v.copy() for v in ours]
     holes[1][3] = np.nan
-    assert status(ours, holes) is Status.failed
+    check = check_agreement("canary", SIDES, ours, holes, FLOAT32)
+    assert check.status is Status.failed and f"{SIDES[1]}: 1 of" in check.seen and "no numbers" in check.seen
 
 
 @given(st.floats(0, 5), st.integers(0, 2**16))
@@ -103,6 +104,12 @@ def test_responses_end_with_eos_or_at_their_limit() -> None:
     assert check_response_ends([1, 5, 16], [False, True, False], [9, 2, 9], [1, 16, 16], {2}).status is Status.passed
     for lengths, last in (([1, 5, 15], [9, 2, 9]), ([1, 5, 16], [9, 3, 9])):
         assert check_response_ends(lengths, [False, True, False], last, [1, 16, 16], {2}).status is Status.failed
+
+
+def test_answers_none_of_which_ends_do_not_pass() -> None:
+    """Whether any ends was not seen."""
+    check = check_response_ends([4, 4], [False, False], [9, 9], [4, 4], {2})
+    assert check.status is Status.warned and check.seen.startswith("0 of 2 answers end") and check.fix
 
 
 def test_a_teacher_that_is_the_student_fails_unless_it_is_told_more() -> None:

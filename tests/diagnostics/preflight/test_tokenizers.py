@@ -12,6 +12,7 @@ from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check
 from tests.models import CHAT_TEMPLATE, make_tokenizer
 from tutelage.chat import render_prompt
 from tutelage.records.prompt import Message, Prompt
+from tutelage.stops import StopClass, Swap, TurnEnds
 
 END, BEGIN, PAD = 2, 1, 0
 PROMPTS = [Prompt(f"p{i}", (Message("user", f"What is {i} and {i}?"),)) for i in range(4)]
@@ -45,13 +46,16 @@ def test_swapped_ids_fail_and_are_named(student: PreTrainedTokenizerFast) -> Non
     assert check.status is Status.failed and "2 tokens" in check.seen and "'A'" in check.seen and check.fix
 
 
-def test_another_eos_fails_and_another_pad_warns(student: PreTrainedTokenizerFast) -> None:
+def test_another_eos_warns_unless_the_run_reconciles_it_and_another_pad_warns(student: PreTrainedTokenizerFast) -> None:
     other = make_tokenizer()
     other.pad_token = "<|im_end|>"
     assert by_name(check_tokenizers(student, other))["special ids"].status is Status.warned
     other.eos_token = "<|endoftext|>"
     check = by_name(check_tokenizers(student, other))["special ids"]
-    assert check.status is Status.failed and "eos_token_id 2 and 0" in check.seen
+    assert check.status is Status.warned and "eos_token_id 2 and 0" in check.seen and "sampling.stops" in check.fix
+    for ends in (TurnEnds((0, 2), StopClass(0, (2,))), TurnEnds(swaps={"teacher": Swap(2, 0)})):
+        check = by_name(check_tokenizers(student, other, ends))["special ids"]
+        assert check.status is Status.passed and not check.fix
 
 
 def test_the_same_ids_with_other_rules_of_cutting_warn(student: PreTrainedTokenizerFast) -> None:

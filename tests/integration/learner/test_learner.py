@@ -213,7 +213,7 @@ def test_sampled_objective_reports_ratio_and_gap(two: Ranks, tiny_tied: Path, tm
 def test_schedule_warms_up_and_decays(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
     job = Job(tiny_tied, settings(schedule=Schedule.linear, warmup_steps=2), total_steps=4)
     (reports,) = one.run(train, job, make_examples(), 1, BUDGET, tmp_path / "out", 4)
-    assert [r.learning_rate for r in reports] == pytest.approx([0.0, 0.5e-3, 1e-3, 0.5e-3])
+    assert [r.learning_rate for r in reports] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 0.5e-3])
 
 
 def test_a_step_is_idempotent_and_versioned(one: Ranks, tiny_tied: Path) -> None:

@@ -1,6 +1,7 @@
 """The diagnosis by its command, on the lab's models: what it says of a teacher that helps and of one that harms."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def test_a_compatible_and_stronger_teacher_is_a_go(lab: Series, tmp_path: Path) 
     verdict, probe = found["verdict"], found["probe"]
     assert verdict["verdict"] == "go"
     assert verdict["predicted_change"]["low"] > 0
-    assert verdict["recommended_command"].startswith("python -m orchestration.launch ")
+    _, *module, overrides = verdict["recommended_command"].split(" ", 3)
+    assert module == ["-m", "orchestration.launch"]
+    lab.run(tmp_path / "again", *shlex.split(overrides), "dry_run=true", exit_code=0)
     assert {check["status"] for check in found["preflight"]["checks"]} <= {"pass", "warn"}
     assert probe["accuracy"]["teacher"]["mean"] > probe["accuracy"]["student"]["mean"] + 0.2
     assert [point["depth"] for point in probe["prefix_depth"]] == [0.0, 0.125, 0.25, 0.5, 0.75]
@@ -72,9 +75,10 @@ def test_the_probe_keeps_to_its_bound(lab: Series, tmp_path: Path) -> None:
     assert found["probe"]["tokens"] <= 9000
 
 
-def test_without_a_verifier_the_divergence_is_judged(lab: Series, tmp_path: Path) -> None:
-    found = _diagnosis(lab, tmp_path / "d", "experiment=lab/compatible", *SMALL, "data.verifier=none", exit_code=0)
-    assert found["verdict"]["verdict"] == "go"
+def test_without_a_verifier_it_says_that_it_cannot_tell(lab: Series, tmp_path: Path) -> None:
+    found = _diagnosis(lab, tmp_path / "d", "experiment=lab/compatible", *SMALL, "data.verifier=none", exit_code=3)
+    assert found["verdict"]["verdict"] == "cannot_tell"
+    assert found["verdict"]["recommended_command"] is None
     assert found["verdict"]["unit"].startswith("reverse KL")
     assert found["probe"]["accuracy"] is None
     assert found["probe"]["prefix_depth"] == []

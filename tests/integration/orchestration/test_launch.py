@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from diagnostics.metrics import unknown_metric
 from rollout.config import RolloutConfig
 from rollout.engine import RolloutEngine
 from tests.integration.launching import Launched, descendants
@@ -62,6 +63,12 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Launched) -> None:
     assert "canary: new weights" in {check["name"] for check in preflight["checks"]}
     assert uninterrupted.steps() == [1, 2, 3, 4, 5, 6]
     assert not list(folder.rglob("*.partial"))
+
+
+def test_every_number_can_be_watched_by_an_alarm(uninterrupted: Launched) -> None:
+    names = {name for row in uninterrupted.rows() for name in row if "/" in name}
+    ends = {name for name in names if name.endswith(("/low", "/high"))}  # of intervals
+    assert [name for name in sorted(names - ends) if unknown_metric(name) is not None] == []
 
 
 def test_the_engine_and_the_learner_agree_through_the_whole_run(uninterrupted: Launched) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 from tests.integration.students import MAX_MODEL_LEN, Student, reference_logprobs, request, sampled
@@ -33,6 +34,27 @@ def test_candidates_are_the_most_likely_ids(tied_student: Student) -> None:
         np.testing.assert_allclose(found, logprobs.topk(8).values.numpy(), atol=1e-3)
         sampled_outside += int((candidates != trajectory.response_ids[:, None]).all(axis=1).sum())
     assert sampled_outside > 0, "the case of a sampled token outside the candidates never came up"
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 3}, {"top_p": 0.95, "top_k": 20, "temperature": 0.7}])
+def test_candidates_are_those_of_the_whole_softmax_however_sampling_cuts_it(
+    tied_student: Student, cut: dict[str, float]
+) -> None:
+    """And the tokens and their log-probs are those of the cut distribution."""
+    beyond = 0
+    for trajectory in tied_student.generate([request(i, candidates=16, **cut) for i in range(4)]):
+        logprobs, candidates = reference_logprobs(tied_student.model, trajectory), trajectory.candidate_ids
+        assert candidates is not None and all(len(set(row)) == 16 for row in candidates.tolist())
+        likely = np.take_along_axis(logprobs.numpy(), candidates.astype(np.int64), axis=1)
+        np.testing.assert_allclose(likely, logprobs.topk(16).values.numpy(), atol=1e-3)
+        ordered, ids = logprobs.topk(int(cut.get("top_k", logprobs.shape[1])))
+        share = ordered.softmax(-1)
+        inside = share.cumsum(-1) - share < cut.get("top_p", 1.0)  # the mass before the id
+        kept = torch.zeros_like(logprobs, dtype=torch.bool).scatter(1, ids, inside)
+        beyond += int((kept.sum(-1) < 16).sum())
+        renormalised = logprobs.masked_fill(~kept, -torch.inf).log_softmax(-1)
+        np.testing.assert_allclose(trajectory.sampling_logprobs, sampled(renormalised, trajectory), atol=1e-2)
+    assert beyond > 0, "16 ids were never more than what sampling keeps"
 
 
 def test_requests_of_one_group_may_ask_for_different_numbers_of_candidates(tied_student: Student) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.head.fused_loss import fused_head_loss
-from learner.objectives import build_objective
+from learner.objectives import ObjectiveConfig, build_objective
+from learner.objectives.config import Gradient, Importance, Support
 from learner.records import Rows
 from tests.learner.objectives.compositions import COMPOSITIONS
 
@@ -120,6 +121,32 @@ def test_no_rows_give_a_connected_zero_and_all_metric_names() -> None:
     assert loss == 0 and not weight.grad.any() and not hidden.grad.any()
     full = fused_head_loss(hidden, weight, bias, rows, objective, 4)[1]
     assert per_token.keys() == full.keys() and all(len(v) == 0 for v in per_token.values())
+
+
+@pytest.mark.verifies(
+    "the fused head (float32, against float64)", "PPO's clip at every row's own sampling temperature, 1e-5, norm-wise"
+)
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_ppo_clip_through_the_head(chunk: int) -> None:
+    hidden, weight, bias, rows = make_case(5, tokens=33)
+    config = ObjectiveConfig(
+        support=Support.sampled, gradient=Gradient.policy_gradient, importance=Importance.ppo_clip, clip_high=0.28
+    )
+    leaves = [x.detach().double().requires_grad_() for x in (hidden, weight, bias)]
+    logits, targets = leaves[0] @ leaves[1].T + leaves[2], rows.target_ids[:, None]
+    logp = logits.log_softmax(-1).gather(1, targets)[:, 0]
+    tempered = (logits / rows.temperatures[:, None]).log_softmax(-1).gather(1, targets)[:, 0].detach()
+    rows = replace(rows, sampling_logprobs=(tempered + torch.linspace(-0.5, 0.5, 33)).float())
+    advantage = (rows.teacher_logprobs - logp).detach()
+    ratio = (tempered + logp - logp.detach() - rows.sampling_logprobs).exp()
+    expected = -(logp.detach() - tempered).exp() * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+    expected.sum().backward()
+    loss, per_token = fused_head_loss(hidden, weight, bias, rows, build_objective(config), chunk)
+    loss.backward()
+    assert_near(per_token["loss"], expected.detach(), 1e-5)
+    assert 0 < per_token["importance_ratio_clipped"].mean() < 1
+    for leaf, exact in zip((hidden, weight, bias), leaves, strict=True):
+        assert_near(leaf.grad, exact.grad, 1e-5)
 
 
 def test_per_token_values() -> None:

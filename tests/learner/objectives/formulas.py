@@ -16,9 +16,6 @@ SHAPES = {
     Shaping.clip: lambda a, low, high: a.clamp(low, high),
     Shaping.log: lambda a, low, high: a.sign() * (1 + a.abs()).log(),
     Shaping.tanh: lambda a, low, high: a.tanh(),
-    Shaping.length_aware: lambda a, low, high: torch.where(
-        a.abs() > high, a.clamp(low, high), a.sign() * (1 + a.abs()).log()
-    ),
 }
 
 

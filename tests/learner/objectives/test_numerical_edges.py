@@ -9,10 +9,14 @@ from torch import Tensor
 
 from learner.objectives import ObjectiveConfig
 from learner.objectives.base import LOG_ZERO
-from learner.objectives.config import Gradient, Normalisation, Support
+from learner.objectives.config import Gradient, Importance, Normalisation, Support
 from learner.records import Rows
 from tests.learner.objectives.compositions import DIVERGENCES, FEW
 from tests.learner.positions import V, close, compute, make_rows, random_pair, value_and_gradient
+
+SAMPLED = ObjectiveConfig(support=Support.sampled, gradient=Gradient.policy_gradient)
+K2 = replace(SAMPLED, gradient=Gradient.backprop, estimator="k2")
+K3 = replace(K2, estimator="k3", divergence="forward_kl")
 
 
 def disjoint(logits: Tensor, logq: Tensor) -> Rows:
@@ -143,9 +147,40 @@ def test_padded_teacher_ids_are_left_out() -> None:
     close(found.grad_logits, compute(replace(config, k=3), logits, without).grad_logits)
 
 
-def test_a_nan_of_the_teacher_is_not_hidden() -> None:
+def test_a_nan_of_the_teacher_is_not_hidden_in_any_form_of_top_k() -> None:
     logits, logq = random_pair(49)
     rows = make_rows(logits, torch.full_like(logq, torch.nan))
     for config in on_every_form():
         if config.support is Support.student_topk:
             assert compute(config, logits, rows).loss.isnan().all()
+
+
+@pytest.mark.verifies("numerical edges", "a sampled token that the student cannot emit contributes nothing")
+def test_tokens_the_student_cannot_emit() -> None:
+    logits, logq = random_pair(25)
+    logits[:, 3] = -torch.inf
+    rows = make_rows(logits, logq, targets=torch.full((5,), 3))
+    rows = replace(rows, sampling_logprobs=torch.full((5,), -1.0, dtype=torch.float64))
+    for importance in (Importance.truncated, Importance.ppo_clip):
+        result = compute(replace(SAMPLED, importance=importance), logits, rows)
+        assert result.grad_logits.isfinite().all() and result.loss.isfinite().all()
+        close(result.grad_logits[:, 3], torch.zeros(5, dtype=torch.float64))
+
+
+@pytest.mark.verifies("numerical edges", "a sampled token that the teacher excludes is pushed down with finite force")
+def test_tokens_the_teacher_excludes() -> None:
+    logits, logq = random_pair(26)
+    rows = make_rows(logits, logq)
+    rows = replace(rows, teacher_logprobs=torch.full((5,), -torch.inf, dtype=torch.float64))
+    for config in (SAMPLED, K2, K3):
+        result = compute(config, logits, rows)
+        assert result.grad_logits.isfinite().all() and result.loss.isfinite().all()
+        assert (result.grad_logits.gather(1, rows.target_ids[:, None]) > 0).all()
+
+
+@pytest.mark.verifies("numerical edges", "a NaN of the teacher is not hidden")
+@pytest.mark.parametrize("config", [SAMPLED, K2, K3], ids=["policy gradient", "k2", "k3"])
+def test_a_nan_of_the_teacher_is_not_hidden(config: ObjectiveConfig) -> None:
+    logits, logq = random_pair(28)
+    rows = make_rows(logits, torch.full_like(logq, torch.nan))
+    assert compute(config, logits, rows).loss.isnan().all()

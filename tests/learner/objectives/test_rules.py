@@ -38,7 +38,6 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     (SAMPLED | {"importance": "ppo_clip", "clip_high": 0.0}, "objective.clip_high=0.0"),
     (SAMPLED | {"importance": "ppo_clip", "dual_clip": 1.0}, "objective.dual_clip=1.0"),
     (SAMPLED | {"shaping": "clip", "shaping_low": 6.0}, "objective.shaping_low=6.0"),
-    (SAMPLED | {"shaping": "length_aware", "shaping_high": 0.0}, "objective.shaping_high=0.0"),
     ({"tokens": {"first": -1}}, "objective.tokens.first=-1"),
     ({"tokens": {"first": 4, "last": 4}}, "objective.tokens.last=4"),
     (

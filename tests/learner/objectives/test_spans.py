@@ -65,10 +65,8 @@ def spanned(logits: Tensor, logq: Tensor) -> Rows:
     rows = make_rows(logits, logq)
     sampling = rows.sampling_logprobs - torch.linspace(-0.3, 0.3, len(rows), dtype=logits.dtype)
     groups, tokens = span_groups(TRAJECTORY, SPANS)
-    values = torch.stack(
-        [make_rows(logits, logq, targets=rows.target_ids).sampling_logprobs, rows.teacher_logprobs, sampling], 1
-    )
-    rest = sums_of_others(values, groups, tokens)
+    now = make_rows(logits, logq, targets=rows.target_ids).sampling_logprobs
+    rest = sums_of_others(torch.stack([now, rows.teacher_logprobs, sampling, now], 1), groups, tokens)
     return replace(rows, sampling_logprobs=sampling, spans=SPANS, merged=tokens > 1, span_tokens=tokens, span_rest=rest)
 
 
@@ -106,10 +104,46 @@ def test_the_policy_gradient_of_spans_is_unbiased() -> None:
     for pair, weight in zip(pairs, joint_p.detach().exp(), strict=True):
         rows = make_rows(logits, logq, targets=pair)
         groups, tokens = span_groups(torch.zeros(2), torch.zeros(2))
-        values = torch.stack([rows.sampling_logprobs, rows.teacher_logprobs, rows.sampling_logprobs], 1)
+        own = rows.sampling_logprobs
+        values = torch.stack([own, rows.teacher_logprobs, own, own], 1)
         rows = replace(rows, span_tokens=tokens, span_rest=sums_of_others(values, groups, tokens))
         mean += weight * compute(SAMPLED, logits, rows).grad_logits
     close(mean, exact)
+
+
+@pytest.mark.verifies(
+    "the fused head (float32, against float64)", "spans: PPO's clip at a sampling temperature, 1e-5, norm-wise"
+)
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_the_clip_of_a_span_is_about_the_policies_at_the_sampling_temperature(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(8, D, generator=generator), torch.randn(V, D, generator=generator) / 3
+    logits = hidden.double() @ weight.double().T
+    rows = spanned(logits, random_pair(1, positions=8, vocabulary=V)[1])
+    tempered = (logits / temperature).log_softmax(-1).gather(1, rows.target_ids[:, None])[:, 0]
+    rows = replace(
+        rows,
+        temperatures=torch.full((8,), temperature),
+        sampling_logprobs=tempered - torch.linspace(-0.4, 0.4, 8),
+        example_index=TRAJECTORY,
+    )
+    low = {name: x.float() for name, x in vars(rows).items() if x is not None and x.is_floating_point()}
+    leaf = weight.clone().requires_grad_()
+    clipped = replace(SAMPLED, importance=Importance.ppo_clip)
+    loss, values = fused_head_loss(hidden, leaf, None, replace(rows, **low), build_objective(clipped), 3)
+    loss.backward()
+    exact = weight.double().requires_grad_()
+    logp = (hidden.double() @ exact.T).log_softmax(-1).gather(1, rows.target_ids[:, None])[:, 0]
+    expected = exact.sum() * 0
+    for s in TOGETHER:
+        own, advantage = logp[s].sum(), (rows.teacher_logprobs[s].sum() - logp[s].sum()).detach()
+        ratio = (tempered[s].sum() + own - own.detach() - rows.sampling_logprobs[s].sum()).exp()
+        weighed = (own.detach() - tempered[s].sum()).exp()
+        expected = expected - weighed * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    expected.backward()
+    assert values["importance_ratio_clipped"].any() and not values["importance_ratio_clipped"].all()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert (leaf.grad - exact.grad).norm() <= 1e-5 * exact.grad.norm()
 
 
 @pytest.mark.verifies("spans of tokens", "term masks split the tokens between one-to-one and merged spans")

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from learner.objectives import build_objective
 from learner.objectives.config import Support
 from learner.objectives.describe import describe
+from learner.objectives.terms import shaping_of
 from orchestration import launch
 from orchestration.cli import run
 from tests.factories import CONF, NEEDED_BY_PRESETS, configured
+from tests.learner.positions import backward, close, compute, make_rows, random_pair
 
 PRESETS = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 Command = Callable[..., tuple[int, str]]
@@ -56,6 +59,33 @@ def test_presets_can_be_overridden_in_every_part() -> None:
     assert (forward.weight, forward.k, forward.tokens.teacher_entropy_above) == (0.5, 32, 1.5)
     assert (more.support, more.weight) == (Support.union, 0.1)
     assert configured("objective.k=32").objective.k == 32
+
+
+def test_the_length_aware_recipes_are_chosen_by_name() -> None:
+    """Near a teacher the advantage is compressed by a logarithm, far from one it is clipped."""
+    near, far = (configured(f"objective=length_aware_clips{more}").objective for more in ("", "_large_gap"))
+    advantage = torch.tensor([-30.0, -4.0, 0.0, 4.999, 5.001, 30.0])
+    torch.testing.assert_close(shaping_of(near)(advantage), advantage.sign() * (1 + advantage.abs()).log())
+    torch.testing.assert_close(shaping_of(far)(advantage), advantage.clamp(-5, 5))
+
+
+def test_entropy_aware_compares_renormalised_distributions_on_the_teachers_top_16() -> None:
+    """The sum of the sampled token's policy gradient and KL(q' || p') where the teacher is unsure."""
+    logits, logq = random_pair(3, positions=9, vocabulary=40)
+    logq = (logq * torch.linspace(1, 8, 9, dtype=logq.dtype)[:, None]).log_softmax(-1)  # surer and surer
+    rows = make_rows(logits, logq, k=16)
+    unsure = rows.teacher_entropy > 0.8
+    assert unsure.any() and not unsure.all()
+    leaf = logits.clone().requires_grad_()
+    logp = leaf.log_softmax(-1)
+    on_top = [x.gather(1, rows.teacher_top_ids) for x in (logp, logq)]
+    own, teachers = (x.log_softmax(-1) for x in on_top)
+    forward = (teachers.exp() * (teachers - own)).sum(-1) * unsure
+    sampled = logp.gather(1, rows.target_ids[:, None])[:, 0]
+    expected = forward - (rows.teacher_logprobs - sampled).detach() * sampled
+    found = compute(configured("objective=entropy_aware").objective, logits, rows)
+    close(found.loss, expected.detach())
+    close(found.grad_logits, backward(expected, leaf))
 
 
 def test_what_a_preset_needs_is_what_its_parts_need() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -83,7 +84,7 @@ BEYOND = [
     (prefix, item.name, value)
     for prefix, part in every_part(schema())
     for item in fields(part)  # type: ignore[arg-type]
-    for value in outside(item.metadata.get("bounds", Bounds()))
+    for value in outside(item.metadata.get("bounds") or Bounds())
 ]
 
 
@@ -97,6 +98,45 @@ def test_every_range_is_enforced(prefix: str, name: str, value: float) -> None:
     config = schema()
     setattr(dict(every_part(config))[prefix], name, value)
     assert prefix + name in [refusal.key for refusal in config.refusals()]
+
+
+UNBOUNDED = {
+    "mixture": "weights are judged together, in scoring.rules",
+}
+
+
+def test_every_number_has_bounds_or_a_reason_to_have_none() -> None:
+    """The next numeric field without a range is named here."""
+    parts = {type(part) for _, part in every_part(schema())}
+    bare = [
+        item.name
+        for part in parts
+        for item in fields(part)
+        if {int, float} & {*get_args(hint := get_type_hints(part)[item.name]), hint} and not item.metadata.get("bounds")
+    ]
+    assert set(bare) == set(UNBOUNDED)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("prefix", "name"), sorted({(prefix, name) for prefix, name, _ in BEYOND}))
+def test_no_setting_is_infinite_or_no_number(prefix: str, name: str, value: float) -> None:
+    config = schema()
+    setattr(dict(every_part(config))[prefix], name, value)
+    assert prefix + name in [refusal.key for refusal in config.refusals()]
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.95, 0.99], [0.9, 1.0], [-0.1, 0.9], []])
+def test_betas_are_two_shares(betas: list[float]) -> None:
+    assert "learner.betas=" in message(f"learner.betas={betas}")
+
+
+ALARM = "+alarms.rules={mine: {metric: %s, threshold: 0.5}}"
+
+
+def test_settings_that_cannot_work_together() -> None:
+    assert "learner.warmup_steps=26" in message("learner.warmup_steps=26")
+    text = message(ALARM % "rollout/truncatd_share")
+    assert "alarms.rules.mine.metric=rollout/truncatd_share" in text and "rollout/truncated_share?" in text
 
 
 def test_bounds_say_what_holds() -> None:

@@ -28,7 +28,7 @@ def test_a_shipped_model_was_made_by_its_recipe(recipe: Recipe) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_names_models_of_the_lab_and_itself(name: str) -> None:
     config = configured(f"experiment=lab/{name}")
-    assert config.experiment == f"lab/{name}"
+    assert config.name == f"lab/{name}"
     for model in (config.student.model, config.teacher.model):
         assert model.removeprefix(LAB_PREFIX) in NAMES
 

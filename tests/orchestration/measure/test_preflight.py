@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from diagnostics.check import Check, Status
 from orchestration.config.compose import build, register_schema
-from orchestration.measure.preflight import Preflight, host_memory_gib, model_size
+from orchestration.measure.preflight import Preflight, model_size
 from orchestration.prepare.inputs import prepare
+from orchestration.prepare.plan import host_memory_gib
 from orchestration.results.directory import open_run_directory
 from orchestration.runs import run as run_module
 from orchestration.runs.run import Run

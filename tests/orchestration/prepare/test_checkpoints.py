@@ -119,6 +119,13 @@ def test_an_adapter_is_named_with_how_to_merge_it(tiny_untied: Path, tmp_path: P
     )
 
 
+def test_an_adapter_beside_a_whole_model_is_refused(tiny_untied: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_untied, tmp_path / "copy"))
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "other/base"}')
+    with pytest.raises(ConfigError, match="which are two models"):
+        resolve_model(str(path))
+
+
 @pytest.mark.parametrize("text", ["{}", "{", "[]"])
 def test_an_adapter_that_does_not_name_its_base_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(text)

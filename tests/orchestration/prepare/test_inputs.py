@@ -1,6 +1,7 @@
 """What only files and models can tell, refused before anything starts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,19 @@ def test_a_model_that_would_be_computed_wrongly_is_refused(overrides: list[str],
     settings = json.loads((recurrent / "config.json").read_text()) | {"layer_types": ["linear_attention"] * 2}
     (recurrent / "config.json").write_text(json.dumps(settings))
     assert "linear_attention" in refusal(overrides, f"student.model={recurrent}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("t5", "T5ForConditionalGeneration"), ("qwen2_vl", "Qwen2VLForConditionalGeneration")]
+)
+def test_a_model_of_more_than_text_is_no_text_teacher(
+    kind: str, architecture: str, overrides: list[str], tiny_untied: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_untied, tmp_path / kind)
+    settings = {"model_type": kind, "architectures": [architecture], "vocab_size": 600}
+    (tmp_path / kind / "config.json").write_text(json.dumps(settings))
+    text = refusal(overrides, f"teacher.model={tmp_path / kind}")
+    assert text.startswith("teacher.model=") and f"is a {architecture}" in text and "causal language model" in text
 
 
 def test_more_workers_than_the_cluster_has_are_refused() -> None:

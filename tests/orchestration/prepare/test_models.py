@@ -84,6 +84,13 @@ def test_ends_of_answers_that_no_answer_can_have_are_refused(overrides: list[str
     assert "ends answers with [4000]" in refusal(overrides, f"student.model={copied}")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "two"}', '{"eos_token_id": [-1]}'])
+def test_a_generation_config_that_says_nothing_is_refused(text: str, overrides: list[str], copied: Path) -> None:
+    (copied / "generation_config.json").write_text(text)
+    line = refusal(overrides, f"student.model={copied}")
+    assert line.startswith(f"student.model={copied}: its generation_config.json")
+
+
 def test_soft_caps_are_refused_without_flash_attention(overrides: list[str], tiny_tied: Path, tmp_path: Path) -> None:
     path = of_architecture(Gemma2Config(**SHAPE), tiny_tied, tmp_path / "gemma2")
     text = refusal(overrides, f"teacher.model={path}")

@@ -1,6 +1,7 @@
 """Checkpoints that hold less than, or something else than, what their config.json needs."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_a_lost_expert_is_named(tmp_path: Path) -> None:
     assert "experts" in str(refused(rewritten(tmp_path, lambda tensors: without(tensors, "experts.1.")))[0])
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "causal_lm.", "student.policy."])
 def test_a_wrappers_prefix_is_named(prefix: str, checkpoint: Path) -> None:
     text = only(rewritten(checkpoint, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}))
     assert f"Its names begin with {prefix}" in text and f"take {prefix} off every name" in text
@@ -213,6 +214,25 @@ def test_a_broken_index_is_named(text: str, problem: str, checkpoint: Path) -> N
     sharded(checkpoint, 2)
     (checkpoint / INDEX).write_text(text)
     assert problem in only(checkpoint) and str(checkpoint / INDEX) in only(checkpoint)
+
+
+def test_a_weight_in_two_shards_is_named(checkpoint: Path) -> None:
+    sharded(checkpoint, 2)
+    both = load_file(checkpoint / "model-0.safetensors") | load_file(checkpoint / "model-1.safetensors")
+    save_file(both, checkpoint / "model-0.safetensors")
+    assert "in more than one file" in only(checkpoint)
+
+
+def test_a_pipe_is_not_waited_for(checkpoint: Path) -> None:
+    (checkpoint / SINGLE_FILE).unlink()
+    os.mkfifo(checkpoint / SINGLE_FILE)
+    assert "not a file" in only(checkpoint)
+
+
+def test_a_link_to_nothing_is_named(checkpoint: Path) -> None:
+    (checkpoint / SINGLE_FILE).unlink()
+    (checkpoint / SINGLE_FILE).symlink_to("gone")
+    assert "a link to nothing" in only(checkpoint)
 
 
 def test_two_models_in_one_directory_are_refused(checkpoint: Path) -> None:

@@ -20,7 +20,7 @@ from tutelage.settings import ConfigError
 
 
 def config(tmp_path: Path, **values: object) -> tuple[RunConfig, DictConfig]:
-    made = RunConfig(output_root=str(tmp_path), experiment="test")
+    made = RunConfig(output_root=str(tmp_path), name="test")
     for name, value in values.items():
         setattr(made, name, value)
     return made, OmegaConf.structured(made)
@@ -93,9 +93,48 @@ def test_all_that_differs_is_named(tmp_path: Path) -> None:
 RESUMED = {
     "stage", "seed", "student", "teacher", "further_teachers",
     "data", "sampling", "objective", "pipeline.batch_size", "cold_start",
-    "learner.ranks", "learner.zero_stage", "learner.dtype",
+    "learner.ranks", "learner.zero_stage", "learner.dtype", "learner.learning_rate", "learner.schedule",
+    "learner.warmup_steps", "learner.weight_decay", "learner.betas",
+    "evaluation.prompts", "evaluation.temperature", "evaluation.max_tokens", "evaluation.seed",
 }  # fmt: skip
 FINISHED = {"pipeline", "learner", "evaluation", "recipe"}
+
+
+@pytest.mark.parametrize("setting", ["learning_rate", "weight_decay", "warmup_steps"])
+def test_what_the_optimiser_was_made_with_cannot_change(setting: str, tmp_path: Path) -> None:
+    """A checkpoint restores it, so config.yaml would say what is not so."""
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    changed, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    setattr(changed.learner, setting, 3)
+    with pytest.raises(ConfigError, match=rf"learner\.{setting}=3.*a resumed run keeps it"):
+        open_run_directory(changed, OmegaConf.structured(changed))
+
+
+def test_what_may_change_is_said(tmp_path: Path) -> None:
+    open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
+    changed, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
+    changed.pipeline.steps, changed.rollout.max_num_seqs = 1000, 7
+    directory = open_run_directory(changed, OmegaConf.structured(changed))
+    assert directory.changes == [
+        "rollout.max_num_seqs is 7 from here on, and was 64",
+        "pipeline.steps is 1000 from here on, and was 25",
+    ]
+    directory.close()
+
+
+@pytest.mark.parametrize("folder", ["file/below", "/proc/nothing/here"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for key, command in (("output_root", "output_root"), ("run_dir", "run_dir")):
+        made, _ = config(tmp_path, **{key: str(tmp_path / folder)})
+        with pytest.raises(ConfigError, match=f"{command}=.*(is a file|cannot be written)"):
+            locate(made)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate(config(tmp_path, output_root="~/runs")[0]).parent == tmp_path / "runs" / "test"
+    assert locate(config(tmp_path, run_dir="~/run")[0]) == tmp_path / "run"
 
 
 def test_fields_say_until_when_they_may_change() -> None:

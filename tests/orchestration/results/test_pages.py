@@ -31,7 +31,7 @@ SAMPLE = Sample(
 
 def make_run(folder: Path, status: str | None = "completed") -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("experiment: lab/compatible\npipeline:\n  steps: 3\n")
+    (folder / "config.yaml").write_text("name: lab/compatible\npipeline:\n  steps: 3\n")
     tracker = Tracker(folder, TrackingConfig(wandb=WandbMode.disabled), {})
     tracker.log(1, {"train/loss": 0.5})
     tracker.log_samples(1, [SAMPLE])
@@ -71,7 +71,7 @@ def test_a_diagnosis_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_recipe_and_its_stages_have_pages(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("experiment: two\n")
+    (tmp_path / "config.yaml").write_text("name: two\n")
     stage = make_run(tmp_path / "1-warm")
     with pytest.raises(NoReport, match=r"no summary\.json yet; give the folder of one of its stages"):
         write_report(tmp_path)
@@ -113,7 +113,7 @@ def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path: Path) -> N
 def test_the_page_goes_to_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     page = write_report(make_run(tmp_path / "run"))
-    tracker = Tracker(tmp_path / "run", TrackingConfig(wandb=WandbMode.offline), {"experiment": "e"}, from_version=1)
+    tracker = Tracker(tmp_path / "run", TrackingConfig(wandb=WandbMode.offline), {"name": "e"}, from_version=1)
     tracker.log_samples(2, [SAMPLE])
     tracker.log_report(page)
     tracker.close(succeeded=True)

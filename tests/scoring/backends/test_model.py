@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.models import PADDED_VOCABULARY, make_tiny_model
 from tests.scoring.reference import Reference, assert_matches, load_teacher, random_request
+from tutelage.stops import StopClass
 
 LENGTHS = ((20, 7), (3, 40), (1, 1), (9, 0), (50, 2), (12, 33))
 
@@ -123,7 +124,7 @@ def test_no_row_of_logits_beyond_a_chunk(tiny_tied: Path) -> None:
     requests = [random_request(40, 10, seed=1), random_request(30, 9, seed=2)]
     states = torch.cat(teacher._response_states(requests))
     assert len(states) == 19
-    assert [len(rows) for _, rows, _ in teacher._distributions(states.float(), entropy=False)] == [8, 8, 3]
+    assert [len(rows) for _, rows, _ in teacher._distributions(states.float(), requests)] == [8, 8, 3]
 
 
 def test_only_the_scored_tokens_are_scored(tiny_untied: Path) -> None:
@@ -147,3 +148,25 @@ def test_a_mask_of_another_length_is_refused(tiny_tied: Path) -> None:
     request = replace(random_request(4, 5), scored_mask=np.ones(4, np.bool_))
     with pytest.raises(ValueError, match="scored_mask has 4 places for 5 response tokens"):
         load_teacher(tiny_tied).score([request])
+
+
+def test_ends_as_one_action(tiny_untied: Path) -> None:
+    """The definition, p(stop) = sum p(s), for one of two requests of a forward; and by the plain forward too."""
+    stops = StopClass(kept=5, others=(9, 2))
+    request = replace(random_request(6, 12, support=4, top_k=5), stops=stops)
+    request.response_ids[[3, 11]] = 9, 5  # the ends that came, whichever they are
+    assert request.support_ids is not None
+    request.support_ids[:, 1] = 5
+    teacher = load_teacher(tiny_untied, head_chunk_tokens=4)
+    alone = random_request(4, 9, seed=1)
+    merged, beside = teacher.score([request, alone])
+    assert_matches(beside, alone, Reference(tiny_untied).logprobs(alone))
+    probs = Reference(tiny_untied).logprobs(request).exp()
+    total = probs[:, list(stops.ids)].sum(-1)
+    probs[:, list(stops.others)] = 0
+    probs[:, stops.kept] = total
+    known = replace(
+        request, response_ids=np.where(np.isin(request.response_ids, stops.others), 5, request.response_ids)
+    )
+    assert_matches(merged, known, probs.log().clamp(min=torch.finfo(torch.float32).min))
+    np.testing.assert_allclose(teacher.reference_logprobs_for_check(request), merged.logprobs, atol=1e-4)

@@ -118,6 +118,15 @@ def test_attention_soft_capping_is_refused(tmp_path: Path) -> None:
         packed_states(path, [torch.arange(5)])
 
 
+def test_weights_that_make_no_numbers_are_said_to(tmp_path: Path) -> None:
+    """Once "atol must be greater than or equal to zero, but got -nan"."""
+    model = LlamaForCausalLM(CONFIGS["grouped query heads"])
+    torch.nn.init.constant_(model.get_input_embeddings().weight, torch.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no numbers"):
+        load_causal_lm(str(tmp_path), torch.float32)
+
+
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     model = LlamaForCausalLM(CONFIGS["grouped query heads"])
     model.config.save_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """A completions endpoint in the test's own event loop: right, late, wrong, rude or dead, as the test wants."""
 
 import asyncio
+import gzip
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,20 @@ def altered(change: Callable[[list[Any]], object]) -> Fault:
         return web.Response(text=json.dumps(changed))
 
     return answer
+
+
+def encoded(encoding: str, content: bytes) -> Fault:
+    """A body that says it is compressed, whether it is or not."""
+
+    async def answer(_request: web.Request, _right: Answer) -> web.StreamResponse:
+        return web.Response(body=content, headers={"Content-Encoding": encoding})
+
+    return answer
+
+
+async def compressed(_request: web.Request, right: Answer) -> web.StreamResponse:
+    """The right answer, as a proxy in between may send it."""
+    return web.Response(body=gzip.compress(json.dumps(right).encode()), headers={"Content-Encoding": "gzip"})
 
 
 async def silent(_request: web.Request, right: Answer) -> web.StreamResponse:

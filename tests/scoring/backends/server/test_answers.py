@@ -53,7 +53,7 @@ def test_exactly_the_most_likely_ids_most_likely_first(
     tokens: int, seed: int, levels: int, top_k: int, ranked: bool
 ) -> None:
     ids, rows = case(tokens, seed, levels)
-    found = check_positions(read_prompt_logprobs(content(answer(rows, ids, top_k, ranked))), ids)
+    found = check_positions(read_prompt_logprobs(content(answer(rows, ids, top_k, ranked))), ids, VOCABULARY)
     places = np.arange(1, tokens)
     np.testing.assert_array_equal(scored_logprobs(found, ids, places), rows[places - 1, ids[1:]])
     top_ids, top_logprobs = scored_top(found, places, top_k)
@@ -79,7 +79,7 @@ def test_a_missing_likely_id_is_noticed(seed: int, top_k: int, lost: int, ranked
 
 def test_a_tiny_excess_is_rounding_and_becomes_zero() -> None:
     ids = np.array([1, 2], np.int32)
-    found = check_positions(read_prompt_logprobs(content([None, {"2": {"logprob": 5e-5}}])), ids)
+    found = check_positions(read_prompt_logprobs(content([None, {"2": {"logprob": 5e-5}}])), ids, VOCABULARY)
     assert scored_logprobs(found, ids, np.array([1]))[0] == 0
 
 

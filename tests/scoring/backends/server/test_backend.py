@@ -1,6 +1,9 @@
 """The backend for completions endpoints: exact scores from a good one, and nothing lost to a bad one."""
 
 import asyncio
+import gzip
+import tracemalloc
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -12,12 +15,14 @@ import pytest
 from scoring.backends.base import ServerStats
 from scoring.backends.server import client as endpoint_module
 from scoring.backends.server.backend import ServerTeacher
-from scoring.backends.server.client import EndpointFailure
+from scoring.backends.server.client import EndpointFailure, GarbledAnswer
 from tests.scoring.backends.server.endpoints import (
     FakeEndpoint,
     Fault,
     altered,
+    compressed,
     dropped,
+    encoded,
     half,
     silent,
     status,
@@ -88,8 +93,43 @@ GARBAGE: dict[str, Fault] = {
     "no number": altered(lambda entries: next(iter(entries[3].values())).update(logprob="high")),
     "no ids": altered(lambda entries: entries.__setitem__(3, {"the": {"logprob": -1.0}})),
     "too few": altered(lambda entries: entries[9].popitem()),
+    "an id that is not there": altered(lambda entries: entries[9].update({"576": {"logprob": -9.0}})),
+    "an id below 0": altered(lambda entries: entries[9].update({"-1": {"logprob": -9.0}})),
+    "an id beyond int32": altered(lambda entries: entries[9].update({str(2**40): {"logprob": -9.0}})),
+    "too long": text(" " * (2**20 + 1)),
+    "a bomb": encoded("gzip", gzip.compress(bytes(2**26))),
+    "another encoding": encoded("br", b"{}"),
+    "no gzip": encoded("gzip", b"{}"),
+    "half a gzip": encoded("gzip", gzip.compress(b"{}" * 999)[:-9]),
+    "brackets without end": text("[" * 100_000),
     "too probable": altered(lambda entries: [entry.update(logprob=-0.1) for entry in entries[9].values()]),
 }
+
+
+def test_a_compressed_answer_is_read(tokenizer_dir: Path) -> None:
+    request = random_request(5, 9, top_k=6, entropy=False)
+    signal, stats = score_under([compressed], request, tokenizer_dir)
+    assert_right(signal, request)
+    assert stats == ServerStats(attempts=1)
+
+
+def test_a_bomb_takes_no_more_memory_than_is_allowed() -> None:
+    """256 MiB of zeros in 256 KiB: what is held stays near the bound, whatever it would become."""
+    bomb = gzip.compress(bytes(2**28))
+
+    class Response:
+        def __init__(self) -> None:
+            self.headers, self.content = {"Content-Encoding": "gzip"}, self
+
+        async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+            for start in range(0, len(bomb), size):
+                yield bomb[start : start + size]
+
+    tracemalloc.start()
+    with pytest.raises(GarbledAnswer, match="max_answer_mib=1"):
+        asyncio.run(endpoint_module._body(Response(), 1))  # type: ignore[arg-type]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", [*RECOVERIES, *GARBAGE])

@@ -21,7 +21,7 @@ Work = Callable[[FakeEndpoint, ServerTeacher], Awaitable[Any]]
 
 
 def settings(url: str = "", model: str = MODEL, **server: Any) -> TeacherConfig:
-    attempts = {"attempts": 3, "request_timeout": 0.4} | server
+    attempts = {"attempts": 3, "request_timeout": 0.4, "max_answer_mib": 1} | server
     return TeacherConfig(model=model, backend="server", server=ServerConfig(url=url, **attempts))
 
 
@@ -35,6 +35,7 @@ def run(work: Work, path: Path, served: FakeEndpoint | None = None, start: bool 
                 await backend.start()
             else:
                 await backend._endpoint.open()
+                backend._vocabulary = len(TOKENIZER)
             try:
                 return await work(endpoint, backend)
             finally:
