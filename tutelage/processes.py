@@ -5,6 +5,8 @@ call has a deadline that another process keeps, and a process that hangs, dies o
 """
 
 import asyncio
+import faulthandler
+import os
 import resource
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 
 T = TypeVar("T")
 MEMORY_GIB = 4.0  # of address space
+_GRACE_SECONDS = 10  # behind a deadline, after which a process that nobody ended ends itself
 
 
 class Overrun(RuntimeError):
@@ -69,7 +72,7 @@ class GuardedPool:
         self._pool.join()
 
     def _schedule(self, function: Callable[..., T], arguments: tuple[Any, ...], deadline: float) -> "Future[T]":
-        return self._pool.schedule(function, args=arguments, timeout=deadline)
+        return self._pool.schedule(_run, args=[function, arguments, deadline], timeout=deadline)
 
 
 class _Explained:
@@ -88,6 +91,19 @@ class _Explained:
             raise Overrun("it took too much memory") from None
         if isinstance(error, TimeoutError):
             raise Overrun(f"it took more than {self._deadline:g} s") from None
+
+
+def _run(function: Callable[..., T], arguments: tuple[Any, ...], deadline: float) -> T:
+    """In a process of the pool."""
+    with open(os.devnull, "w") as nowhere:
+        # Whoever keeps the deadline may have been killed. This watchdog needs no lock of the interpreter.
+        faulthandler.dump_traceback_later(deadline + _GRACE_SECONDS, exit=True, file=nowhere)
+        try:
+            return function(*arguments)
+        except SystemExit as error:  # would end whoever waits for the result
+            raise RuntimeError(f"it wanted to end the program: {error!r}") from None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _start(memory: int, prepare: Callable[..., None] | None) -> None:

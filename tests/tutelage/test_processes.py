@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -29,6 +31,10 @@ def _fall() -> None:
 
 def _refuse() -> None:
     raise ValueError("not this")
+
+
+def _leave() -> None:
+    sys.exit(3)
 
 
 def _process() -> int:
@@ -75,3 +81,39 @@ def test_memory_is_bounded(pool: GuardedPool) -> None:
 def test_what_a_call_raises_is_raised(pool: GuardedPool) -> None:
     with pytest.raises(ValueError, match="not this"):
         pool.call(_refuse, deadline=30)
+
+
+def test_a_call_cannot_end_the_program(pool: GuardedPool) -> None:
+    with pytest.raises(RuntimeError, match="wanted to end the program"):
+        pool.call(_leave, deadline=30)
+
+
+_KILLED = """
+import os, signal, threading, time
+from tutelage import processes
+
+processes._GRACE_SECONDS = 1
+pool = processes.GuardedPool(workers=1)
+pool.call(os.getpid, deadline=30)
+print(pool.call(os.getpid, deadline=30), flush=True)
+threading.Thread(target=pool.call, args=(pow, 9, 9**9), kwargs={"deadline": 1}, daemon=True).start()
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_call_that_never_returns_outlives_a_killed_program_by_seconds() -> None:
+    killed = subprocess.run([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True, timeout=60)
+    process = int(killed.stdout)
+    ends = time.monotonic() + 30
+    while _is_running(process):
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
