@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tutelage.settings import Attention, DType, Refusal, Settings, WeightTransfer, setting
 from tutelage.stops import AS_THEY_ARE, TurnEnds
@@ -44,6 +44,8 @@ class StudentConfig(Settings):
     model: str = "smollm2-135m-instruct"
     trust_remote_code: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
+    # what its chat template is told beside the conversation: {enable_thinking: false}
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """Configuration of prompts, sampling and rollout workers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from tutelage.settings import SEEDS, DType, Settings, setting
+from tutelage.settings import SEEDS, TEMPLATE_TIME, DType, Refusal, Settings, setting
 
 GREEDY = "greedy sampling has no sampling distribution"
 NO_VERIFIER = "none"  # as data.verifier: nothing is graded
@@ -40,6 +42,8 @@ class PromptSourceConfig(Settings):
     teacher_column: str = "teacher"  # key of the teacher that scores this row, where several take part
     completion_column: str = "completion"  # the data's own response, where an objective learns from those
     follow_ups_column: str = "follow_ups"  # a list of user texts, or messages: one after each answer but the last
+    tools_column: str = "tools"  # a list of JSON schemas of what the student may call, or its JSON
+    template_kwargs_column: str = "chat_template_kwargs"  # what the chat templates are told of this row, or its JSON
     limit: int | None = setting(None, at_least=1)  # the first n rows
     task: str = ""  # reasoning_gym: the name of the task family; digit_tasks: column_sums or reversed_digits
     task_options: dict[str, Any] = field(default_factory=dict)  # of that task
@@ -59,10 +63,20 @@ class DataConfig(Settings):
     train: PromptSourceConfig = field(default_factory=PromptSourceConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     system_prompt: str | None = None  # of both; the teacher-only context is added to it for the teacher
+    template_time: str = TEMPLATE_TIME  # what a clock in a chat template shows, so that a prompt is the same tokens always
     shuffle: bool = True
     over_length: Unusable = Unusable.drop
     blank_prompts: Unusable = Unusable.refuse  # without a text that the student could answer
     verifier: str = NO_VERIFIER  # or exact, math, final_answer, reasoning_gym: a name in `rollout.verifiers.VERIFIERS`
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        """Refuse a time that no clock could show."""
+        yield from super().refusals(prefix)
+        try:
+            datetime.fromisoformat(self.template_time)
+        except ValueError:
+            fix = f"is no time; write it as {TEMPLATE_TIME} or {TEMPLATE_TIME[:10]}"
+            yield Refusal(f"{prefix}template_time", self.template_time, fix)
 
     @property
     def is_graded(self) -> bool:

@@ -41,7 +41,7 @@ async def converse(request: RolloutRequest, ask: Ask) -> Trajectory:
         last = answers[-1]
         if last.finish_reason is not FinishReason.STOP:
             break
-        between = after_answer(last.response_ids, follow_up.ids)
+        between = after_answer(last.response_ids, follow_up)
         prompt_ids = np.concatenate([last.prompt_ids, last.response_ids, between]).astype(np.int32)
         answers.append(await ask(replace(request, prompt_ids=prompt_ids, seed=derive_seed(request.seed, index + 1))))
     return join(answers, request.follow_ups) if request.follow_ups else answers[0]

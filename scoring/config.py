@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from tutelage.settings import Attention, DType, Refusal, Settings, setting
 
@@ -65,6 +66,8 @@ class TeacherConfig(Settings):
     domains: list[str] = field(default_factory=list)  # of the prompts that this teacher scores
     mixture: dict[str, float] = field(default_factory=dict)  # of other teachers, by key, with their weights
     trust_remote_code: bool = False
+    # what its chat template is told beside the conversation: {enable_thinking: false}
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

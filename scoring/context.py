@@ -10,6 +10,7 @@ A template without a field is one rule for all prompts; with one it tells about 
 a shared rule can be learned, an instance's own answer only be guessed at (arXiv 2605.11182).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from tutelage.records.prompt import Prompt
 _STATIC = ("answer", "completion")
 _DYNAMIC = ("attempt", "feedback", "sibling")
 SIBLING = "sibling"
+_MARKERS = re.compile("{(" + "|".join((*_STATIC, *_DYNAMIC)) + ")}")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ContextTemplate:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return tuple(name for name in (*_STATIC, *_DYNAMIC) if _marker(name) in self.text)
+        there = set(_MARKERS.findall(self.text))
+        return tuple(name for name in (*_STATIC, *_DYNAMIC) if name in there)
 
     @property
     def waits_for(self) -> tuple[str, ...]:
@@ -39,10 +42,8 @@ class ContextTemplate:
         return "instance-specific" if self.fields else "shared rule"
 
     def filled(self, values: Mapping[str, str]) -> str:
-        text = self.text
-        for name in self.fields:
-            text = text.replace(_marker(name), values[name])
-        return text
+        """Put in a value for each field; what looks like a field within a value stays as it is."""
+        return _MARKERS.sub(lambda marker: values[marker[1]], self.text)
 
     def missing(self, prompt: Prompt) -> str | None:
         """The field that this prompt's data cannot fill, if there is one."""
@@ -52,7 +53,3 @@ class ContextTemplate:
 def static_values(prompt: Prompt) -> dict[str, str]:
     """What the data say."""
     return {name: value for name in _STATIC if (value := getattr(prompt, name)) is not None}
-
-
-def _marker(name: str) -> str:
-    return "{" + name + "}"

@@ -7,7 +7,7 @@ static template    the prepared view of the prompt
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scoring.config import TeacherConfig
 from scoring.context import SIBLING, ContextTemplate, static_values
-from tutelage.chat import render_teacher_prompt
+from tutelage.chat import Chat, seen_by_teacher
 from tutelage.records.prompt import RenderedPrompt
 from tutelage.records.trajectory import CORRECT, Trajectory
 
@@ -35,7 +35,7 @@ class DynamicContext:
     def __init__(
         self,
         teachers: Mapping[str, TeacherConfig],
-        tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        chats: Mapping[str, Chat],
         student: PreTrainedTokenizerBase,
         samples_per_prompt: int,
         max_tokens: int,
@@ -44,12 +44,12 @@ class DynamicContext:
         """
         Args:
             teachers: by key, mixtures included.
-            tokenizers: of the teachers that answer for themselves, by key.
+            chats: how the teachers that answer for themselves read conversations, by key.
             student: the student's tokenizer.
             max_tokens: of prompt and response together; a context that does not fit is left out.
             system_prompt: of the data, for student and teacher alike.
         """
-        self._tokenizers, self._student, self._system_prompt = tokenizers, student, system_prompt
+        self._chats, self._student, self._system_prompt = chats, student, system_prompt
         self._templates = {
             key: template
             for key, teacher in teachers.items()
@@ -73,16 +73,16 @@ class DynamicContext:
             return PromptView(item.teacher_ids, item.views, item.has_context)
         members = item.views or {item.prompt.teacher: item.teacher_ids}
         sibling = await self._samples.sibling(trajectory) if self.wait_for_samples else None
-        told = {key: self._told(key, trajectory, item, sibling) for key in members if key in self._templates}
+        told = {key: await self._told(key, trajectory, item, sibling) for key in members if key in self._templates}
         views = dict(members) | {key: ids for key, ids in told.items() if ids is not None}
         privileged = any(ids is not None for ids in told.values()) or item.has_context
         return PromptView(max(views.values(), key=len), views if item.views else {}, privileged)
 
-    def _told(
+    async def _told(
         self, key: str, trajectory: Trajectory, item: RenderedPrompt, sibling: Trajectory | None
     ) -> NDArray[np.int32] | None:
         """[P'], the prompt with the context; None where that cannot be filled or does not fit beside the response."""
-        template, tokenizer = self._templates[key], self._tokenizers[key]
+        template = self._templates[key]
         is_correct = trajectory.reward is not None and trajectory.reward >= CORRECT
         feedback = "correct" if is_correct else "incorrect"
         values = static_values(item.prompt) | {"attempt": self._text(trajectory), "feedback": feedback}
@@ -90,7 +90,9 @@ class DynamicContext:
             values[SIBLING] = self._text(sibling)
         if not all(name in values for name in template.fields):
             return None
-        ids = render_teacher_prompt(tokenizer, item.prompt, template.filled(values), self._system_prompt)
+        seen = replace(seen_by_teacher(item.prompt, template.filled(values), self._system_prompt), follow_ups=())
+        (rendering,) = await asyncio.to_thread(self._chats[key].render, [seen])
+        ids = rendering.ids
         return ids if len(ids) + len(trajectory.response_ids) <= self._limit else None
 
     def _text(self, trajectory: Trajectory) -> str:

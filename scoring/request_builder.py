@@ -12,7 +12,7 @@ from scoring.cross_tokenizer.requests import other_tokens_request
 from scoring.cross_tokenizer.token_bytes import TokenBytes
 from scoring.requests import TeacherRequest, build_request, same_tokens_request
 from tutelage.records.signal import SignalNeeds
-from tutelage.records.trajectory import STUDENT_ROLE, Trajectory
+from tutelage.records.trajectory import STUDENT_ROLE, FollowUp, Trajectory
 from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 
@@ -26,6 +26,7 @@ class RequestBuilder:
         without_entropy: Collection[str] = (),
         max_tokens: int | None = None,
         ends: TurnEnds = AS_THEY_ARE,
+        uncommon: Mapping[str, NDArray[np.int32]] | None = None,
     ) -> None:
         """
         Args:
@@ -36,9 +37,11 @@ class RequestBuilder:
             max_tokens: of prompt and response that a teacher can read, where its tokens may be more than the
                 student's: what lies beyond is not scored.
             ends: what the run makes of the ends of turns.
+            uncommon: ids that only one of the two tokenizers has, of the teachers that have the student's but for
+                those, by key.
         """
         self._needs, self._aligners, self._max_tokens = needs, aligners or {}, max_tokens
-        self._without_entropy, self._ends = frozenset(without_entropy), ends
+        self._without_entropy, self._ends, self._uncommon = frozenset(without_entropy), ends, uncommon or {}
         self._watched_top_k = 0 if self._aligners else needs.watched_top_k
 
     def build(
@@ -46,7 +49,7 @@ class RequestBuilder:
         teacher: str,
         prompt_ids: NDArray[np.int32],
         trajectory: Trajectory,
-        follow_ups: Sequence[NDArray[np.int32]] = (),
+        follow_ups: Sequence[FollowUp] = (),
     ) -> TeacherRequest:
         """The request about one trajectory to one teacher.
 
@@ -71,7 +74,8 @@ class RequestBuilder:
         request = replace(request, top_k=top_k, entropy=entropy, stops=self._ends.merged)
         aligner = self._aligners.get(teacher)
         if aligner is None:
-            return same_tokens_request(request, trajectory, follow_ups, self._ends.swaps.get(teacher))
+            swap, uncommon = self._ends.swaps.get(teacher), self._uncommon.get(teacher)
+            return same_tokens_request(request, trajectory, follow_ups, swap, uncommon)
         candidates = self._needs.candidates
         return other_tokens_request(request, trajectory, candidates, follow_ups, aligner, self._max_tokens)
 

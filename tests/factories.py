@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from orchestration.cli import explain
 from orchestration.config.compose import build, register_schema
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.inputs import Prepared, prepare
+from tutelage.chat import Chat, Rendering, seen_by_student, seen_by_teacher
+from tutelage.records.prompt import Prompt
 from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -55,6 +58,20 @@ def refusal(overrides: list[str], *changes: str) -> str:
 
 def ids(*values: int) -> NDArray[np.int32]:
     return np.array(values, dtype=np.int32)
+
+
+def student_reads(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, system_prompt: str | None = None) -> Rendering:
+    """Render a prompt as the student reads it."""
+    (rendering,) = Chat(tokenizer).render([seen_by_student(prompt, system_prompt)])
+    return rendering
+
+
+def teacher_reads(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, context: str | None = None, system_prompt: str | None = None
+) -> Rendering:
+    """Render a prompt as its teacher reads it."""
+    (rendering,) = Chat(tokenizer).render([seen_by_teacher(prompt, context, system_prompt)])
+    return rendering
 
 
 def make_trajectory(prompt_ids: Sequence[int], response_ids: Sequence[int], **fields: Any) -> Trajectory:

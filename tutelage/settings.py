@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 SEEDS = 2**32 - 1  # the largest seed that numpy and torch both take
+TEMPLATE_TIME = "2026-01-01T00:00:00"  # what a clock in a chat template shows where nobody says otherwise
 
 
 @dataclass(frozen=True)

@@ -173,13 +173,18 @@ def _look_ahead(work: "_ChunkWork", hidden: Tensor, rows: Rows, needs: SignalNee
     for positions in slices(len(rows), work.positions):
         targets, temperatures = rows.target_ids[positions], torch.ones_like(rows.temperatures[positions])
         logp_R[positions], _ = work.target_logprobs(hidden[positions].float(), targets, temperatures)
-    return future_advantages(
+    futures_R = future_advantages(
         teacher_floor(rows.teacher_logprobs) - logp_R,
         rows.require("example_index"),
         rows.require("positions"),
         needs.discount,
         needs.length_normalised,
     )
+    if rows.spans is None:
+        return futures_R
+    # A span is one action: what follows any of its tokens is what follows its last one.
+    groups_R, _ = span_groups(rows.require("example_index"), rows.spans)
+    return futures_R[torch.searchsorted(groups_R, groups_R, right=True) - 1]
 
 
 def _with_span_sums(work: "_ChunkWork", hidden: Tensor, rows: Rows) -> Rows:

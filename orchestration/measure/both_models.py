@@ -5,7 +5,7 @@ answers ─► requests ─► the other model's hidden states ─► pairs ─�
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.records.signal import ScoringRequest
+from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.records.trajectory import Trajectory
 from tutelage.settings import ConfigError, Refusal
 from tutelage.stops import StopClass
@@ -69,7 +69,13 @@ class BothModels:
         """
         seen = views or [{}] * len(requests)
         asked = (self.fleet.teachers.score(*one) for one in zip(requests, seen, strict=True))
-        return [Example(a, s) for a, s in zip(answers, await asyncio.gather(*asked), strict=True)]
+        signals = await asyncio.gather(*asked)
+        return [Example(answer, self._of_common(answer, s)) for answer, s in zip(answers, signals, strict=True)]
+
+    def _of_common(self, answer: Trajectory, signal: TeacherSignal) -> TeacherSignal:
+        """Leave out the tokens that only one of the two tokenizers has."""
+        uncommon = self.fleet.uncommon.get(signal.teacher)
+        return signal if uncommon is None else replace(signal, known=~np.isin(answer.response_ids, uncommon))
 
     async def divergences(self, examples: Sequence[Example]) -> list[ExampleDivergence]:
         """One record an example, in their order, each against the model that its signal is of."""

@@ -48,6 +48,7 @@ from orchestration.measure.canary import Canary, Sampled, ScoredAnswers
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.plan import host_memory_gib
+from orchestration.prepare.prompts import make_chats
 from rollout.grading import VerifierPool
 from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
@@ -121,6 +122,7 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
     if not prepared.teachers:
         return [*checks, _not_applicable("teacher's tokenizer and template", "no teacher takes part")]
     prompts = [item.prompt for item in prepared.train[:SHOWN_PROMPTS]]
+    student_chat, chats = make_chats(config, student, prepared.teachers)
     about_teachers: list[Check] = []
     for key, teacher in prepared.teachers.items():
         if teachers_of(config)[key].cross_tokenizer:
@@ -129,8 +131,8 @@ def _check_texts(config: RunConfig, prepared: Prepared) -> list[Check]:
         if ends.status is Status.failed:  # the teacher scores what the student ends; only its own answers would not end
             ends = replace(ends, status=Status.warned)
         about_teacher = [
-            *check_tokenizers(student, teacher.tokenizer, prepared.ends),
-            *check_templates(student, teacher.tokenizer, prompts, config.data.system_prompt),
+            *check_tokenizers(student, teacher.tokenizer, prepared.ends, teacher.uncommon),
+            *check_templates(student_chat, chats[key], prompts, config.data.system_prompt),
             ends,
         ]
         about_teachers += (

@@ -9,12 +9,16 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from learner.config import LearnerSetup
 from learner.group import LearnerGroup
 from orchestration.config.facts import needs_teacher_rollouts
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.prepare.inputs import Prepared
+from orchestration.prepare.teachers import uncommon_ids
 from rollout.group import RolloutGroup
 from scoring.config import TEACHER
 from scoring.pool import BASE, TeacherPool
@@ -76,6 +80,8 @@ class Fleet:
     learner: LearnerGroup
     teacher_rollouts: RolloutGroup | None = None  # sample the teacher's own sequences, where they are learned from
     swaps: Mapping[str, Swap] = field(default_factory=dict)  # of ends, by key of a teacher
+    # ids that only one of two tokenizers has, by the keys of the teachers, where there are some
+    uncommon: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "Fleet":
@@ -102,7 +108,8 @@ class Fleet:
             LearnerGroup.start(setup, config.timeouts, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
         )
-        return cls(cluster, rollouts, teachers, learner, teacher_rollouts, prepared.ends.swaps)
+        swaps, uncommon = prepared.ends.swaps, uncommon_ids(config, prepared)
+        return cls(cluster, rollouts, teachers, learner, teacher_rollouts, swaps, uncommon)
 
     async def connect(self) -> None:
         """Let the learner send weights to those that follow it, and give it the heads of all who show theirs."""
@@ -121,6 +128,8 @@ class Fleet:
         head = await self.teachers.lm_head(role)
         if head is not None and role in self.swaps:
             head = head.swapped(self.swaps[role])
+        if head is not None and role in self.uncommon:  # both softmaxes leave out what lies behind the shorter head
+            head = head.shortened(int(self.uncommon[role].min()))
         if head is not None:
             await self.learner.set_teacher_head(role, head)
 

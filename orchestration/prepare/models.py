@@ -1,7 +1,7 @@
 """The first pass over a run's files: every model and tokenizer that takes part is found and checked."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from learner.lora import trainable_parameters
 from learner.objectives.config import TOPK_SUPPORTS, ObjectiveConfig
-from orchestration.config.facts import INITIAL_STUDENT, teachers_of
+from orchestration.config.facts import INITIAL_STUDENT, learns_from_teacher, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.checkpoints import read_config, read_tokenizer, resolve_model, resolve_tokenizer
 from orchestration.prepare.ends import ModelEnds, decide_ends
@@ -30,6 +30,7 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _FLASH_HEAD_SIZE = 256  # the largest of flash attention
 _MEDIA = ("image", "boi", "eoi", "audio", "boa", "eoa", "video")  # tokens of a text model's larger siblings
 _CAUSAL_LMS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+_MOST_ADDED = 256  # tokens by which two tokenizers may differ and still be one family's
 _LM_SUFFIXES = ("ForCausalLM", "ForConditionalGeneration")  # of architectures that come with their own code
 
 
@@ -39,6 +40,7 @@ class PreparedTeacher:
 
     path: str  # its checkpoint's directory; of a server's model, that of its tokenizer
     tokenizer: PreTrainedTokenizerBase
+    uncommon: frozenset[int] = frozenset()  # ids of added tokens that only its or only the student's tokenizer has
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def find_models(config: RunConfig) -> Models:
     for key, teacher in teachers_of(config).items():
         if not teacher.mixture:
             with refusals.collecting():
-                _add_teacher(models, key, teacher, paths, comparable)
+                _add_teacher(config, models, key, teacher, paths, comparable, configs)
     others: dict[str, ModelEnds] = {}
     for key in (REFERENCE_MODEL, *_further_models(config)):
         if key in paths and paths[key] not in comparable:
@@ -101,7 +103,24 @@ def find_models(config: RunConfig) -> Models:
         for key, teacher in models.teachers.items()
         if not teachers_of(config)[key].cross_tokenizer
     }
-    return replace(models, ends=decide_ends(config, ModelEnds.of(tokenizer, student_path), same_ids, others))
+    ends = decide_ends(config, ModelEnds.of(tokenizer, student_path), same_ids, others)
+    refusals.extend(_uncommon_end_refusals(config, models, ends))
+    refusals.raise_all()
+    return replace(models, ends=ends)
+
+
+def _uncommon_end_refusals(config: RunConfig, models: Models, ends: TurnEnds) -> Iterator[Refusal]:
+    """Refuse to treat an id that only one of two tokenizers has as an end of both."""
+    named = {*ends.stop_ids, *(end for swap in ends.swaps.values() for end in (swap.student, swap.teacher))}
+    for key, teacher in models.teachers.items():
+        lacking = sorted(teacher.uncommon & named)
+        if lacking:
+            fix = (
+                f"with {teacher_setting(key)} an answer may end with id {lacking[0]}, an added token that only one of "
+                "the two tokenizers has; add it to the other one's tokenizer, or set "
+                f"{teacher_setting(key)}.cross_tokenizer=true"
+            )
+            yield Refusal("sampling.stops", config.sampling.stops, fix)
 
 
 def _check_checkpoints(
@@ -176,11 +195,20 @@ def _count_adapters(config: RunConfig, student_path: str, refusals: Refusals) ->
     return 0
 
 
-def _add_teacher(models: Models, key: str, teacher: TeacherConfig, paths: dict[str, str], comparable: set[str]) -> None:
+def _add_teacher(
+    config: RunConfig,
+    models: Models,
+    key: str,
+    teacher: TeacherConfig,
+    paths: dict[str, str],
+    comparable: set[str],
+    configs: Mapping[str, tuple[str, PreTrainedConfig]],
+) -> None:
     """Add a teacher that can score the student's tokens, as they are or aligned.
 
     Args:
         comparable: paths of models with the student's tokenizer, to which the teacher's is added.
+        configs: of the checkpoints, by path.
 
     Raises:
         ConfigError: it cannot.
@@ -190,7 +218,7 @@ def _add_teacher(models: Models, key: str, teacher: TeacherConfig, paths: dict[s
         model_key = STUDENT_MODEL if teacher.tokenizer is None else tokenizer_key
     if model_key not in paths or (teacher.tokenizer is not None and tokenizer_key not in paths):
         return  # refused already
-    path, tokenizer = paths[model_key], models.tokenizer
+    path, tokenizer, uncommon = paths[model_key], models.tokenizer, frozenset[int]()
     tokenizer_path = paths.get(tokenizer_key, path)
     if tokenizer_path != models.student_path:
         tokenizer = read_tokenizer(
@@ -199,9 +227,16 @@ def _add_teacher(models: Models, key: str, teacher: TeacherConfig, paths: dict[s
         if teacher.cross_tokenizer:
             make_aligner(models.tokenizer, tokenizer, model_key)  # refuses what it cannot align
         else:
-            _compare_tokenizers(tokenizer, tokenizer_path, model_key, models.tokenizer)
-            comparable.add(tokenizer_path)
-    models.teachers[key] = PreparedTeacher(path, tokenizer)
+            uncommon = _uncommon_ids(tokenizer, tokenizer_path, model_key, models.tokenizer)
+            if not uncommon:
+                comparable.add(tokenizer_path)
+    prepared = PreparedTeacher(path, tokenizer, uncommon)
+    _, model = configs.get(path, (key, None))  # none of a server's
+    rows = math.inf if model is None else getattr(model.get_text_config(), "vocab_size", math.inf)
+    refusals = list(_added_token_refusals(config, prepared, models.tokenizer, model_key, rows)) if uncommon else []
+    if refusals:
+        raise ConfigError(*refusals)
+    models.teachers[key] = prepared
 
 
 def _config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: str) -> Iterator[Refusal]:
@@ -317,12 +352,58 @@ def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, stu
     """Refuse a model that scores the student's tokens with another tokenizer."""
     ours, theirs = student.get_vocab(), other.get_vocab()
     if ours != theirs:
-        different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
+        raise ConfigError(_other_tokenizer(ours, theirs, path, key))
+
+
+def _other_tokenizer(ours: Mapping[str, int], theirs: Mapping[str, int], path: str, key: str) -> Refusal:
+    different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
+    fix = (
+        f"its tokenizer differs from the student's in {len(different)} tokens (first: {different[0]!r}, "
+        f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
+        "with one vocabulary: choose a model of the same family, or, for a teacher, set teacher.tokenizer to the "
+        "student's model if the ids that both have stand for the same text and the teacher merely has a few more, "
+        "or set teacher.cross_tokenizer=true to align the two byte by byte"
+    )
+    return Refusal(key, path, fix)
+
+
+def _uncommon_ids(
+    teacher: PreTrainedTokenizerBase, path: str, key: str, student: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The ids of tokens that were added to only one of two tokenizers, which are the same but for those.
+
+    Raises:
+        ConfigError: they differ in more than that.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    only_ours, only_theirs = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
+    added = only_ours <= student.get_added_vocab().keys() and only_theirs <= teacher.get_added_vocab().keys()
+    common = {token: token_id for token, token_id in ours.items() if token in theirs}
+    same = all(theirs[token] == token_id for token, token_id in common.items())
+    uncommon = frozenset({ours[token] for token in only_ours} | {theirs[token] for token in only_theirs})
+    # Behind all others, so that a head without them is that of the common ids.
+    behind = not uncommon or min(uncommon) > max(common.values(), default=-1)
+    if not (same and added and behind and len(uncommon) <= _MOST_ADDED):
+        raise ConfigError(_other_tokenizer(ours, theirs, path, key))
+    return uncommon
+
+
+def _added_token_refusals(
+    config: RunConfig, teacher: PreparedTeacher, student: PreTrainedTokenizerBase, key: str, rows: float
+) -> Iterator[Refusal]:
+    """What a teacher cannot do whose tokenizer differs from the student's in some added tokens.
+
+    Args:
+        rows: of its embedding.
+    """
+    seen = f"its tokenizer and the student's differ in {len(teacher.uncommon)} added tokens"
+    if beyond := sorted(token for token in student.get_vocab().values() if token >= rows):
+        fix = f"{seen}, and it has no embedding for the student's id {beyond[0]}; set teacher.cross_tokenizer=true"
+        yield Refusal(key, teacher.path, fix)
+    unreadable = teacher.uncommon - set(student.get_vocab().values())
+    if unreadable and learns_from_teacher(config):
         fix = (
-            f"its tokenizer differs from the student's in {len(different)} tokens (first: {different[0]!r}, "
-            f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
-            "with one vocabulary: choose a model of the same family, or, for a teacher, set teacher.tokenizer to the "
-            "student's model if the ids that both have stand for the same text and the teacher merely has a few more, "
-            "or set teacher.cross_tokenizer=true to align the two byte by byte"
+            f"{seen}, so the teacher's own sequences may hold ids that the student cannot read; set "
+            f"sequences.other_source=dataset, on_policy_fraction=1, or {key.removesuffix('.model')}.tokenizer to the student's"
         )
-        raise ConfigError(Refusal(key, path, fix))
+        yield Refusal("objective.sequences.other_source", "teacher", fix)

@@ -1,6 +1,6 @@
 """The second pass over a run's files: its prompts are read, routed, rendered for student and teachers, and checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -15,16 +15,8 @@ from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
 from scoring.context import ContextTemplate, static_values
 from scoring.routing import route
-from tutelage.chat import (
-    render_completion,
-    render_follow_ups,
-    render_prompt,
-    render_teacher_prompt,
-    student_messages,
-    teacher_messages,
-)
-from tutelage.records.prompt import Message, Prompt, RenderedPrompt
-from tutelage.records.trajectory import FollowUp
+from tutelage.chat import Chat, Rendering, seen_by_student, seen_by_teacher
+from tutelage.records.prompt import Prompt, RenderedPrompt
 from tutelage.settings import ConfigError, Refusal, Refusals
 
 
@@ -54,14 +46,20 @@ def read_prompts(config: RunConfig, models: Models) -> Prompts:
             prompts[name] = route(used, teachers, f"data.{name}", column)
     refusals.raise_all()
     refusals.extend(_same_model_refusals(config, models, [*prompts["train"], *prompts["heldout"]]))
-    renderer, rendered = Renderer(teachers, models.teachers, models.tokenizer, config.data.system_prompt), {}
+    from_data = learns_from_data(config)
+    if from_data:
+        refusals.extend(_completion_refusals(config.data, prompts["train"]))
+    refusals.raise_all()
+    student, chats = make_chats(config, models.tokenizer, models.teachers)
+    renderer, rendered = Renderer(teachers, student, chats, config.data.system_prompt), {}
+    for chat in {id(chat): chat for chat in (student, *chats.values())}.values():
+        with refusals.collecting():
+            chat.check()
     for name in prompts:
         with refusals.collecting():
-            rendered[name] = [renderer.render(prompt) for prompt in prompts[name]]
+            rendered[name] = renderer.render(prompts[name], from_data and name == "train")
+            renderer.check_contexts(prompts[name][0])
     refusals.raise_all()
-    with refusals.collecting():
-        if learns_from_data(config):
-            rendered["train"] = [_with_completion(item, config.data, models.tokenizer) for item in rendered["train"]]
     kept = {name: tuple(item for item in items if _length(item, config) <= config.rollout.max_model_len)
             for name, items in rendered.items()}  # fmt: skip
     refusals.extend(_length_refusals(config, rendered, kept))
@@ -75,53 +73,89 @@ class Renderer:
     """Makes token ids of prompts, as the student and as the teacher of each prompt see them."""
 
     def __init__(
-        self,
-        teachers: Mapping[str, TeacherConfig],
-        prepared: Mapping[str, PreparedTeacher],
-        tokenizer: PreTrainedTokenizerBase,
-        system_prompt: str | None,
+        self, teachers: Mapping[str, TeacherConfig], student: Chat, chats: Mapping[str, Chat], system_prompt: str | None
     ) -> None:
         """
         Args:
             teachers: settings by key, mixtures included.
-            prepared: those that answer for themselves, by key.
-            tokenizer: the student's.
+            student: how the student reads conversations.
+            chats: how the teachers that answer for themselves do, by key.
         """
-        self._teachers, self._prepared = teachers, prepared
-        self._tokenizer, self._system_prompt = tokenizer, system_prompt
+        self._teachers, self._student, self._chats = teachers, student, chats
+        self._system_prompt = system_prompt
 
-    def render(self, prompt: Prompt) -> RenderedPrompt:
-        """
-        Raises:
-            ConfigError: a teacher's context has a field that the prompt has not.
-        """
-        messages = student_messages(prompt, self._system_prompt)
-        student_ids = render_prompt(self._tokenizer, prompt, self._system_prompt)
-        between = render_follow_ups(self._tokenizer, prompt, messages, prompt.follow_ups)
-        follow_ups = tuple(FollowUp(m.role, m.content, ids) for m, ids in zip(prompt.follow_ups, between, strict=True))
-        if not self._teachers:
-            return RenderedPrompt(prompt, student_ids, student_ids, follow_ups=follow_ups)
-        members = list(self._teachers[prompt.teacher].mixture or (prompt.teacher,))
-        views = {  # [P'] each: what a teacher sees of the prompt before there is any response to it
-            key: render_teacher_prompt(
-                self._prepared[key].tokenizer, prompt, _context(prompt, key, self._teachers[key]), self._system_prompt
-            )
-            for key in members
-        }
-        longest = max(views.values(), key=len)
-        item = RenderedPrompt(prompt, student_ids, longest, follow_ups=follow_ups, teacher_follow_ups=between)
-        return replace(item, views=views) if len(views) > 1 else self._as_read(item, messages, members[0])
-
-    def _as_read(self, item: RenderedPrompt, messages: Sequence[Message], reader: str) -> RenderedPrompt:
-        """Add the further turns by the teacher's own template, and whether it is told more where ids cannot tell.
+    def render(self, prompts: Sequence[Prompt], completions: bool = False) -> list[RenderedPrompt]:
+        """Render prompts, all of them together.
 
         Args:
-            reader: key of the teacher whose tokenizer reads them: a mixture's only member, or the prompt's teacher.
+            completions: render the data's own responses as well; every prompt has one.
+
+        Raises:
+            ConfigError: one cannot be rendered, or a teacher's context has a field that it has not.
         """
-        prompt, teacher = item.prompt, self._teachers[item.prompt.teacher]
-        read = teacher_messages(prompt, _context(prompt, prompt.teacher, teacher), self._system_prompt)
-        between = render_follow_ups(self._prepared[reader].tokenizer, prompt, read, prompt.follow_ups)
-        return replace(item, teacher_follow_ups=between, told=read != messages if teacher.cross_tokenizer else None)
+        seen = [seen_by_student(prompt, self._system_prompt) for prompt in prompts]
+        rendered = self._student.render(seen, completions)
+        views: list[dict[str, tuple[Prompt, Rendering]]] = [{} for _ in prompts]  # by teacher, of each prompt
+        for key, chat in self._chats.items():
+            asked = [place for place, prompt in enumerate(prompts) if key in self._members(prompt)]
+            told = {place: self._seen_by(key, prompts[place]) for place in asked}
+            own = {place: view for place, view in told.items() if chat is not self._student or view != seen[place]}
+            written = dict(zip(own, chat.render(list(own.values())), strict=True))
+            for place, view in told.items():
+                views[place][key] = view, written.get(place, rendered[place])
+        return [
+            self._joined(prompt, as_student, rendering, views[place])
+            for place, (prompt, as_student, rendering) in enumerate(zip(prompts, seen, rendered, strict=True))
+        ]
+
+    def check_contexts(self, prompt: Prompt) -> None:
+        """Refuse a teacher whose template cannot show it what waits for a response.
+
+        Raises:
+            ConfigError: so is one.
+        """
+        for key, teacher in self._teachers.items():
+            template = ContextTemplate(teacher.context or "")
+            if template.waits_for:
+                filled = template.filled(dict.fromkeys(template.fields, "0"))
+                self._chats[key].render([replace(seen_by_teacher(prompt, filled, self._system_prompt), follow_ups=())])
+
+    def _members(self, prompt: Prompt) -> Collection[str]:
+        """The teachers that answer for a prompt's, by key."""
+        return (self._teachers[prompt.teacher].mixture or (prompt.teacher,)) if self._teachers else ()
+
+    def _seen_by(self, key: str, prompt: Prompt) -> Prompt:
+        """The prompt as a teacher sees it before there is any response to it; a mixture's reads the student's turns."""
+        view = seen_by_teacher(prompt, _context(prompt, key, self._teachers[key]), self._system_prompt)
+        return view if len(self._members(prompt)) == 1 else replace(view, follow_ups=())
+
+    def _joined(
+        self, prompt: Prompt, seen: Prompt, student: Rendering, views: Mapping[str, tuple[Prompt, Rendering]]
+    ) -> RenderedPrompt:
+        item = RenderedPrompt(prompt, student.ids, student.ids, student.completion_ids, follow_ups=student.follow_ups)
+        if not views:
+            return item
+        (_, first), several = next(iter(views.values())), len(views) > 1
+        return replace(
+            item,
+            teacher_ids=max((rendering.ids for _, rendering in views.values()), key=len),
+            views={key: rendering.ids for key, (_, rendering) in views.items()} if several else {},
+            teacher_follow_ups=student.follow_ups if several else first.follow_ups,
+            has_context=any(view.messages != seen.messages for view, _ in views.values()),
+        )
+
+
+def make_chats(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, teachers: Mapping[str, PreparedTeacher]
+) -> tuple[Chat, dict[str, Chat]]:
+    """How the student reads conversations, and how the teachers do that answer for themselves, by key."""
+    time, kwargs = config.data.template_time, config.student.chat_template_kwargs
+    student, chats = Chat(tokenizer, kwargs, time), {}
+    for key, prepared in teachers.items():
+        own = teachers_of(config)[key].chat_template_kwargs
+        alike = prepared.tokenizer is tokenizer and own == kwargs
+        chats[key] = student if alike else Chat(prepared.tokenizer, own, time, teacher_setting(key))
+    return student, chats
 
 
 def _context(prompt: Prompt, key: str, teacher: TeacherConfig) -> str | None:
@@ -136,16 +170,16 @@ def _context(prompt: Prompt, key: str, teacher: TeacherConfig) -> str | None:
     return None if template.waits_for else template.filled(static_values(prompt))
 
 
-def _with_completion(item: RenderedPrompt, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
-    """A training prompt with the data's own response, which is learned from."""
-    if item.prompt.completion is None:
+def _completion_refusals(data: DataConfig, prompts: Sequence[Prompt]) -> Iterator[Refusal]:
+    """Refuse to learn from the data's own responses where there is none."""
+    without = next((prompt.id for prompt in prompts if prompt.completion is None), None)
+    if without is not None:
         fix = (
-            f"training prompt {item.prompt.id!r} has no completion; set data.train.completion_column="
+            f"training prompt {without!r} has no completion; set data.train.completion_column="
             f"{data.train.completion_column} to the column of the responses, end the messages with the assistant's, or "
             "set objective.sequences.other_source=teacher"
         )
-        raise ConfigError(Refusal("objective.sequences.other_source", "dataset", fix))
-    return replace(item, completion_ids=render_completion(tokenizer, item.prompt.completion))
+        yield Refusal("objective.sequences.other_source", "dataset", fix)
 
 
 def _gate_refusals(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Iterator[Refusal]:
@@ -184,7 +218,7 @@ def _length(item: RenderedPrompt, config: RunConfig) -> int:
     lengths = []
     for prompt, between in (
         (item.student_ids, [follow_up.ids for follow_up in item.follow_ups]),
-        (item.teacher_ids, item.teacher_follow_ups),
+        (item.teacher_ids, [follow_up.ids for follow_up in item.teacher_follow_ups]),
     ):
         conversation = (1 + len(between)) * config.sampling.max_tokens + sum(map(len, between))
         lengths.append(len(prompt) + max(conversation, config.evaluation.max_tokens))

@@ -78,7 +78,8 @@ def _teacher_metrics(batch: Sequence[Example]) -> dict[str, float]:
             sum(e.trajectory.loss_tokens for e in across), 1
         )
         merged = [e.signal.merged[e.loss_mask] for e in across if e.signal is not None and e.signal.merged is not None]
-        metrics["teacher/merged_share"] = token_mean([flags.astype(np.float64) for flags in merged])
+        if merged:
+            metrics["teacher/merged_share"] = token_mean([flags.astype(np.float64) for flags in merged])
     return metrics
 
 

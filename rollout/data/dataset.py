@@ -25,7 +25,9 @@ from tutelage.records.prompt import Message, Prompt
 from tutelage.settings import ConfigError, Refusal
 
 PACKAGE_PREFIX = "pkg://"
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_ASK = ("user", "tool")  # whom the student answers
+_MORE = ("tool_calls", "reasoning_content", "name", "tool_call_id")  # of messages, for chat templates
 _SHAREGPT = "conversations"
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -224,7 +226,11 @@ def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Pr
     column = source.prompt_column if cells.get(source.prompt_column) is not None else source.messages_column
     answers = _to_answers(cells.get(source.answer_column), place(source.answer_column))
     messages, final_answer = _to_messages(cells.get(column), place(column), column == source.messages_column)
-    completion = _to_completion(cells.get(source.completion_column), place(source.completion_column))
+    completion = _to_completion(cells.get(source.completion_column), place(source.completion_column)) or final_answer
+    tools = _structure(cells.get(source.tools_column), list, place(source.tools_column)) or ()
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise ConfigError(Refusal(*place(source.tools_column), "give a list of JSON schemas, one for each tool"))
+    kwargs = _structure(cells.get(source.template_kwargs_column), dict, place(source.template_kwargs_column))
     return Prompt(
         id=_to_id(cells.get("id"), place("id")) or str(index),
         messages=messages,
@@ -233,9 +239,30 @@ def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Pr
         domain=_text(cells.get(source.domain_column), place(source.domain_column)) or "",
         teacher=_text(cells.get(source.teacher_column), place(source.teacher_column)) or "",
         privileged_context=_text(cells.get(source.context_column), place(source.context_column)),
-        completion=final_answer if completion is None else completion,
+        completion=None if completion is None else completion.content,
+        completion_more={} if completion is None else completion.more,
         follow_ups=_to_follow_ups(cells.get(source.follow_ups_column), place(source.follow_ups_column)),
+        tools=tuple(tools),
+        template_kwargs=kwargs or {},
     )
+
+
+def _structure(value: Any, kind: type, where: tuple[str, str]) -> Any:
+    """Read a list or an object, or its JSON."""
+    value = _decoded(value)
+    if value is not None and not isinstance(value, kind):
+        what = "list" if kind is list else "object"
+        raise ConfigError(Refusal(*where, f"is of type {_kind(value)}; give {what} or its JSON, or null"))
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Structured cells for chat templates: numbers as such, and without what is null only since other rows have it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _decoded(value.text) if isinstance(value, Literal) else value
 
 
 def _kind(value: Any) -> str:
@@ -310,16 +337,18 @@ def _decoded(value: Any) -> Any:
         return value
 
 
-def _to_completion(value: Any, where: tuple[str, str]) -> str | None:
+def _to_completion(value: Any, where: tuple[str, str]) -> Message | None:
     """Text, or a list of the one assistant message that it is."""
     if isinstance(value, list) and len(value) == 1:
         message = _to_message(value[0], where)
-        value = message.content if message.role == "assistant" else value
-    return _text(value, where)
+        if message.role == "assistant":
+            return message
+    text = _text(value, where)
+    return None if text is None else Message("assistant", text)
 
 
-def _to_messages(value: Any, where: tuple[str, str], of_messages: bool) -> tuple[tuple[Message, ...], str | None]:
-    """The prompt, and the content of a final assistant message. A prompt may be blank: the run decides about it.
+def _to_messages(value: Any, where: tuple[str, str], of_messages: bool) -> tuple[tuple[Message, ...], Message | None]:
+    """The prompt, and a final assistant message. A prompt may be blank: the run decides about it.
 
     Args:
         of_messages: the column is one of messages, where text is JSON.
@@ -335,17 +364,20 @@ def _to_messages(value: Any, where: tuple[str, str], of_messages: bool) -> tuple
         fix = f"is of type {_kind(value)}; give {'a' if of_messages else 'text or a'} list of messages"
         raise ConfigError(Refusal(*where, fix))
     answered = bool(messages) and messages[-1].role == "assistant"
-    final_answer = messages.pop().content if answered else None
-    if not messages or messages[-1].role != "user":
+    final_answer = messages.pop() if answered else None
+    if not messages or messages[-1].role not in _ASK:
         raise ConfigError(Refusal(*where, "does not end with a user message; the student answers that one"))
     return tuple(messages), final_answer
 
 
 def _to_message(item: Any, where: tuple[str, str]) -> Message:
-    role, content = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
-    if isinstance(item, Mapping) and "from" in item and role is None:
-        role, content = _SHAREGPT_ROLES.get(str(item["from"])), item.get("value")
-    if role not in _ROLES or not isinstance(content, str):
+    given = {name: value for name, value in item.items() if value is not None} if isinstance(item, Mapping) else {}
+    if "from" in given and "role" not in given:
+        names = {"from": "role", "value": "content"}
+        given = {names.get(name, name): value for name, value in given.items()}
+        given["role"] = _SHAREGPT_ROLES.get(str(given["role"]))
+    content = given.get("content", "" if given.get("tool_calls") else None)
+    if given.get("role") not in _ROLES or not isinstance(content, str):
         raise ConfigError(
             Refusal(
                 *where,
@@ -353,7 +385,15 @@ def _to_message(item: Any, where: tuple[str, str]) -> Message:
                 f"{{'from': one of {', '.join(_SHAREGPT_ROLES)}, 'value': text}}",
             )
         )
-    return Message(role, _text(content, where) or "")
+    unknown = sorted(given.keys() - {"role", "content", *_MORE})
+    if unknown:
+        fix = (
+            f"a message has {', '.join(unknown)}, which no chat template is told; leave it out (beside role and "
+            f"content there may be {', '.join(_MORE)})"
+        )
+        raise ConfigError(Refusal(*where, fix))
+    more = {name: _plain(given[name]) for name in _MORE if name in given}
+    return Message(given["role"], _text(content, where) or "", more)
 
 
 def _check_ids(prompts: Sequence[Prompt], source: PromptSourceConfig, key: str) -> None:

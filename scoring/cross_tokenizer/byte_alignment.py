@@ -6,7 +6,8 @@
 
 Within a span the chain rule holds on both sides: the span's log-prob is the sum of its tokens'. A span of one token on
 each side is exact token by token. The token that ends an answer of the student's is matched with the one by which the
-teacher ends its own, as its chat template says: its EOS, or another.
+teacher ends its own, as its chat template says: its EOS, or another. A space that a sentencepiece student's first token brings
+along, and that its text does not begin with, is not written.
 
 What the teacher cannot be shown belongs to no span: special tokens other than that end, bytes that are no UTF-8
 (an answer cut within a character), text that the vocabulary lacks. A span that holds any of it is given up as a whole.
@@ -58,15 +59,20 @@ class Aligner:
         return self._twins(b"")
 
     @cached_property
-    def twins_after_space(self) -> NDArray[np.int32]:
-        """The same where the teacher writes a space that the student does not."""
-        return self._twins(b" ")
+    def first_twins(self) -> NDArray[np.int32]:
+        """The same where an answer begins."""
+        return self._twins(b"", self.student.drops_first_space)
 
-    def _twins(self, prefix: bytes) -> NDArray[np.int32]:
+    @cached_property
+    def first_twins_after_space(self) -> NDArray[np.int32]:
+        """The same where the teacher writes a space that the student does not."""
+        return self._twins(b" ", self.student.drops_first_space)
+
+    def _twins(self, prefix: bytes, drops_space: bool = False) -> NDArray[np.int32]:
         known, ends = self.student.by_id, [token for token in self.student.end_ids if token is not None]
         twins = np.full(max([*known, *ends]) + 1, -1, dtype=np.int32)
         for token, content in known.items():
-            twins[token] = self.teacher.ids.get(prefix + content, -1)
+            twins[token] = self.teacher.ids.get(prefix + (content.removeprefix(b" ") if drops_space else content), -1)
         if self.teacher.end_id is not None:
             twins[ends] = self.teacher.end_id
         return twins
@@ -87,12 +93,16 @@ class Aligner:
 
     def _read(self, ids: Sequence[int]) -> _Bytes:
         pieces = [self.student.by_id.get(token, b"") for token in ids]
+        only_space = bool(pieces) and self.student.drops_first_space and pieces[0] == b" "
+        if pieces and self.student.drops_first_space:
+            pieces[0] = pieces[0].removeprefix(b" ")
         stream = b"".join(pieces)
         kept = _valid(stream)
         starts = np.cumsum([0, *map(len, pieces)])
         counts = np.concatenate([[0], np.cumsum(kept)])
         lengths = counts[starts[1:]] - counts[starts[:-1]]
         lost = (lengths < np.diff(starts)) | (lengths == 0)
+        lost[:1] &= not only_space  # it scores that a text begins, together with what it begins with
         text = bytes(byte for byte, ok in zip(stream, kept, strict=True) if ok).decode()
         return _Bytes(text, lengths.astype(np.int64), lost)
 
@@ -136,7 +146,7 @@ def _spans(written: _Bytes, encoded: Encoded) -> tuple[NDArray[np.int64], NDArra
         return np.minimum(np.searchsorted(shared, places, side="right") - 1, count - 1)
 
     spans, teacher_spans = span_at(starts), span_at(teacher_starts)
-    alone = (written.lengths == 0) & np.isin(starts, shared)  # a special token between two spans harms neither
+    alone = written.lost & (written.lengths == 0) & np.isin(starts, shared)  # a special token between two spans harms neither
     spoilt = np.union1d(spans[written.lost & ~alone], teacher_spans[np.array(encoded.unknown, dtype=np.bool_)])
     spans = np.where(alone | np.isin(spans, spoilt), NO_SPAN, spans)
     return spans, np.where(np.isin(teacher_spans, spoilt), NO_SPAN, teacher_spans)

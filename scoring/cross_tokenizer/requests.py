@@ -19,7 +19,7 @@ from scoring.cross_tokenizer.byte_alignment import NO_SPAN, Aligner, ByteAlignme
 from scoring.requests import conversation_of, student_candidates
 from tutelage.records.per_token import spread
 from tutelage.records.signal import ScoringRequest, TeacherSignal
-from tutelage.records.trajectory import Trajectory
+from tutelage.records.trajectory import FollowUp, Trajectory
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def other_tokens_request(
     request: ScoringRequest,
     trajectory: Trajectory,
     candidates: int,
-    follow_ups: Sequence[NDArray[np.int32]],
+    follow_ups: Sequence[FollowUp],
     aligner: Aligner,
     max_tokens: int | None,
 ) -> OtherTokens:
@@ -135,12 +135,29 @@ def _twins(
     ids = student_candidates(trajectory)
     twins = _lookup(aligner.twins, ids)
     for alignment, answer in zip(alignments, trajectory.answers, strict=True):
-        if alignment.begins_with_space and answer.stop > answer.start:
-            twins[answer.start] = _lookup(aligner.twins_after_space, ids[answer.start])
+        if answer.stop > answer.start:
+            first = aligner.first_twins_after_space if alignment.begins_with_space else aligner.first_twins
+            twins[answer.start] = _lookup(first, ids[answer.start])
     twins[state_rows < 0] = -1
+    twins[_repeated(twins)] = -1
     order = np.argsort(twins < 0, axis=1, kind="stable")[:, :k]
     twins, ids = (np.take_along_axis(rows, order, axis=1) for rows in (twins, ids))
     return np.where(twins < 0, -1, ids).astype(np.int32), twins.astype(np.int32)
+
+
+def _repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """[T, K]: whether an id stands further left in its row; -1 never does.
+
+    Several ids of a student may stand for one of the teacher's, as two ends of an answer do: the most likely of them
+    does, so that the teacher's probability is not counted twice.
+    """
+    order = np.argsort(ids, axis=1, kind="stable")
+    in_order = np.take_along_axis(ids, order, axis=1)
+    again = np.zeros(ids.shape, dtype=np.bool_)
+    again[:, 1:] = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
+    repeated = np.empty_like(again)
+    np.put_along_axis(repeated, order, again, axis=1)
+    return repeated
 
 
 def _lookup(table: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -85,6 +85,13 @@ class TokenBytes:
         pieces = self._backend.get_vocab(with_added_tokens=False)
         return frozenset(token for piece, token in pieces.items() if _BYTE.fullmatch(piece))
 
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """Whether a text begins without the space of its first token, as sentencepiece writes the first word."""
+        spaced = (token for token, content in self.by_id.items() if content[:1] == b" " and content.strip().isalpha())
+        first = next(spaced, None)
+        return first is not None and not self._backend.decode([first]).startswith(" ")
+
     def join(self, ids: Sequence[int]) -> bytes:
         return b"".join(self.by_id.get(int(token), b"") for token in ids)
 

@@ -12,7 +12,8 @@ from tutelage.records.trajectory import FinishReason, FollowUp, PolicySpan, Roll
 
 EOS = 2
 FOLLOW_UPS = tuple(
-    FollowUp("user", text, np.array(ids, np.int32)) for text, ids in (("why", [EOS, 50, 51]), ("so", [52]))
+    FollowUp("user", text, np.array(ids, np.int32), closing)
+    for text, ids, closing in (("why", [EOS, 50, 51], 1), ("so", [52], 0))
 )
 REQUEST = RolloutRequest(
     3, "p", 1, np.array([10, 11], np.int32), seed=7, max_tokens=4, candidates=2, follow_ups=FOLLOW_UPS

@@ -1,5 +1,6 @@
 """Renderings of both sides, on a chat tokenizer, on one that adds BOS, and on one without a template."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,9 @@ import pytest
 from tokenizers import processors
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from tests.factories import student_reads, teacher_reads
 from tests.models import make_tokenizer
-from tutelage.chat import (
-    end_of_answer,
-    generation_ends,
-    render_completion,
-    render_follow_ups,
-    render_prompt,
-    render_teacher_prompt,
-    stop_token_ids,
-)
+from tutelage.chat import Chat, end_of_answer, generation_ends, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 
 QUESTION = Prompt("q", (Message("user", "Why is the sky blue?"),))
@@ -57,33 +51,33 @@ def bos_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_student_sees_the_conversation_and_a_generation_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = render_prompt(tokenizer, QUESTION)
+    ids = student_reads(tokenizer, QUESTION).ids
     assert ids.dtype == np.int32
     assert decode(tokenizer, ids) == chat(("user", "Why is the sky blue?"))
 
 
 def test_system_prompt_is_a_default(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert decode(tokenizer, render_prompt(tokenizer, QUESTION, "Rhyme.")) == chat(
+    assert decode(tokenizer, student_reads(tokenizer, QUESTION, "Rhyme.").ids) == chat(
         ("system", "Rhyme."), ("user", "Why is the sky blue?")
     )
-    own = render_prompt(tokenizer, WITH_SYSTEM, "Rhyme.")
-    np.testing.assert_array_equal(own, render_prompt(tokenizer, WITH_SYSTEM))
+    own = student_reads(tokenizer, WITH_SYSTEM, "Rhyme.").ids
+    np.testing.assert_array_equal(own, student_reads(tokenizer, WITH_SYSTEM).ids)
 
 
 def test_without_context_both_sides_are_equal(tokenizer: PreTrainedTokenizerFast) -> None:
     for prompt in (QUESTION, WITH_SYSTEM):
         for system in (None, "Rhyme."):
-            student = render_prompt(tokenizer, prompt, system)
-            np.testing.assert_array_equal(student, render_teacher_prompt(tokenizer, prompt, None, system))
+            student = student_reads(tokenizer, prompt, system).ids
+            np.testing.assert_array_equal(student, teacher_reads(tokenizer, prompt, None, system).ids)
 
 
 def test_context_is_for_the_teacher_only(tokenizer: PreTrainedTokenizerFast) -> None:
-    teacher = decode(tokenizer, render_teacher_prompt(tokenizer, QUESTION, "Be brief."))
+    teacher = decode(tokenizer, teacher_reads(tokenizer, QUESTION, "Be brief.").ids)
     assert teacher == chat(("system", "Be brief."), ("user", "Why is the sky blue?"))
 
 
 def test_context_joins_the_system_message(tokenizer: PreTrainedTokenizerFast) -> None:
-    teacher = decode(tokenizer, render_teacher_prompt(tokenizer, WITH_SYSTEM, "Be brief.", "Rhyme."))
+    teacher = decode(tokenizer, teacher_reads(tokenizer, WITH_SYSTEM, "Be brief.", "Rhyme.").ids)
     assert teacher == chat(
         ("system", "Be kind.\n\nBe brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Go on")
     )
@@ -91,14 +85,14 @@ def test_context_joins_the_system_message(tokenizer: PreTrainedTokenizerFast) ->
 
 def test_prompts_own_context_wins(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt = Prompt("p", QUESTION.messages, privileged_context="The answer is scattering.")
-    teacher = decode(tokenizer, render_teacher_prompt(tokenizer, prompt, "Be brief."))
+    teacher = decode(tokenizer, teacher_reads(tokenizer, prompt, "Be brief.").ids)
     assert "scattering" in teacher and "brief" not in teacher
-    assert "scattering" not in decode(tokenizer, render_prompt(tokenizer, prompt))
+    assert "scattering" not in decode(tokenizer, student_reads(tokenizer, prompt).ids)
 
 
 def test_base_model_sees_plain_text(plain_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert decode(plain_tokenizer, render_prompt(plain_tokenizer, QUESTION)) == "Why is the sky blue?"
-    teacher = render_teacher_prompt(plain_tokenizer, WITH_SYSTEM, "Be brief.")
+    assert decode(plain_tokenizer, student_reads(plain_tokenizer, QUESTION).ids) == "Why is the sky blue?"
+    teacher = teacher_reads(plain_tokenizer, WITH_SYSTEM, "Be brief.").ids
     assert decode(plain_tokenizer, teacher) == "Be kind.\n\nBe brief.\n\nHi\n\nYes?\n\nGo on"
 
 
@@ -108,28 +102,29 @@ def test_bos_is_there_once(bos_tokenizer: PreTrainedTokenizerFast, start: str, t
     """Whether the template or the text itself brings none, one or two."""
     messages = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     bos_tokenizer.chat_template = messages if template else None
-    ids = render_prompt(bos_tokenizer, Prompt("b", (Message("user", start + "Hello"),)))
+    ids = student_reads(bos_tokenizer, Prompt("b", (Message("user", start + "Hello"),))).ids
     assert ids.tolist().count(bos_tokenizer.bos_token_id) == 1
     assert ids[0] == bos_tokenizer.bos_token_id
 
 
 def test_no_bos_where_the_tokenizer_adds_none(plain_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert plain_tokenizer.bos_token_id not in render_prompt(plain_tokenizer, QUESTION)
+    assert plain_tokenizer.bos_token_id not in student_reads(plain_tokenizer, QUESTION).ids
 
 
 def test_template_without_system_role_is_explained(tokenizer: PreTrainedTokenizerFast) -> None:
     strict = make_tokenizer()
     strict.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hi"
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ messages[-1]['content'] }}"
     )
-    render_prompt(strict, QUESTION)
+    student_reads(strict, QUESTION)
     with pytest.raises(ValueError, match=r"prompt 'q'.*System role not supported.*teacher\.context"):
-        render_teacher_prompt(strict, QUESTION, "Be brief.")
+        teacher_reads(strict, QUESTION, "Be brief.")
 
 
 def test_nothing_to_render(plain_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="prompt 'e' renders to no token"):
-        render_prompt(plain_tokenizer, Prompt("e", (Message("user", ""),)))
+    with pytest.raises(ValueError, match="prompt 'e': renders to no token"):
+        student_reads(plain_tokenizer, Prompt("e", (Message("user", ""),)))
 
 
 def test_stop_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -142,28 +137,43 @@ def test_stop_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
         stop_token_ids(without, [])
 
 
+def completion(tokenizer: PreTrainedTokenizerFast, text: str, prompt: Prompt = QUESTION) -> np.ndarray:
+    (rendering,) = Chat(tokenizer).render([replace(prompt, completion=text)], completions=True)
+    assert rendering.completion_ids is not None
+    return rendering.completion_ids
+
+
 def test_a_completion_ends_its_turn_once(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = render_completion(tokenizer, "Light scatters.")
+    ids = completion(tokenizer, "Light scatters.")
     assert ids.dtype == np.int32 and decode(tokenizer, ids) == "Light scatters.<|im_end|>"
-    np.testing.assert_array_equal(render_completion(tokenizer, "Light scatters.<|im_end|>"), ids)
-    assert decode(tokenizer, render_completion(tokenizer, "")) == "<|im_end|>"
+    np.testing.assert_array_equal(completion(tokenizer, "Light scatters.<|im_end|>"), ids)
+    assert decode(tokenizer, completion(tokenizer, "")) == "<|im_end|>"
 
 
 def test_a_completion_has_no_bos(bos_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert render_completion(bos_tokenizer, "Hi")[0] != bos_tokenizer.bos_token_id
+    bos_tokenizer.chat_template = None
+    assert completion(bos_tokenizer, "Hi")[0] != bos_tokenizer.bos_token_id
+
+
+def test_a_completion_ends_as_the_template_ends_it_not_as_a_text_does() -> None:
+    """A base model's EOS ends documents; its chat template ends turns."""
+    base = make_tokenizer()
+    base.eos_token = "<|endoftext|>"
+    assert decode(base, completion(base, "4")) == "4<|im_end|>"
+    assert decode(base, completion(base, "4<|endoftext|>")) == "4<|im_end|>"
 
 
 def test_a_template_that_hides_earlier_answers_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
-    prompt = Prompt("p", (Message("user", "one"),))
-    with pytest.raises(ValueError, match=r"prompt 'p'.*does not show an earlier answer"):
-        render_follow_ups(tokenizer, prompt, prompt.messages, [Message("user", "two")])
+    prompt = Prompt("p", (Message("user", "one"),), follow_ups=(Message("user", "two"),))
+    with pytest.raises(ValueError, match=r"prompt 'p'.*follow-up 1.*turn by turn"):
+        student_reads(tokenizer, prompt)
 
 
 def test_a_base_model_reads_turns_as_plain_text(plain_tokenizer: PreTrainedTokenizerFast) -> None:
-    prompt = Prompt("p", (Message("user", "one"),))
-    (ids,) = render_follow_ups(plain_tokenizer, prompt, prompt.messages, [Message("user", "two")])
-    assert decode(plain_tokenizer, ids) == "\n\ntwo"
+    prompt = Prompt("p", (Message("user", "one"),), follow_ups=(Message("user", "two"),))
+    (follow_up,) = student_reads(plain_tokenizer, prompt).follow_ups
+    assert decode(plain_tokenizer, follow_up.ids) == "\n\ntwo" and follow_up.closing == 0
 
 
 def test_the_end_of_an_answer_is_what_the_template_writes(plain_tokenizer: PreTrainedTokenizerFast) -> None:

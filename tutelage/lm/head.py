@@ -72,6 +72,11 @@ class LMHead:
         order = swap.of(np.arange(len(self.weight), dtype=np.int32))
         return replace(self, weight=self.weight[order], bias=None if self.bias is None else self.bias[order])
 
+    def shortened(self, vocabulary: int) -> "LMHead":
+        """Keep the first `vocabulary` ids."""
+        bias = None if self.bias is None else self.bias[:vocabulary]
+        return replace(self, weight=self.weight[:vocabulary], bias=bias)
+
     def on(self, device: torch.device) -> "Head":
         """Copy it to a device."""
 
@@ -94,6 +99,10 @@ class MixedHead:
     def swapped(self, swap: Swap) -> "MixedHead":
         """Give two ids each other's logits."""
         return replace(self, parts=tuple(part.swapped(swap) for part in self.parts))
+
+    def shortened(self, vocabulary: int) -> "MixedHead":
+        """Keep the first `vocabulary` ids of each."""
+        return replace(self, parts=tuple(part.shortened(vocabulary) for part in self.parts))
 
     def on(self, device: torch.device) -> "Mixture":
         """Copy it to a device."""

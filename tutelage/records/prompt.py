@@ -12,8 +12,12 @@ from tutelage.records.trajectory import FollowUp
 
 @dataclass(frozen=True)
 class Message:
-    role: str  # "system", "user" or "assistant"
+    """One turn of a conversation, as chat templates read it."""
+
+    role: str  # "system", "developer", "user", "assistant" or "tool"
     content: str
+    # what else it has, under the names that templates know: tool_calls, reasoning_content, name, tool_call_id
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,11 @@ class Prompt:
     teacher: str = ""  # key of the teacher that scores it; empty until somebody decides
     privileged_context: str | None = None  # a system prompt that only the teacher sees
     completion: str | None = None  # the data's own response
+    completion_more: Mapping[str, Any] = field(default_factory=dict)  # what else its message has, as `Message.more`
     follow_ups: tuple[Message, ...] = ()  # what is said after each answer but the last
     further_answers: tuple[str, ...] = ()  # for the verifier: any of them is right, too
+    tools: tuple[Mapping[str, Any], ...] = ()  # JSON schemas of what the student may call, for chat templates
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # what else the chat templates are told
 
 
 def normalised(prompt: Prompt) -> tuple[tuple[str, str], ...]:
@@ -47,16 +54,8 @@ class RenderedPrompt:
     completion_ids: NDArray[np.int32] | None = None  # [T], the data's own response, where it is learned from
     views: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)  # of a mixture's teachers, by key, [P'] each
     follow_ups: tuple[FollowUp, ...] = ()  # what is put to the student after each answer but the last
-    teacher_follow_ups: tuple[NDArray[np.int32], ...] = ()  # the same as the teacher reads them
-    told: bool | None = None  # the teacher sees more; None: as the ids say, which are of one tokenizer
-
-    @property
-    def has_context(self) -> bool:
-        """Whether the teacher sees more than the student."""
-        if self.told is not None:
-            return self.told
-        seen = self.views.values() if self.views else (self.teacher_ids,)
-        return any(not np.array_equal(self.student_ids, ids) for ids in seen)
+    teacher_follow_ups: tuple[FollowUp, ...] = ()  # the same as the teacher reads them
+    has_context: bool = False  # the teacher is told more than the student; another template alone tells it nothing
 
 
 def with_ids(items: Sequence[RenderedPrompt]) -> dict[str, RenderedPrompt]:

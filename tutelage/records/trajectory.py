@@ -48,6 +48,7 @@ class FollowUp:
     role: str
     text: str
     ids: NDArray[np.int32]  # from the end of the answer's text to where the next answer begins
+    closing: int = 0  # so many of them, the first ones, end the answer's turn, which a sampled answer has done itself
 
 
 def derive_seed(*parts: int) -> int:

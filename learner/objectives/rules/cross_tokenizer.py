@@ -57,9 +57,15 @@ TERM_RULES = (
 OBJECTIVE_RULES = (
     Rule(
         "returns.discount",
-        _across(lambda c: c.has_returns),
-        "sums log-ratios token by token, and with teacher.cross_tokenizer=true several tokens share one; set "
-        "objective.returns.discount=0",
+        _across(lambda c: c.has_returns and c.objective.returns.discount != 1),
+        "discounts by the distance in tokens, and with teacher.cross_tokenizer=true several tokens share one log-ratio; "
+        "set objective.returns.discount=1 (all later spans count alike), or 0",
+    ),
+    Rule(
+        "returns.length_normalised",
+        _across(lambda c: c.has_returns and c.objective.returns.length_normalised),
+        "divides by the number of later tokens, and with teacher.cross_tokenizer=true several tokens share one "
+        "log-ratio; set false",
     ),
     Rule(
         "reference.model",

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from diagnostics.check import Check, Status
 from diagnostics.preflight.tokenizers import check_bos, check_end_of_turn, check_templates, check_tokenizers
+from tests.factories import student_reads
 from tests.models import CHAT_TEMPLATE, make_tokenizer
-from tutelage.chat import render_prompt
+from tutelage.chat import Chat
 from tutelage.records.prompt import Message, Prompt
 from tutelage.stops import StopClass, Swap, TurnEnds
 
@@ -70,37 +71,31 @@ def test_the_same_ids_with_other_rules_of_cutting_warn(student: PreTrainedTokeni
 
 
 def test_equal_templates_pass_and_the_first_response_token_is_shown(student: PreTrainedTokenizerFast) -> None:
-    checks = by_name(check_templates(student, make_tokenizer(), PROMPTS, None))
+    checks = by_name(check_templates(Chat(student), Chat(make_tokenizer()), PROMPTS, None))
     assert {check.status for check in checks.values()} == {Status.passed}
     assert "<|im_start|>assistant" in checks["first response token"].seen
 
 
-def test_a_teacher_of_another_template_warns_with_a_token_diff(student: PreTrainedTokenizerFast) -> None:
+def test_a_teacher_of_another_template_passes_with_a_token_diff(student: PreTrainedTokenizerFast) -> None:
     teacher = make_tokenizer()
     teacher.chat_template = CHAT_TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")
-    check = by_name(check_templates(student, teacher, PROMPTS, None))["chat templates"]
-    assert check.status is Status.warned and "4 of 4 prompts differ" in check.seen
+    check = by_name(check_templates(Chat(student), Chat(teacher), PROMPTS, None))["chat templates"]
+    assert check.status is Status.passed and "its own template, and 4 of 4 are other tokens" in check.seen
     assert "+'<think>" in check.seen and "The response begins after" in check.seen
-    inside = by_name(check_templates(teacher, teacher, PROMPTS, None))["first response token"]
+    inside = by_name(check_templates(Chat(teacher), Chat(teacher), PROMPTS, None))["first response token"]
     assert inside.status is Status.passed and "inside a thinking part" in inside.seen
-
-
-def test_a_template_that_loses_the_question_fails(student: PreTrainedTokenizerFast) -> None:
-    student.chat_template = CHAT_TEMPLATE.replace("{{ message['content'] }}", "")
-    check = by_name(check_templates(student, student, PROMPTS, None))["prompt texts"]
-    assert check.status is Status.failed and "4 of 4" in check.seen
 
 
 def test_a_template_that_opens_no_answer_warns(student: PreTrainedTokenizerFast) -> None:
     student.chat_template = CHAT_TEMPLATE.split("{% if")[0]
-    check = by_name(check_templates(student, student, PROMPTS, None))["first response token"]
+    check = by_name(check_templates(Chat(student), Chat(student), PROMPTS, None))["first response token"]
     assert check.status is Status.warned and "opens no answer" in check.seen
 
 
 def test_a_teacher_whose_template_refuses_a_role_warns(student: PreTrainedTokenizerFast) -> None:
     teacher = make_tokenizer()
     teacher.chat_template = "{{ raise_exception('no system role') }}"
-    check = by_name(check_templates(student, teacher, PROMPTS, "Be brief."))["chat templates"]
+    check = by_name(check_templates(Chat(student), Chat(teacher), PROMPTS, "Be brief."))["chat templates"]
     assert check.status is Status.warned and "no system role" in check.seen
 
 
@@ -118,7 +113,7 @@ def with_bos() -> PreTrainedTokenizerFast:
 
 def test_one_bos_passes_two_and_none_fail() -> None:
     tokenizer = with_bos()
-    rendered = [render_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    rendered = [student_reads(tokenizer, prompt).ids for prompt in PROMPTS]
     assert check_bos(tokenizer, rendered).status is Status.passed
     doubled = check_bos(tokenizer, [np.concatenate([ids[:1], ids]) for ids in rendered])
     assert (
@@ -129,7 +124,7 @@ def test_one_bos_passes_two_and_none_fail() -> None:
 
 
 def test_a_tokenizer_without_bos_needs_none(student: PreTrainedTokenizerFast) -> None:
-    rendered = [render_prompt(student, prompt) for prompt in PROMPTS]
+    rendered = [student_reads(student, prompt).ids for prompt in PROMPTS]
     assert check_bos(student, rendered).status is Status.passed
 
 

@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestration.prepare.checkpoints import SMOLLM2, resolve_model
-from tutelage.chat import generation_ends, render_prompt, stop_token_ids
+from tests.factories import student_reads
+from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 
 
@@ -20,7 +21,7 @@ def test_smollm2_is_a_normal_checkpoint_that_stops() -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert stop_token_ids(tokenizer, generation_ends(path)) == {end}
     prompt = Prompt("q", (Message("system", "You know maps."), Message("user", "What is the capital of France?")))
-    ids = render_prompt(tokenizer, prompt)
+    ids = student_reads(tokenizer, prompt).ids
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\nYou know maps.<|im_end|>\n"
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"

@@ -13,9 +13,8 @@ from learner.objectives import ObjectiveConfig, build_objective
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.requests import build_request
 from scoring.worker import ScoringWorker
-from tests.factories import make_trajectory
+from tests.factories import make_trajectory, student_reads, teacher_reads
 from tests.scoring.reference import Reference, assert_matches, load_teacher, random_request
-from tutelage.chat import render_prompt, render_teacher_prompt
 from tutelage.lm.head import LogitTransform
 from tutelage.records.prompt import Message, Prompt
 from tutelage.records.signal import ScoringRequest
@@ -43,7 +42,7 @@ def answered(path: Path, text: str, finish: FinishReason, candidates: int) -> Tr
     tokenizer = AutoTokenizer.from_pretrained(path)
     ids = tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if finish is FinishReason.STOP else [])
     named = np.random.default_rng(0).integers(0, 576, (len(ids), candidates), dtype=np.int32)
-    prompt_ids = render_prompt(tokenizer, PROMPT)
+    prompt_ids = student_reads(tokenizer, PROMPT).ids
     return make_trajectory(prompt_ids, ids, prompt_id=PROMPT.id, candidate_ids=named, finish_reason=finish)
 
 
@@ -57,7 +56,7 @@ def test_teacher_marks_the_students_tokens(
     tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
     trajectory = answered(tiny_untied, "Paris, the city of light.", finish, candidates=12)
     assert (trajectory.response_ids[-1] == tokenizer.eos_token_id) == (finish is FinishReason.STOP)
-    teacher_ids = render_teacher_prompt(tokenizer, PROMPT, context)
+    teacher_ids = teacher_reads(tokenizer, PROMPT, context).ids
     assert (len(teacher_ids) > len(trajectory.prompt_ids)) == (context is not None)
     request = replace(build_request("teacher", teacher_ids, trajectory, needs), entropy=True)
     expected = Reference(tiny_untied).logprobs(request)
@@ -75,7 +74,7 @@ def test_context_changes_the_scores(tiny_untied: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_untied)
     response = np.array(tokenizer("Paris.")["input_ids"], np.int32)
     with_context, without = (
-        ScoringRequest("teacher", render_teacher_prompt(tokenizer, PROMPT, context), response)
+        ScoringRequest("teacher", teacher_reads(tokenizer, PROMPT, context).ids, response)
         for context in (CONTEXT, None)
     )
     first, second = load_teacher(tiny_untied).score([with_context, without])

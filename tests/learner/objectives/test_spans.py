@@ -16,6 +16,7 @@ from learner.objectives.config import (
     Gradient,
     Importance,
     Normalisation,
+    ReturnsConfig,
     Shaping,
     Spans,
     Support,
@@ -254,10 +255,14 @@ def test_chunks_and_ranks_do_not_matter(config: ObjectiveConfig, ranks: int, bud
 
 @pytest.mark.verifies("the fused head (float32, against float64)", "spans: sampled term as one action, 1e-5, norm-wise")
 @settings(max_examples=25)
-@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), chunk=st.sampled_from([1, 3, 64]))
-def test_the_head_sums_spans_exactly(lengths: list[int], chunk: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), chunk=st.sampled_from([1, 3, 64]), later=st.booleans()
+)
+def test_the_head_sums_spans_exactly(lengths: list[int], chunk: int, later: bool) -> None:
+    """Each span by its own log-ratio, or with those of all later spans of its trajectory."""
     examples = [cross_example(slot, length) for slot, length in enumerate(lengths)]
-    _, found = gradient(examples, 1, 1000, chunk, SAMPLED)
+    config = replace(SAMPLED, returns=ReturnsConfig(discount=1, exact_first_step=False)) if later else SAMPLED
+    _, found = gradient(examples, 1, 1000, chunk, config)
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(100, 40, D, generator=generator).double()
     weight = torch.randn(V, D, generator=generator).double().requires_grad_()
@@ -266,11 +271,14 @@ def test_the_head_sums_spans_exactly(lengths: list[int], chunk: int) -> None:
         signal, ids = example.signal, torch.from_numpy(example.trajectory.response_ids).long()
         assert signal is not None and signal.spans is not None
         logp = (table[slot, : len(ids)] @ weight.T).log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        for span in set(signal.spans.tolist()) - {-1}:
+        future = torch.zeros((), dtype=torch.float64)
+        for span in sorted(set(signal.spans.tolist()) - {-1}, reverse=True):
             rows = torch.from_numpy(np.flatnonzero(signal.spans == span))
             own = logp[rows].sum()
             theirs = float(signal.logprobs[rows.numpy()].astype(np.float64).sum())
-            loss = loss - (theirs - own).detach() * own
+            advantage = (theirs - own).detach()
+            loss = loss - (advantage + future * later) * own
+            future = future + advantage
     loss.backward()
     assert weight.grad is not None
     assert (found - weight.grad).norm() <= 1e-5 * max(float(weight.grad.norm()), 1e-3)

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.prepare.inputs import prepare
 from tests.factories import configured
-from tutelage.chat import generation_ends, render_completion, render_prompt, stop_token_ids
+from tests.factories import student_reads
+from tutelage.chat import Chat, generation_ends, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 
 TOKENIZER = make_tokenizer()
@@ -36,7 +37,9 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 def test_the_marker_survives_where_special_tokens_are_skipped() -> None:
-    ids = render_completion(TOKENIZER, "####843")
+    prompt = Prompt("1", (Message("user", "457+386="),), completion="####843")
+    ids = Chat(TOKENIZER).render([prompt], completions=True)[0].completion_ids
+    assert ids is not None
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "####843"
     assert ids[-1] == TOKENIZER.eos_token_id == TOKENIZER.pad_token_id
 
@@ -44,7 +47,7 @@ def test_the_marker_survives_where_special_tokens_are_skipped() -> None:
 def test_the_chat_template() -> None:
     prompt = Prompt("1", (Message("system", "carry"), Message("user", "457+386=")))
     text = "<|system|>carry<|end|><|user|>457+386=<|end|><|assistant|>"
-    assert TOKENIZER.decode(render_prompt(TOKENIZER, prompt)) == text
+    assert TOKENIZER.decode(student_reads(TOKENIZER, prompt).ids) == text
     assert tokens("<|user|>1<|end|><|assistant|>") == ["<|user|>", "1", "<|end|>", "<|assistant|>"]
 
 

@@ -13,7 +13,7 @@ from orchestration.prepare.plan import check_resources, print_plan, required_cpu
 from orchestration.prepare.roles import Roles
 from scoring.group import Scorer
 from tests.factories import configured, prepared, refusal
-from tests.models import make_tiny_model, make_tokenizer
+from tests.models import TOKENIZER_VOCABULARY, make_tiny_model, make_tokenizer
 from tests.tokenizers import pruned
 from tutelage.settings import ConfigError
 
@@ -78,13 +78,91 @@ def test_a_teacher_without_anything_new_is_refused(overrides: list[str], tiny_ti
     assert prepared(overrides, f"teacher.model={tiny_tied}", "teacher.context=Be brief.").teacher_is_initial_student
 
 
-def test_a_teacher_of_another_tokenizer_is_refused(overrides: list[str], tmp_path: Path) -> None:
-    other = make_tiny_model(tmp_path / "other", tied=True)
+def with_added(folder: Path, *tokens: str) -> Path:
+    """Make a model with more rows than tokens, and with added tokens."""
+    path = make_tiny_model(folder, tied=True, padded=True, seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(overrides: list[str], finer: Path) -> None:
+    text = refusal(overrides, f"teacher.model={finer}")
+    assert "teacher.model" in text and "teacher.cross_tokenizer=true" in text
+
+
+@pytest.mark.parametrize("objective", ["sampled_reverse_kl", "full_reverse_kl", "teacher_topk_forward_kl"])
+def test_a_teacher_with_a_few_more_tokens_is_accepted(overrides: list[str], tmp_path: Path, objective: str) -> None:
+    other = with_added(tmp_path / "other", "<think>", "</think>")
+    found = prepared(overrides, f"teacher.model={other}", f"objective={objective}")
+    assert found.teachers["teacher"].uncommon == {TOKENIZER_VOCABULARY, TOKENIZER_VOCABULARY + 1}
+
+
+def test_a_student_with_a_few_more_tokens_is_accepted_where_the_teacher_has_their_rows(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    student = with_added(tmp_path / "student", "<think>")
+    teacher = make_tiny_model(tmp_path / "teacher", tied=True, padded=True, seed=4)
+    found = prepared(overrides, f"student.model={student}", f"teacher.model={teacher}")
+    assert found.teachers["teacher"].uncommon == {TOKENIZER_VOCABULARY}
+    narrow = make_tiny_model(tmp_path / "narrow", tied=True, seed=4)
+    text = refusal(overrides, f"student.model={student}", f"teacher.model={narrow}")
+    assert "no embedding for the student's id 576" in text and "teacher.cross_tokenizer=true" in text
+
+
+def test_what_the_student_cannot_read_is_not_learned_from(overrides: list[str], tmp_path: Path) -> None:
+    other = with_added(tmp_path / "other", "<think>")
+    text = refusal(
+        overrides, f"teacher.model={other}", "objective=gkd", "objective.sequences.on_policy_fraction=0.5",
+        "objective.sequences.other_source=teacher",
+    )  # fmt: skip
+    assert "objective.sequences.other_source=teacher" in text and "teacher.tokenizer" in text
+
+
+def test_a_hostile_template_is_refused_before_anything_starts(overrides: list[str], tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True, seed=5)
     tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.chat_template = "{{ 'A' * 2000000000 }}"
     tokenizer.save_pretrained(other)
-    text = refusal(overrides, f"teacher.model={other}")
-    assert "teacher.model" in text and "<|new|>" in text
+    text = refusal(overrides, f"student.model={other}")
+    assert text.startswith("student.model=") and "prompt '0'" in text and "MemoryError" in text
+    assert refusal(overrides, f"teacher.model={other}").startswith("teacher.model=")
+
+
+def test_a_context_that_waits_for_a_response_must_be_one_that_the_template_shows(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True, seed=5)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(other)
+    prepared(overrides, f"teacher.model={other}")
+    text = refusal(overrides, f"teacher.model={other}", "teacher.context='You said {attempt}.'")
+    assert text.startswith("teacher.model=") and "does not show message 1 (system)" in text
+
+
+def test_rows_and_settings_reach_the_template(overrides: list[str], tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", tied=True, seed=5)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = (
+        "{{ strftime_now('%Y') }}{{ mood }}{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(model)
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "hi", "tools": [{"name": "add"}], "chat_template_kwargs": {"mood": "gay"}}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "ho"}) + "\n")
+    both = [f"student.model={model}", f"teacher.model={model}", f"data.train.path={path}", "data.template_time=1999-05-01"]
+    first, second = prepared(
+        overrides, *both, "+student.chat_template_kwargs={mood: sad}", "+teacher.chat_template_kwargs={mood: mad}",
+        "teacher.context='Be brief.'",
+    ).train  # fmt: skip
+    assert tokenizer.decode(first.student_ids) == '1999gay[{"name": "add"}]hi'
+    assert tokenizer.decode(second.student_ids) == "1999sadnullho"
+    assert tokenizer.decode(second.teacher_ids) == "1999madnullBe brief.ho"
+    text = refusal(overrides, *both, "teacher.context='Be brief.'", "+teacher.chat_template_kwargs={modo: mad}")
+    assert text.startswith("teacher.chat_template_kwargs.modo=mad")
+    assert "data.template_time=noon" in refusal(overrides, "data.template_time=noon")
 
 
 def test_over_long_prompts_are_dropped_with_a_count_or_refused_never_cut(overrides: list[str], prompts: Path) -> None:
@@ -274,6 +352,15 @@ def test_a_teacher_with_another_tokenizer_reads_by_it(overrides: list[str], fine
     assert not item.has_context and told.has_context
 
 
+def test_a_template_of_the_teachers_own_tells_it_nothing_more(overrides: list[str], tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", tied=True, seed=5)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(other)
+    item = prepared(overrides, f"teacher.model={other}").train[0]
+    assert item.teacher_ids.tolist() != item.student_ids.tolist() and not item.has_context
+
+
 def test_a_tokenizer_that_cannot_be_aligned_is_refused(overrides: list[str], tmp_path: Path) -> None:
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")), unk_token="[UNK]"
@@ -298,7 +385,7 @@ def test_conversations_are_rendered_and_must_fit_as_a_whole(overrides: list[str]
     assert single.follow_ups == single.teacher_follow_ups == ()
     assert [(f.role, f.text) for f in conversation.follow_ups] == [("user", "two"), ("user", "three")]
     for follow_up, ids in zip(conversation.follow_ups, conversation.teacher_follow_ups, strict=True):
-        assert follow_up.ids.tolist() == ids.tolist()
+        assert follow_up.ids.tolist() == ids.ids.tolist()
     needed = len(conversation.student_ids) + 3 * 40 + sum(len(f.ids) for f in conversation.follow_ups)
     assert prepared(overrides, *short, f"rollout.max_model_len={needed}").over_length == 0
     dropped = prepared(overrides, *short, f"rollout.max_model_len={needed - 1}")

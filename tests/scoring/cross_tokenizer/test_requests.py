@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rollout.conversation import join
 from scoring.request_builder import RequestBuilder, make_aligner
-from tests.factories import make_trajectory
+from tests.factories import make_trajectory, student_reads, teacher_reads
 from tests.models import make_tiny_model, make_tokenizer
 from tests.scoring.reference import Reference, load_teacher
 from tests.tokenizers import pruned, sentencepiece
-from tutelage.chat import render_follow_ups, render_prompt, render_teacher_prompt, teacher_messages
+from tutelage.chat import seen_by_teacher
 from tutelage.records.prompt import Message, Prompt
 from tutelage.records.signal import ScoringRequest, SignalNeeds, TeacherSignal
-from tutelage.records.trajectory import FinishReason, FollowUp, PolicySpan, Trajectory
+from tutelage.records.trajectory import FinishReason, PolicySpan, Trajectory
 
 PROMPT = Prompt("p", (Message("user", "what is the old library?"),))
 OTHER_TEMPLATE = (
@@ -74,31 +74,28 @@ def conversation(
 ) -> Trajectory:
     """As the engine would make it, whatever it samples."""
     said = tuple(Message("user", text) for text in asked)
-    between = render_follow_ups(tokenizer, PROMPT, PROMPT.messages, said)
-    follow_ups = [FollowUp("user", m.content, ids) for m, ids in zip(said, between, strict=True)]
-    prompt_ids, found = render_prompt(tokenizer, PROMPT), []
+    rendering = student_reads(tokenizer, replace(PROMPT, follow_ups=said))
+    prompt_ids, follow_ups, found = rendering.ids, rendering.follow_ups, []
     for index, text in enumerate(answers):
         last = index == len(answers) - 1
         found.append(answer_of(tokenizer, prompt_ids, text, index, ended or not last))
         if not last:
-            rest = follow_ups[index].ids
-            rest = rest[1:] if rest[0] == tokenizer.eos_token_id else rest
+            rest = follow_ups[index].ids[follow_ups[index].closing :]
             prompt_ids = np.concatenate([prompt_ids, found[-1].response_ids, rest])
     return join(found, follow_ups)
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, asked: Sequence[str], context: str | None) -> tuple[NDArray, list]:
-    messages = teacher_messages(PROMPT, context, None)
-    said = [Message("user", text) for text in asked]
-    prompt_ids = render_teacher_prompt(tokenizer, PROMPT, context)
-    return prompt_ids, list(render_follow_ups(tokenizer, PROMPT, messages, said))
+    said = tuple(Message("user", text) for text in asked)
+    rendering = teacher_reads(tokenizer, replace(PROMPT, follow_ups=said), context)
+    return rendering.ids, list(rendering.follow_ups)
 
 
 def whole_text(
     tokenizer: PreTrainedTokenizerBase, context: str | None, answers: Sequence[str], asked: Sequence[str]
 ) -> str:
     """The conversation by the template alone, up to and with the last answer."""
-    messages = [{"role": m.role, "content": m.content} for m in teacher_messages(PROMPT, context, None)]
+    messages = [{"role": m.role, "content": m.content} for m in seen_by_teacher(PROMPT, context, None).messages]
     for answer, question in zip(answers, asked, strict=False):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + answers[-1]
@@ -298,3 +295,18 @@ def test_a_space_that_only_the_teacher_writes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.logprobs, [-1.0, *[-2.0 / (tokens - 2)] * (tokens - 2), -4.0])
     assert found.merged.tolist() == [False, *[True] * (tokens - 2), False]
     assert (found.support_ids[2:-1] == -1).all() and (found.support_ids[[0, 1, -1], 0] >= 0).all()
+
+
+def test_two_ends_of_a_student_are_one_twin_of_the_teachers_end() -> None:
+    student, teacher = make_tokenizer(), pruned(make_tokenizer(), 250)[0]
+    student.eos_token = "<|endoftext|>"  # of a text; its template ends turns with <|im_end|>
+    ends = student.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    ids = student("the old library")["input_ids"] + ends[:1]
+    candidates = np.tile(np.array([*ends, *student("abc")["input_ids"]], np.int32), (len(ids), 1))
+    trajectory = make_trajectory([1], ids, candidate_ids=candidates)
+    needs = SignalNeeds(candidates=candidates.shape[1])
+    builder = RequestBuilder(needs, aligners={"teacher": make_aligner(student, teacher)})
+    view = builder.build("teacher", np.array([1], np.int32), trajectory)
+    assert view.support_ids is not None
+    for row in view.support_ids:
+        assert ends[0] in row.tolist() and ends[1] not in row.tolist()
