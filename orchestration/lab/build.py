@@ -171,7 +171,7 @@ def _exchange(recipe: Recipe, models: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(base, target)
     one, other = recipe.exchanged
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     ids = tokenizer.convert_tokens_to_ids([one, other])
     tokenizer.chat_template = tokenizer.chat_template.replace(one, other)
     tokenizer.eos_token = tokenizer.pad_token = other

@@ -29,7 +29,8 @@ NAMES = {
     "an earlier teacher": ([], "probe.earlier_teacher"),
 }
 SHAPE = {"vocab_size": 576, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
+         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
 
 @pytest.fixture
