@@ -180,7 +180,7 @@ def test_tokens_the_teacher_excludes() -> None:
 
 @pytest.mark.verifies("numerical edges", "a NaN of the teacher is not hidden")
 @pytest.mark.parametrize("config", [SAMPLED, K2, K3], ids=["policy gradient", "k2", "k3"])
-def test_a_nan_of_the_teacher_is_not_hidden(config: ObjectiveConfig) -> None:
+def test_a_nan_of_the_teacher_is_not_hidden_at_the_sampled_token(config: ObjectiveConfig) -> None:
     logits, logq = random_pair(28)
     rows = make_rows(logits, torch.full_like(logq, torch.nan))
     assert compute(config, logits, rows).loss.isnan().all()

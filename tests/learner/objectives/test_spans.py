@@ -143,7 +143,7 @@ def test_the_clip_of_a_span_is_about_the_policies_at_the_sampling_temperature(te
         expected = expected - weighed * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     expected.backward()
     assert values["importance_ratio_clipped"].any() and not values["importance_ratio_clipped"].all()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert (leaf.grad - exact.grad).norm() <= 1e-5 * exact.grad.norm()
 
 
