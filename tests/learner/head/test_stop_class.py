@@ -127,7 +127,7 @@ def test_every_preset(preset: str) -> None:
         ahead = future_advantages(gaps_R, torch.zeros(R, dtype=torch.int64), torch.arange(R), *told)
         known = replace(known, future_advantages=ahead)
     if rows.spans is not None:
-        known = replace(known, span_tokens=torch.ones(R, dtype=torch.int64), span_rest=torch.zeros(R, 3).double())
+        known = replace(known, span_tokens=torch.ones(R, dtype=torch.int64), span_rest=torch.zeros(R, 4).double())
     whole = (pair.logq_RV / temperature).log_softmax(-1) if needs.hidden_states else None
     tempered = pair.logits_RV / temperature
     result = compute(config, tempered.detach(), known, whole)
