@@ -40,7 +40,7 @@ from tutelage.records.trajectory import STUDENT_ROLE, FollowUp
 from tutelage.settings import TEMPLATE_TIME, ConfigError, Refusal
 from tutelage.templates import Job, Unrenderable
 
-NAMING = ("name", "tool_call_id", "id")  # of messages: what templates may leave out, since they have no text of their own
+NAMING = ("name", "tool_call_id", "id")  # of messages: have no text of their own, so templates may leave them out
 _RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message", "strftime_now", "raise_exception")
 _SEPARATOR = "\n\n"
 _STAND_IN = "0answer0answer0"  # nothing that a template would trim or take for a thought
@@ -122,7 +122,7 @@ class Chat:
             return self.tokenizer.eos_token_id
         return next((token for token in self._ids(self.ending) if token in self._special), None)
 
-    # ---- what a template makes of a prompt ------------------------------------------------------------------------
+    # What a template makes of a prompt
 
     def _write(self, prompt: Prompt, completions: bool) -> Writer:
         self._check_kwargs(prompt)
@@ -134,7 +134,9 @@ class Chat:
         completion_ids = (yield from self._completion(prompt, text)) if completions else None
         return Rendering(self._with_single_bos(self._ids(text), prompt), follow_ups, completion_ids)
 
-    def _completion(self, prompt: Prompt, text: str) -> Generator[list[Job], list[str | Unrenderable], NDArray[np.int32]]:
+    def _completion(
+        self, prompt: Prompt, text: str
+    ) -> Generator[list[Job], list[str | Unrenderable], NDArray[np.int32]]:
         """What follows the prompt where the data's own response does, up to the end of its turn, [T]."""
         answer = self._completion_of(prompt)
         bare = replace(prompt, messages=(*prompt.messages, answer))
@@ -142,11 +144,15 @@ class Chat:
         yield from self._check_shown(bare, shown, only=len(prompt.messages), opens_answer=False)
         rest = shown.removeprefix(text)
         written = rest.removesuffix(self.ending) if self.ending else rest
-        if not shown.startswith(text) or not rest.endswith(self.ending) or _folded(answer.content) not in _folded(written):
+        if (
+            not shown.startswith(text)
+            or not rest.endswith(self.ending)
+            or _folded(answer.content) not in _folded(written)
+        ):
             fix = (
-                "the chat template does not write the data's response behind the prompt as it is (it leaves out a part, "
-                "thoughts for instance, or begins the answer in another way); give the responses in the template's own "
-                "form, or the model a chat_template that keeps them"
+                "the chat template does not write the data's response behind the prompt as it is (it leaves out a "
+                "part, thoughts for instance, or begins the answer in another way); give the responses in the "
+                "template's own form, or the model a chat_template that keeps them"
             )
             raise self._refusal(prompt, fix)
         ids, behind = self._ids(rest), self._ids(self.ending)
@@ -214,7 +220,9 @@ class Chat:
                 continue
             place, others = f"message {index + 1} ({message.role})", list(prompt.messages)
             for name in message.more.keys() - set(NAMING):
-                others[index] = replace(message, more={key: value for key, value in message.more.items() if key != name})
+                others[index] = replace(
+                    message, more={key: value for key, value in message.more.items() if key != name}
+                )
                 without[f"{name} of {place}"] = self._job(prompt, others, opens_answer)
             if _folded(message.content) not in _folded(text):
                 others[index] = replace(message, content=message.content + _STAND_IN)
@@ -241,8 +249,8 @@ class Chat:
         """Names that change nothing, and why."""
         reserved = "is set by the framework; leave it out"
         unasked = (
-            f"is nothing that the chat template of {self.tokenizer.name_or_path} asks for, so it changes nothing; leave "
-            "it out, or use a model whose chat_template has it"
+            f"is nothing that the chat template of {self.tokenizer.name_or_path} asks for, so it changes nothing; "
+            "leave it out, or use a model whose chat_template has it"
         )
         others = kwargs.keys() - set(_RESERVED)
         unknown = sorted(others - self._variables) if others else []
@@ -257,7 +265,7 @@ class Chat:
         except Unrenderable as why:
             raise ConfigError(Refusal(f"{self.setting}.model", self.tokenizer.name_or_path, _broken(why))) from None
 
-    # ---- from text to ids -------------------------------------------------------------------------------------------
+    # From text to ids
 
     def _plain(self, prompt: Prompt, completions: bool) -> Rendering:
         """A prompt for a model without a chat template."""
@@ -302,7 +310,7 @@ class Chat:
         added = self.tokenizer.added_tokens_decoder.items()
         return frozenset({*self.tokenizer.all_special_ids, *(token for token, entry in added if entry.special)})
 
-    # ---- to the template and back -------------------------------------------------------------------------------------
+    # To the template and back
 
     def _job(self, prompt: Prompt, messages: Sequence[Message], opens_answer: bool = True) -> Job:
         return Job(
@@ -334,7 +342,9 @@ class Chat:
         return texts
 
     def _refusal(self, prompt: Prompt, fix: str) -> ConfigError:
-        return ConfigError(Refusal(f"{self.setting}.model", self.tokenizer.name_or_path, f"prompt {prompt.id!r}: {fix}"))
+        return ConfigError(
+            Refusal(f"{self.setting}.model", self.tokenizer.name_or_path, f"prompt {prompt.id!r}: {fix}")
+        )
 
 
 def _broken(why: Unrenderable) -> str:

@@ -29,7 +29,16 @@ _MOST_ADDED = 2**17  # characters that a template may make of nothing
 _GROWTH = 8  # characters that it may make of one
 _MEMORY_GIB = 2.0
 # What a template's own code raises; anything else is a mistake of ours.
-_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.prepare.inputs import prepare
-from tests.factories import configured
-from tests.factories import student_reads
+from tests.factories import configured, student_reads
 from tutelage.chat import Chat, generation_ends, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
 

@@ -15,7 +15,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from orchestration.prepare.models import CPU_HEAD_SIZES
+from orchestration.prepare.architectures import CPU_HEAD_SIZES
 from tests.factories import prepared, refusal
 
 NAMES = {
