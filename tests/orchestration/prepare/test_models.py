@@ -97,7 +97,8 @@ def test_soft_caps_are_refused_without_flash_attention(overrides: list[str], tin
     text = refusal(overrides, f"teacher.model={path}")
     assert text.startswith(f"teacher.model={path}: a gemma2 model cannot run on packed sequences") and "softcap" in text
     assert "teacher.backend=vllm" in text and "scoring.attention=flash_attention_2 on GPUs" in text
-    assert prepared(overrides, f"teacher.model={path}", "teacher.backend=vllm", "objective=sampled_reverse_kl")
+    engine = ["teacher.backend=vllm", "objective=sampled_reverse_kl", "sampling.stops=as_they_are"]
+    assert prepared(overrides, f"teacher.model={path}", *engine)
 
 
 def test_an_architecture_that_hides_where_sequences_end_is_refused(
