@@ -84,7 +84,7 @@ class SameTokens:
         signal = signal if self.scored.all() else signal.spread(self.scored)
         if self.uncommon is None:
             return signal
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, Any] = {}
         if self.support is not None and signal.support_logprobs is not None:
             logprobs = np.where(self.support < 0, -np.inf, signal.support_logprobs)
             arrays |= {"support_ids": self.support, "support_logprobs": logprobs.astype(np.float32)}

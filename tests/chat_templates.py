@@ -30,14 +30,16 @@ _QWEN3 = """\
 {{- '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}"""
 
 _LLAMA3 = """\
 {{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
 {{- 'Today Date: ' + strftime_now('%d %b %Y') + '\\n\\n' }}
 {%- if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% endif %}{{ '<|eot_id|>' }}
 {%- for m in messages %}{% if not (loop.first and m.role == 'system') %}
-{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endif %}{% endfor %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endif %}
+{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 
 _MISTRAL = """\
@@ -62,7 +64,8 @@ _GEMMA = """\
 {{- bos_token }}
 {%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for m in messages %}
-{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<end_of_turn>\\n' }}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) }}
+{{- '\\n' + m.content | trim + '<end_of_turn>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
@@ -111,7 +114,8 @@ FAMILIES = {
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose special tokens and template are those of a family."""
     kind, tokenizer = FAMILIES[family], make_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [kind.end, *kind.markers, *([kind.eos] if kind.eos else [])]})
+    special = [kind.end, *kind.markers, kind.eos or kind.end]
+    tokenizer.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(special))})
     tokenizer.eos_token = kind.eos or kind.end
     tokenizer.chat_template = kind.template
     return tokenizer

@@ -20,9 +20,7 @@ _TAIL_TOKENS = 8  # of a prompt, shown where the response begins
 _SHOWN_EDITS = 4
 
 
-def check_templates(
-    student: Chat, teacher: Chat, prompts: Sequence[Prompt], system_prompt: str | None
-) -> list[Check]:
+def check_templates(student: Chat, teacher: Chat, prompts: Sequence[Prompt], system_prompt: str | None) -> list[Check]:
     """The prompts as the student reads them, and as the teacher does by its own template."""
     seen = [replace(seen_by_student(prompt, system_prompt), follow_ups=()) for prompt in prompts]
     ours = [rendering.ids for rendering in student.render(seen)]
@@ -170,7 +168,7 @@ def check_tokenizers(
         uncommon: ids of added tokens that only one of the two has, which the run leaves out.
     """
     ours, theirs = (
-        {token: i for token, i in tokenizer.get_vocab().items() if i not in uncommon} for tokenizer in (student, teacher)
+        {token: i for token, i in side.get_vocab().items() if i not in uncommon} for side in (student, teacher)
     )
     if ours != theirs:
         return [_other_ids(ours, theirs)]

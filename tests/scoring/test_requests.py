@@ -60,9 +60,7 @@ def test_the_entropy_is_asked_for_where_it_is_needed_or_watched() -> None:
     assert [asked(*flags) for flags in ((False, False), (True, False), (False, True))] == [False, True, True]
 
 
-@given(
-    response=st.lists(st.integers(0, 9), min_size=1, max_size=8), uncommon=st.sets(st.integers(0, 9), max_size=4)
-)
+@given(response=st.lists(st.integers(0, 9), min_size=1, max_size=8), uncommon=st.sets(st.integers(0, 9), max_size=4))
 def test_what_only_one_tokenizer_has_is_left_out(response: list[int], uncommon: set[int]) -> None:
     """The teacher neither reads nor scores it, no support holds it, and it is not learned from."""
     candidates = np.tile(np.arange(10, dtype=np.int32), (len(response), 1))

@@ -99,7 +99,9 @@ def test_a_conversation_without_thoughts_cannot_be_held_where_an_empty_one_is_dr
         chat.render([replace(QUESTION, follow_ups=(Message("user", "And now?"),))])
 
 
-@pytest.mark.parametrize(("family", "why"), [("gemma", "System role not supported"), ("deaf", "does not show message 1")])
+@pytest.mark.parametrize(
+    ("family", "why"), [("gemma", "System role not supported"), ("deaf", "does not show message 1")]
+)
 def test_a_template_that_does_not_show_a_context_is_refused(family: str, why: str) -> None:
     student_reads(tokenizer_of(family), QUESTION)
     with pytest.raises(ValueError, match=rf"prompt 'q'.*{why}.*teacher\.context"):
@@ -171,7 +173,9 @@ def test_without_a_template_what_only_one_could_show_is_refused() -> None:
     for prompt in (
         replace(QUESTION, tools=(WEATHER,)),
         replace(QUESTION, template_kwargs={"enable_thinking": False}),
-        replace(QUESTION, messages=(*QUESTION.messages, Message("assistant", "", {"tool_calls": [1]}), *QUESTION.messages)),
+        replace(
+            QUESTION, messages=(*QUESTION.messages, Message("assistant", "", {"tool_calls": [1]}), *QUESTION.messages)
+        ),
     ):
         with pytest.raises(ValueError, match=r"prompt 'q'.*has no chat template, which alone could show"):
             student_reads(plain, prompt)

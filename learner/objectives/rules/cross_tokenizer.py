@@ -58,8 +58,8 @@ OBJECTIVE_RULES = (
     Rule(
         "returns.discount",
         _across(lambda c: c.has_returns and c.objective.returns.discount != 1),
-        "discounts by the distance in tokens, and with teacher.cross_tokenizer=true several tokens share one log-ratio; "
-        "set objective.returns.discount=1 (all later spans count alike), or 0",
+        "discounts by the distance in tokens, and with teacher.cross_tokenizer=true several tokens share one "
+        "log-ratio; set objective.returns.discount=1 (all later spans count alike), or 0",
     ),
     Rule(
         "returns.length_normalised",

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.prepare.inputs import prepare
-from tests.factories import configured
-from tests.factories import student_reads
-from tutelage.chat import Chat, generation_ends, stop_token_ids
+from tests.factories import configured, student_reads
+from tutelage.chat import Chat
 from tutelage.records.prompt import Message, Prompt
+from tutelage.stops import generation_ends, stop_token_ids
 
 TOKENIZER = make_tokenizer()
 

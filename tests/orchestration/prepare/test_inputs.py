@@ -152,7 +152,12 @@ def test_rows_and_settings_reach_the_template(overrides: list[str], tmp_path: Pa
     path = tmp_path / "rows.jsonl"
     row = {"prompt": "hi", "tools": [{"name": "add"}], "chat_template_kwargs": {"mood": "gay"}}
     path.write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "ho"}) + "\n")
-    both = [f"student.model={model}", f"teacher.model={model}", f"data.train.path={path}", "data.template_time=1999-05-01"]
+    both = [
+        f"student.model={model}",
+        f"teacher.model={model}",
+        f"data.train.path={path}",
+        "data.template_time=1999-05-01",
+    ]
     first, second = prepared(
         overrides, *both, "+student.chat_template_kwargs={mood: sad}", "+teacher.chat_template_kwargs={mood: mad}",
         "teacher.context='Be brief.'",

@@ -78,7 +78,9 @@ def test_spans_of_a_text_are_its_bytes_and_the_finest(
     assert_same_bytes(aligner, ids, alignment)
     assert b"".join(span_bytes(aligner.student, ids, alignment.spans).values()) == written
     surplus = len(aligner.teacher.join(alignment.teacher_ids.tolist())) - len(bare)
-    shared = boundaries(aligner.student, ids, len(written) - len(bare)) & boundaries(aligner.teacher, alignment.teacher_ids.tolist(), surplus)
+    shared = boundaries(aligner.student, ids, len(written) - len(bare)) & boundaries(
+        aligner.teacher, alignment.teacher_ids.tolist(), surplus
+    )
     assert len(set(alignment.spans.tolist())) == len(shared - {0}) + ends
     for spans in (alignment.spans, alignment.teacher_spans):
         assert (np.diff(spans) >= 0).all()
