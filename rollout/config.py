@@ -63,9 +63,7 @@ class DataConfig(Settings):
     train: PromptSourceConfig = field(default_factory=PromptSourceConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     system_prompt: str | None = None  # of both; the teacher-only context is added to it for the teacher
-    template_time: str = (
-        TEMPLATE_TIME  # what a clock in a chat template shows, so that a prompt is the same tokens always
-    )
+    template_time: str = TEMPLATE_TIME  # what a clock in a chat template shows: always the same, as tokens are then
     shuffle: bool = True
     over_length: Unusable = Unusable.drop
     blank_prompts: Unusable = Unusable.refuse  # without a text that the student could answer

@@ -11,11 +11,10 @@ from transformers import PreTrainedConfig
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.aio import merged
-from tutelage.chat import generation_ends
 from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered, values_of
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.settings import TimeoutConfig, WeightTransfer
-from tutelage.stops import AS_THEY_ARE, TurnEnds
+from tutelage.stops import AS_THEY_ARE, TurnEnds, generation_ends
 
 
 def engine_fingerprint(path: str) -> str:

@@ -30,8 +30,8 @@ _QWEN3 = """\
 {{- '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}
-{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}"""
 
 _LLAMA3 = """\
 {{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
@@ -114,9 +114,8 @@ FAMILIES = {
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose special tokens and template are those of a family."""
     kind, tokenizer = FAMILIES[family], make_tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [kind.end, *kind.markers, *([kind.eos] if kind.eos else [])]}
-    )
+    special = [kind.end, *kind.markers, kind.eos or kind.end]
+    tokenizer.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(special))})
     tokenizer.eos_token = kind.eos or kind.end
     tokenizer.chat_template = kind.template
     return tokenizer

@@ -23,22 +23,20 @@ with EOS.
 The BOS token is there exactly once if the tokenizer adds one to text, and not at all otherwise.
 """
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedTokenizerBase
 
 from tutelage import templates
 from tutelage.records.prompt import Message, Prompt
 from tutelage.records.trajectory import STUDENT_ROLE, FollowUp
 from tutelage.settings import TEMPLATE_TIME, ConfigError, Refusal
-from tutelage.templates import Job, Unrenderable
+from tutelage.templates import Unrenderable, Writing
 
 NAMING = ("name", "tool_call_id", "id")  # of messages: have no text of their own, so templates may leave them out
 _RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message", "strftime_now", "raise_exception")
@@ -47,7 +45,7 @@ _STAND_IN = "0answer0answer0"  # nothing that a template would trim or take for 
 _THOUGHT = "0thought0thought0"
 _ASKS = (Message("user", "?"), Message(STUDENT_ROLE, _STAND_IN))
 
-Writer = Generator[list[Job], list[str | Unrenderable], "Rendering"]
+Writer = Generator[list[Writing], list[str | Unrenderable], "Rendering"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,8 @@ class Chat:
     # What a template makes of a prompt
 
     def _write(self, prompt: Prompt, completions: bool) -> Writer:
-        self._check_kwargs(prompt)
+        for name, why in self._unknown(prompt.template_kwargs):
+            raise self._refusal(prompt, f"chat_template_kwargs.{name} of its row {why}")
         (text,) = yield from self._written(prompt, [self._job(prompt, prompt.messages)])
         if not text:
             raise self._refusal(prompt, "renders to no token at all; give it some text")
@@ -136,7 +135,7 @@ class Chat:
 
     def _completion(
         self, prompt: Prompt, text: str
-    ) -> Generator[list[Job], list[str | Unrenderable], NDArray[np.int32]]:
+    ) -> Generator[list[Writing], list[str | Unrenderable], NDArray[np.int32]]:
         """What follows the prompt where the data's own response does, up to the end of its turn, [T]."""
         answer = self._completion_of(prompt)
         bare = replace(prompt, messages=(*prompt.messages, answer))
@@ -150,9 +149,9 @@ class Chat:
             or _folded(answer.content) not in _folded(written)
         ):
             fix = (
-                "the chat template does not write the data's response behind the prompt as it is (it leaves out a "
-                "part, thoughts for instance, or begins the answer in another way); give the responses in the "
-                "template's own form, or the model a chat_template that keeps them"
+                "the chat template does not write the data's response behind the prompt as it is (it leaves a part "
+                "out, thoughts maybe, or begins the answer in another way); give the responses in the template's own "
+                "form, or the model a chat_template that keeps them"
             )
             raise self._refusal(prompt, fix)
         ids, behind = self._ids(rest), self._ids(self.ending)
@@ -171,7 +170,7 @@ class Chat:
 
     def _further_turns(
         self, prompt: Prompt, text: str
-    ) -> Generator[list[Job], list[str | Unrenderable], tuple[FollowUp, ...]]:
+    ) -> Generator[list[Writing], list[str | Unrenderable], tuple[FollowUp, ...]]:
         """What stands between two answers, whose own ids stay as they are sampled."""
         plain = _conversations(prompt, _STAND_IN)
         thinking = _conversations(prompt, f"<think>\n{_THOUGHT}\n</think>\n\n{_STAND_IN}")
@@ -196,25 +195,22 @@ class Chat:
                 )
                 raise self._refusal(prompt, fix)
             ids = self._ids(shown.rpartition(_STAND_IN)[2])
-            rendered.append(FollowUp(asked.role, asked.content, np.array(ids, dtype=np.int32), self._closing(ids)))
+            first = next((place for place, token in enumerate(ids) if token in self._special), None)
+            ends = first is not None and ids[first] in (self.end_of_answer, self.tokenizer.eos_token_id)
+            closing = first + 1 if first is not None and ends else 0
+            rendered.append(FollowUp(asked.role, asked.content, np.array(ids, dtype=np.int32), closing))
             text = shown
         return tuple(rendered)
 
-    def _closing(self, ids: Sequence[int]) -> int:
-        """How many of the ids behind an answer end its turn."""
-        first = next((place for place, token in enumerate(ids) if token in self._special), None)
-        ends = first is not None and ids[first] in (self.end_of_answer, self.tokenizer.eos_token_id)
-        return first + 1 if first is not None and ends else 0
-
     def _check_shown(
         self, prompt: Prompt, text: str, only: int | None = None, opens_answer: bool = True
-    ) -> Generator[list[Job], list[str | Unrenderable], None]:
+    ) -> Generator[list[Writing], list[str | Unrenderable], None]:
         """Refuse a template that leaves something of a prompt out: it writes the same without it.
 
         Args:
             only: the message to look at; None: all of them, and the tools.
         """
-        without: dict[str, Job] = {}  # by what is left out
+        without: dict[str, Writing] = {}  # by what is left out
         for index, message in enumerate(prompt.messages):
             if only not in (None, index):
                 continue
@@ -241,15 +237,11 @@ class Chat:
             )
             raise self._refusal(prompt, fix)
 
-    def _check_kwargs(self, prompt: Prompt) -> None:
-        for name, why in self._unknown(prompt.template_kwargs):
-            raise self._refusal(prompt, f"chat_template_kwargs.{name} of its row {why}")
-
     def _unknown(self, kwargs: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Names that change nothing, and why."""
         reserved = "is set by the framework; leave it out"
         unasked = (
-            f"is nothing that the chat template of {self.tokenizer.name_or_path} asks for, so it changes nothing; "
+            f"is nothing that the chat template of {self.tokenizer.name_or_path} asks for, so nothing changes; "
             "leave it out, or use a model whose chat_template has it"
         )
         others = kwargs.keys() - set(_RESERVED)
@@ -312,8 +304,8 @@ class Chat:
 
     # To the template and back
 
-    def _job(self, prompt: Prompt, messages: Sequence[Message], opens_answer: bool = True) -> Job:
-        return Job(
+    def _job(self, prompt: Prompt, messages: Sequence[Message], opens_answer: bool = True) -> Writing:
+        return Writing(
             template=self.tokenizer.get_chat_template(tools=list(prompt.tools) or None),
             messages=[{"role": m.role, "content": m.content, **m.more} for m in messages],
             time=self.time,
@@ -328,7 +320,9 @@ class Chat:
         named = self.tokenizer.special_tokens_map.items()
         return {name: [*map(str, token)] if isinstance(token, list) else str(token) for name, token in named}
 
-    def _written(self, prompt: Prompt, jobs: list[Job]) -> Generator[list[Job], list[str | Unrenderable], list[str]]:
+    def _written(
+        self, prompt: Prompt, jobs: list[Writing]
+    ) -> Generator[list[Writing], list[str | Unrenderable], list[str]]:
         """
         Raises:
             ConfigError: the template refuses a conversation, or runs into a limit.
@@ -393,38 +387,6 @@ def seen_by_teacher(prompt: Prompt, context: str | None, system_prompt: str | No
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Find the special token that the chat template writes behind an answer; None where it writes none."""
     return Chat(tokenizer).end_of_answer
-
-
-def generation_ends(path: str) -> frozenset[int]:
-    """Read the ids that end a response by a checkpoint's generation config, as vLLM reads it.
-
-    Those of its config.json where it has no generation config; none of a tokenizer's folder, which has neither.
-    """
-    if Path(path, "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(path).eos_token_id
-    elif not Path(path, "config.json").is_file():
-        return frozenset()
-    else:
-        settings, _ = PreTrainedConfig.get_config_dict(path)
-        kind = settings.get("model_type")  # of a type that comes with code: what is written in the file is enough
-        config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401, its get is empty
-        ends = GenerationConfig.from_model_config(config_class.from_dict(settings)).eos_token_id
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int]) -> frozenset[int]:
-    """Collect the ids that end a response in the engine: the tokenizer's EOS and those of the generation config.
-
-    Raises:
-        ValueError: there is none, so that no response would ever end.
-    """
-    ids = frozenset({tokenizer.eos_token_id, *generation_ids} - {None})
-    if not ids:
-        raise ValueError(
-            f"model {tokenizer.name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json or "
-            "eos_token_id in its generation_config.json"
-        )
-    return ids
 
 
 def after_answer(answer_ids: NDArray[np.int32], follow_up: FollowUp) -> NDArray[np.int32]:

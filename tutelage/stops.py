@@ -1,4 +1,4 @@
-"""What ends an answer where student and teacher end theirs with different tokens.
+"""What ends an answer, also where student and teacher end theirs with different tokens.
 
 A base model ends a text (<|endoftext|>) and a chat model a turn (<|im_end|>). Token by token the teacher then gives the
 student's end a probability of almost nothing, and the student learns never to stop. As one action the ends can be
@@ -13,13 +13,16 @@ included, is of the distribution over V - |S| + 1 actions without knowing it.
 Shape suffixes: C positions, V vocabulary, S ids of a class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,35 @@ class TurnEnds:
 
 
 AS_THEY_ARE = TurnEnds()
+
+
+def generation_ends(path: str) -> frozenset[int]:
+    """Read the ids that end a response by a checkpoint's generation config, as vLLM reads it.
+
+    Those of its config.json where it has no generation config; none of a tokenizer's folder, which has neither.
+    """
+    if Path(path, "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    elif not Path(path, "config.json").is_file():
+        return frozenset()
+    else:
+        settings, _ = PreTrainedConfig.get_config_dict(path)
+        kind = settings.get("model_type")  # of a type that comes with code: what is written in the file is enough
+        config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401, its get is empty
+        ends = GenerationConfig.from_model_config(config_class.from_dict(settings)).eos_token_id
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_ids: Collection[int]) -> frozenset[int]:
+    """Collect the ids that end a response in the engine: the tokenizer's EOS and those of the generation config.
+
+    Raises:
+        ValueError: there is none, so that no response would ever end.
+    """
+    ids = frozenset({tokenizer.eos_token_id, *generation_ids} - {None})
+    if not ids:
+        raise ValueError(
+            f"model {tokenizer.name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json or "
+            "eos_token_id in its generation_config.json"
+        )
+    return ids

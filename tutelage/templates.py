@@ -42,7 +42,7 @@ _FAULTS = (
 
 
 @dataclass(frozen=True)
-class Job:
+class Writing:
     """One conversation, to be written by one template."""
 
     template: str
@@ -58,7 +58,7 @@ class Unrenderable(ValueError):
     """What a template raised, or the limit that it ran into."""
 
 
-def render(jobs: Sequence[Job]) -> list[str | Unrenderable]:
+def render(jobs: Sequence[Writing]) -> list[str | Unrenderable]:
     """Write conversations, each by its template; what cannot be written is told in its place.
 
     Behind one that overruns its limits no other is tried: a template that hangs once may hang always.
@@ -76,12 +76,12 @@ def render(jobs: Sequence[Job]) -> list[str | Unrenderable]:
     return written
 
 
-def run_together(writers: Sequence[Generator[list[Job], list[str | Unrenderable], T]]) -> list[T]:
+def run_together(writers: Sequence[Generator[list[Writing], list[str | Unrenderable], T]]) -> list[T]:
     """Run functions that ask for renderings, all of them side by side, so that what they ask for travels together."""
     results: dict[int, T] = {}
     answers: dict[int, list[str | Unrenderable] | None] = dict.fromkeys(range(len(writers)))
     while answers:
-        asked: dict[int, list[Job]] = {}
+        asked: dict[int, list[Writing]] = {}
         for index, answer in answers.items():
             try:
                 asked[index] = next(writers[index]) if answer is None else writers[index].send(answer)
@@ -114,11 +114,11 @@ def _processes() -> GuardedPool:
 # ---- in the process ----------------------------------------------------------------------------------------------
 
 
-def _render(jobs: Sequence[Job]) -> list[str | Unrenderable]:
+def _render(jobs: Sequence[Writing]) -> list[str | Unrenderable]:
     return [_written(job) for job in jobs]
 
 
-def _written(job: Job) -> str | Unrenderable:
+def _written(job: Writing) -> str | Unrenderable:
     if len(job.template) > LONGEST_TEMPLATE:
         return Unrenderable(f"it has {len(job.template)} characters, and the limit is {LONGEST_TEMPLATE}")
     clock = datetime.fromisoformat(job.time)

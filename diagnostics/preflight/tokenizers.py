@@ -168,8 +168,7 @@ def check_tokenizers(
         uncommon: ids of added tokens that only one of the two has, which the run leaves out.
     """
     ours, theirs = (
-        {token: i for token, i in tokenizer.get_vocab().items() if i not in uncommon}
-        for tokenizer in (student, teacher)
+        {token: i for token, i in side.get_vocab().items() if i not in uncommon} for side in (student, teacher)
     )
     if ours != theirs:
         return [_other_ids(ours, theirs)]

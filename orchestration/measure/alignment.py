@@ -29,10 +29,10 @@ from orchestration.prepare.inputs import Prepared
 from rollout.grading import VerifierPool
 from scoring.config import TEACHER
 from scoring.group import ScoringGroup
-from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import Trajectory, derive_seed
 from tutelage.settings import ConfigError, Refusal
+from tutelage.stops import generation_ends, stop_token_ids
 
 Say = Callable[[str], None]
 _ANSWERS, _CHOICE, _COMPLETIONS = range(1, 4)  # seeds of their own

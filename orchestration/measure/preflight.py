@@ -53,12 +53,12 @@ from rollout.grading import VerifierPool
 from scoring.backends.factory import kind_of
 from scoring.config import TEACHER
 from scoring.pool import REFERENCE
-from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.console import PlainConsole
 from tutelage.errors import WorkerFailure
 from tutelage.records.prompt import Prompt, with_ids
 from tutelage.records.trajectory import FinishReason
 from tutelage.settings import DType
+from tutelage.stops import generation_ends, stop_token_ids
 
 SHOWN_PROMPTS = 16  # rendered by both templates
 _COLOURS = {Status.passed: "green", Status.warned: "yellow", Status.failed: "red"}

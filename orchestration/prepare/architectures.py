@@ -11,10 +11,10 @@ from orchestration.config.facts import teachers_of
 from orchestration.config.schema import RunConfig
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
-from tutelage.chat import generation_ends
 from tutelage.lm.packable import try_packing
 from tutelage.lm.packed import unpackable_layers
 from tutelage.settings import Attention, Refusal
+from tutelage.stops import generation_ends
 
 STUDENT_MODEL = "student.model"
 # vLLM's CPUAttentionBackend.get_supported_head_sizes(), which takes an import of seconds; a test compares the two.

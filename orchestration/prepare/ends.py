@@ -10,9 +10,9 @@ from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from rollout.config import Stops
 from scoring.config import teacher_setting
-from tutelage.chat import end_of_answer, generation_ends
+from tutelage.chat import end_of_answer
 from tutelage.settings import ConfigError, Refusal
-from tutelage.stops import AS_THEY_ARE, StopClass, Swap, TurnEnds
+from tutelage.stops import AS_THEY_ARE, StopClass, Swap, TurnEnds, generation_ends
 
 _KEY = "sampling.stops"
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from learner.lora import trainable_parameters
-from orchestration.config.facts import INITIAL_STUDENT, learns_from_teacher, teachers_of
+from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
 from orchestration.prepare.architectures import STUDENT_MODEL, config_refusals, row_refusals, teacher_named_by
 from orchestration.prepare.checkpoints import read_config, read_tokenizer, resolve_model, resolve_tokenizer
 from orchestration.prepare.ends import ModelEnds, decide_ends
+from orchestration.prepare.tokenizers import added_token_refusals, compare_tokenizers, uncommon_tokens
 from orchestration.prepare.weights import checkpoint_refusals
 from scoring.backends.factory import kind_of
 from scoring.config import TeacherConfig, teacher_setting
@@ -20,7 +21,6 @@ from tutelage.settings import ConfigError, Refusal, Refusals
 from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 REFERENCE_MODEL = "objective.reference.model"
-_MOST_ADDED = 256  # tokens by which two tokenizers may differ and still be one family's
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def find_models(config: RunConfig) -> Models:
         if key in paths and paths[key] not in comparable:
             with refusals.collecting():
                 other = read_tokenizer(paths[key], key, *_trust(config, key))
-                _compare_tokenizers(other, paths[key], key, tokenizer)
+                compare_tokenizers(other, paths[key], key, tokenizer)
                 others[key] = ModelEnds.of(other, paths[key])
     readers = {prepared.path: prepared.tokenizer for prepared in models.teachers.values()} | {student_path: tokenizer}
     for path, (key, model) in configs.items():
@@ -210,74 +210,13 @@ def _add_teacher(
         if teacher.cross_tokenizer:
             make_aligner(models.tokenizer, tokenizer, model_key)  # refuses what it cannot align
         else:
-            uncommon = _uncommon_ids(tokenizer, tokenizer_path, model_key, models.tokenizer)
+            uncommon = uncommon_tokens(tokenizer, tokenizer_path, model_key, models.tokenizer)
             if not uncommon:
                 comparable.add(tokenizer_path)
     prepared = PreparedTeacher(path, tokenizer, uncommon)
     _, model = configs.get(path, (key, None))  # none of a server's
     rows = math.inf if model is None else getattr(model.get_text_config(), "vocab_size", math.inf)
-    refusals = list(_added_token_refusals(config, prepared, models.tokenizer, model_key, rows)) if uncommon else []
+    refusals = list(added_token_refusals(config, prepared, models.tokenizer, model_key, rows)) if uncommon else []
     if refusals:
         raise ConfigError(*refusals)
     models.teachers[key] = prepared
-
-
-def _compare_tokenizers(other: PreTrainedTokenizerBase, path: str, key: str, student: PreTrainedTokenizerBase) -> None:
-    """Refuse a model that scores the student's tokens with another tokenizer."""
-    ours, theirs = student.get_vocab(), other.get_vocab()
-    if ours != theirs:
-        raise ConfigError(_other_tokenizer(ours, theirs, path, key))
-
-
-def _other_tokenizer(ours: Mapping[str, int], theirs: Mapping[str, int], path: str, key: str) -> Refusal:
-    different = [token for token in sorted(set(ours) | set(theirs)) if ours.get(token) != theirs.get(token)]
-    fix = (
-        f"its tokenizer differs from the student's in {len(different)} tokens (first: {different[0]!r}, "
-        f"{ours.get(different[0])} here and {theirs.get(different[0])} there); token log-probs are comparable only "
-        "with one vocabulary: choose a model of the same family, or, for a teacher, set teacher.tokenizer to the "
-        "student's model if the ids that both have stand for the same text and the teacher merely has a few more, "
-        "or set teacher.cross_tokenizer=true to align the two byte by byte"
-    )
-    return Refusal(key, path, fix)
-
-
-def _uncommon_ids(
-    teacher: PreTrainedTokenizerBase, path: str, key: str, student: PreTrainedTokenizerBase
-) -> frozenset[int]:
-    """The ids of tokens that were added to only one of two tokenizers, which are the same but for those.
-
-    Raises:
-        ConfigError: they differ in more than that.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    only_ours, only_theirs = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
-    added = only_ours <= student.get_added_vocab().keys() and only_theirs <= teacher.get_added_vocab().keys()
-    common = {token: token_id for token, token_id in ours.items() if token in theirs}
-    same = all(theirs[token] == token_id for token, token_id in common.items())
-    uncommon = frozenset({ours[token] for token in only_ours} | {theirs[token] for token in only_theirs})
-    # Behind all others, so that a head without them is that of the common ids.
-    behind = not uncommon or min(uncommon) > max(common.values(), default=-1)
-    if not (same and added and behind and len(uncommon) <= _MOST_ADDED):
-        raise ConfigError(_other_tokenizer(ours, theirs, path, key))
-    return uncommon
-
-
-def _added_token_refusals(
-    config: RunConfig, teacher: PreparedTeacher, student: PreTrainedTokenizerBase, key: str, rows: float
-) -> Iterator[Refusal]:
-    """What a teacher cannot do whose tokenizer differs from the student's in some added tokens.
-
-    Args:
-        rows: of its embedding.
-    """
-    seen = f"its tokenizer and the student's differ in {len(teacher.uncommon)} added tokens"
-    if beyond := sorted(token for token in student.get_vocab().values() if token >= rows):
-        fix = f"{seen}, and it has no embedding for the student's id {beyond[0]}; set teacher.cross_tokenizer=true"
-        yield Refusal(key, teacher.path, fix)
-    unreadable = teacher.uncommon - set(student.get_vocab().values())
-    if unreadable and learns_from_teacher(config):
-        fix = (
-            f"{seen}, so the teacher's own sequences may hold ids that the student cannot read; set it to dataset, "
-            f"objective.sequences.on_policy_fraction=1, or {key.removesuffix('.model')}.tokenizer to the student's"
-        )
-        yield Refusal("objective.sequences.other_source", "teacher", fix)

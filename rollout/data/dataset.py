@@ -218,7 +218,7 @@ def _check_columns(source: PromptSourceConfig, key: str, columns: Sequence[str])
 
 
 def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Prompt:
-    cells = row.cells
+    cells, row_id = row.cells, row.cells.get("id")
 
     def place(column: str) -> tuple[str, str]:
         return f"{key}.path", f"{source.path}, {row.place}, column {column!r}"
@@ -232,7 +232,7 @@ def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Pr
         raise ConfigError(Refusal(*place(source.tools_column), "give a list of JSON schemas, one for each tool"))
     kwargs = _structure(cells.get(source.template_kwargs_column), dict, place(source.template_kwargs_column))
     return Prompt(
-        id=_to_id(cells.get("id"), place("id")) or str(index),
+        id=(row_id.text if isinstance(row_id, Literal) else _text(row_id, place("id"))) or str(index),
         messages=messages,
         answer=answers[0] if answers else None,
         further_answers=answers[1:],
@@ -251,8 +251,7 @@ def _structure(value: Any, kind: type, where: tuple[str, str]) -> Any:
     """Read a list or an object, or its JSON."""
     value = _decoded(value)
     if value is not None and not isinstance(value, kind):
-        what = "list" if kind is list else "object"
-        raise ConfigError(Refusal(*where, f"is of type {_kind(value)}; give {what} or its JSON, or null"))
+        raise ConfigError(Refusal(*where, f"is of type {_kind(value)}; give a {kind.__name__}, its JSON, or null"))
     return _plain(value)
 
 
@@ -271,10 +270,6 @@ def _kind(value: Any) -> str:
         return value.kind
     names = {dict: "object", list: "list", bytes: "bytes", bool: "boolean", str: "text", type(None): "null"}
     return names.get(type(value), type(value).__name__)
-
-
-def _to_id(value: Any, where: tuple[str, str]) -> str | None:
-    return value.text if isinstance(value, Literal) else _text(value, where)
 
 
 def _to_answers(value: Any, where: tuple[str, str]) -> tuple[str, ...]:
@@ -373,9 +368,7 @@ def _to_messages(value: Any, where: tuple[str, str], of_messages: bool) -> tuple
 def _to_message(item: Any, where: tuple[str, str]) -> Message:
     given = {name: value for name, value in item.items() if value is not None} if isinstance(item, Mapping) else {}
     if "from" in given and "role" not in given:
-        names = {"from": "role", "value": "content"}
-        given = {names.get(name, name): value for name, value in given.items()}
-        given["role"] = _SHAREGPT_ROLES.get(str(given["role"]))
+        given |= {"role": _SHAREGPT_ROLES.get(str(given.pop("from"))), "content": given.pop("value", None)}
     content = given.get("content", "" if given.get("tool_calls") else None)
     if given.get("role") not in _ROLES or not isinstance(content, str):
         raise ConfigError(
@@ -387,10 +380,7 @@ def _to_message(item: Any, where: tuple[str, str]) -> Message:
         )
     unknown = sorted(given.keys() - {"role", "content", *_MORE})
     if unknown:
-        fix = (
-            f"a message has {', '.join(unknown)}, which no chat template is told; leave it out (beside role and "
-            f"content there may be {', '.join(_MORE)})"
-        )
+        fix = f"a message has {', '.join(unknown)}, which no template is told; leave it out, or use {', '.join(_MORE)}"
         raise ConfigError(Refusal(*where, fix))
     more = {name: _plain(given[name]) for name in _MORE if name in given}
     return Message(given["role"], _text(content, where) or "", more)

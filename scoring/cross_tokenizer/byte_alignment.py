@@ -6,8 +6,8 @@
 
 Within a span the chain rule holds on both sides: the span's log-prob is the sum of its tokens'. A span of one token on
 each side is exact token by token. The token that ends an answer of the student's is matched with the one by which the
-teacher ends its own, as its chat template says: its EOS, or another. A space that a sentencepiece student's first
-token brings along, and that its text does not begin with, is not written.
+teacher ends its own, as its chat template says: its EOS, or another. A space that a sentencepiece student's first token
+brings along, and that its text does not begin with, is not written.
 
 What the teacher cannot be shown belongs to no span: special tokens other than that end, bytes that are no UTF-8
 (an answer cut within a character), text that the vocabulary lacks. A span that holds any of it is given up as a whole.
@@ -146,9 +146,8 @@ def _spans(written: _Bytes, encoded: Encoded) -> tuple[NDArray[np.int64], NDArra
         return np.minimum(np.searchsorted(shared, places, side="right") - 1, count - 1)
 
     spans, teacher_spans = span_at(starts), span_at(teacher_starts)
-    alone = (
-        written.lost & (written.lengths == 0) & np.isin(starts, shared)
-    )  # a special token between two spans harms neither
+    # A special token between two spans harms neither.
+    alone = written.lost & (written.lengths == 0) & np.isin(starts, shared)
     spoilt = np.union1d(spans[written.lost & ~alone], teacher_spans[np.array(encoded.unknown, dtype=np.bool_)])
     spans = np.where(alone | np.isin(spans, spoilt), NO_SPAN, spans)
     return spans, np.where(np.isin(teacher_spans, spoilt), NO_SPAN, teacher_spans)

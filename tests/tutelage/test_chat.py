@@ -10,8 +10,9 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from tests.factories import student_reads, teacher_reads
 from tests.models import make_tokenizer
-from tutelage.chat import Chat, end_of_answer, generation_ends, stop_token_ids
+from tutelage.chat import Chat, end_of_answer
 from tutelage.records.prompt import Message, Prompt
+from tutelage.stops import generation_ends, stop_token_ids
 
 QUESTION = Prompt("q", (Message("user", "Why is the sky blue?"),))
 WITH_SYSTEM = Prompt("s", (Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Yes?"),

@@ -4,19 +4,21 @@ import pytest
 
 from tests.models import CHAT_TEMPLATE
 from tutelage import templates
-from tutelage.templates import LONGEST_TEMPLATE, Job, Unrenderable, render, variables_of
+from tutelage.templates import LONGEST_TEMPLATE, Unrenderable, Writing, render, variables_of
 
 ASKS = [{"role": "user", "content": "Hi"}]
 LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
-def job(template: str, time: str = "2026-01-01") -> Job:
-    return Job(template, ASKS, time)
+def job(template: str, time: str = "2026-01-01") -> Writing:
+    return Writing(template, ASKS, time)
 
 
 def test_a_conversation_is_written() -> None:
     assert render([job(CHAT_TEMPLATE)]) == ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
-    assert render([Job(CHAT_TEMPLATE, ASKS, "2026-01-01", opens_answer=False)]) == ["<|im_start|>user\nHi<|im_end|>\n"]
+    assert render([Writing(CHAT_TEMPLATE, ASKS, "2026-01-01", opens_answer=False)]) == [
+        "<|im_start|>user\nHi<|im_end|>\n"
+    ]
 
 
 def test_what_hangs_is_ended_and_no_other_behind_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +50,7 @@ def test_what_fails_is_explained(template: str, why: str) -> None:
 
 
 def test_long_conversations_may_become_long_texts() -> None:
-    (text,) = render([Job(CHAT_TEMPLATE, [{"role": "user", "content": "word " * 200_000}], "2026-01-01")])
+    (text,) = render([Writing(CHAT_TEMPLATE, [{"role": "user", "content": "word " * 200_000}], "2026-01-01")])
     assert isinstance(text, str) and len(text) > 1_000_000
 
 
@@ -68,5 +70,7 @@ def test_the_names_that_a_template_asks_for() -> None:
 
 
 def test_a_great_many_are_written_in_order() -> None:
-    many = [Job("{{ messages[0].content }}", [{"role": "user", "content": str(i)}], "2026-01-01") for i in range(700)]
+    many = [
+        Writing("{{ messages[0].content }}", [{"role": "user", "content": str(i)}], "2026-01-01") for i in range(700)
+    ]
     assert render(many) == [str(i) for i in range(700)]

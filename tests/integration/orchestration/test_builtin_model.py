@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestration.prepare.checkpoints import SMOLLM2, resolve_model
 from tests.factories import student_reads
-from tutelage.chat import generation_ends, stop_token_ids
 from tutelage.records.prompt import Message, Prompt
+from tutelage.stops import generation_ends, stop_token_ids
 
 
 @pytest.mark.integration

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orchestration.lab.untrained import make_tokenizer, write_untrained
 from orchestration.prepare.inputs import prepare
 from tests.factories import configured, student_reads
-from tutelage.chat import Chat, generation_ends, stop_token_ids
+from tutelage.chat import Chat
 from tutelage.records.prompt import Message, Prompt
+from tutelage.stops import generation_ends, stop_token_ids
 
 TOKENIZER = make_tokenizer()
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from orchestration.prepare.checkpoints import build_once, cache_directory, read_config, read_tokenizer, resolve_model
 from rollout.group import engine_fingerprint
-from tutelage.chat import generation_ends
 from tutelage.settings import ConfigError
+from tutelage.stops import generation_ends
 
 
 def write_slowly(directory: Path) -> None:
