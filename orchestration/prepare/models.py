@@ -216,7 +216,6 @@ def _add_teacher(
     prepared = PreparedTeacher(path, tokenizer, uncommon)
     _, model = configs.get(path, (key, None))  # none of a server's
     rows = math.inf if model is None else getattr(model.get_text_config(), "vocab_size", math.inf)
-    refusals = list(added_token_refusals(config, prepared, models.tokenizer, model_key, rows)) if uncommon else []
-    if refusals:
+    if uncommon and (refusals := list(added_token_refusals(config, uncommon, models.tokenizer, model_key, path, rows))):
         raise ConfigError(*refusals)
     models.teachers[key] = prepared

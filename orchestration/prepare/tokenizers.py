@@ -67,8 +67,7 @@ def added_token_refusals(
     unreadable = uncommon - set(student.get_vocab().values())
     if unreadable and learns_from_teacher(config):
         fix = (
-            f"{seen}, so the teacher's own sequences may hold ids that the student cannot read; set "
-            f"sequences.other_source=dataset, on_policy_fraction=1, or {key.removesuffix('.model')}.tokenizer to the "
-            "student's"
+            f"{seen}, so the teacher's own sequences may hold ids that the student cannot read; set it to dataset, "
+            f"objective.sequences.on_policy_fraction=1, or {key.removesuffix('.model')}.tokenizer to the student's"
         )
         yield Refusal("objective.sequences.other_source", "teacher", fix)
