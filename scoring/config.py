@@ -105,6 +105,6 @@ class ScoringConfig(Settings):
         yield from super().refusals(prefix)
         yield from self.attention.refusals(f"{prefix}attention", f"{prefix}gpus_per_worker", self.gpus_per_worker)
         gpus = self.gpus_per_worker
-        if gpus > 1 and gpus != int(gpus):
+        if gpus > 1 and not float(gpus).is_integer():
             fix = "a share of one GPU, or whole GPUs over which the teacher is spread; round it"
             yield Refusal(f"{prefix}gpus_per_worker", gpus, fix)

@@ -27,7 +27,7 @@ SECONDS = 10.0  # of the conversations that travel together, and of one alone
 _TOGETHER = 256  # conversations that travel to the process at once
 _MOST_ADDED = 2**17  # characters that a template may make of nothing
 _GROWTH = 8  # characters that it may make of one
-_MEMORY_GIB = 2.0
+_MEMORY_GIB = 1.0
 # What a template's own code raises; anything else is a mistake of ours.
 _FAULTS = (
     TemplateError,
@@ -66,9 +66,9 @@ def render(jobs: Sequence[Writing]) -> list[str | Unrenderable]:
     written: list[str | Unrenderable] = []
     together = _TOGETHER
     while len(written) < len(jobs):
-        some = list(jobs[len(written) : len(written) + together])
+        batch = list(jobs[len(written) : len(written) + together])
         try:
-            written += _processes().call(_render, some, deadline=SECONDS)
+            written += _processes().call(_render, batch, deadline=SECONDS)
         except Overrun as overrun:
             if together == 1:
                 return written + [Unrenderable(f"{overrun}, the limit of a chat template")] * (len(jobs) - len(written))
@@ -111,7 +111,7 @@ def _processes() -> GuardedPool:
     return pool
 
 
-# ---- in the process ----------------------------------------------------------------------------------------------
+# In the process
 
 
 def _render(jobs: Sequence[Writing]) -> list[str | Unrenderable]:

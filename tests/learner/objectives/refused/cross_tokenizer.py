@@ -54,10 +54,17 @@ CASES: list[Refused] = [
     ),
     (
         "returns of single tokens of another tokenizer",
-        SAMPLED | {"returns": {"discount": 1.0, "exact_first_step": False}},
+        SAMPLED | {"returns": {"discount": 0.9, "exact_first_step": False}},
         ACROSS,
-        ["objective.returns.discount=1.0", "share one"],
-        {"returns": {"discount": 0.0}},
+        ["objective.returns.discount=0.9", "share one"],
+        {"returns": {"discount": 1.0}},
+    ),
+    (
+        "returns by the number of later tokens of another tokenizer",
+        SAMPLED | {"returns": {"discount": 1.0, "length_normalised": True, "exact_first_step": False}},
+        ACROSS,
+        ["objective.returns.length_normalised=true", "number of later tokens"],
+        {"returns": {"length_normalised": False}},
     ),
     (
         "a reference beside a teacher with another tokenizer",
