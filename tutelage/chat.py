@@ -153,8 +153,8 @@ class Chat:
             or _folded(answer.content) not in _folded(written)
         ):
             fix = (
-                "the chat template does not write the data's response behind the prompt as it is (it leaves a part out, "
-                "thoughts maybe, or begins the answer in another way); give the responses in the template's own "
+                "the chat template does not write the data's response behind the prompt as it is (it leaves a part out "
+                "or begins the answer in another way); give the responses in the template's own "
                 "form, or the model a chat_template that keeps them"
             )
             raise self._refusal(prompt, fix)
@@ -245,7 +245,7 @@ class Chat:
         """Names that change nothing, and why."""
         reserved = "is set by the framework; leave it out"
         unasked = (
-            f"is nothing that the chat template of {self.tokenizer.name_or_path} asks for, so nothing changes; leave it "
+            f"is nothing that the chat template of {self.tokenizer.name_or_path} asks for, so it is idle; leave it "
             "out, or use a model whose chat_template has it"
         )
         others = kwargs.keys() - set(_RESERVED)

@@ -54,10 +54,17 @@ CASES: list[Refused] = [
     ),
     (
         "returns of single tokens of another tokenizer",
-        SAMPLED | {"returns": {"discount": 1.0, "exact_first_step": False}},
+        SAMPLED | {"returns": {"discount": 0.5, "exact_first_step": False}},
         ACROSS,
-        ["objective.returns.discount=1.0", "share one"],
-        {"returns": {"discount": 0.0}},
+        ["objective.returns.discount=0.5", "share one"],
+        {"returns": {"discount": 1.0, "exact_first_step": False}},
+    ),
+    (
+        "returns of another tokenizer by the number of tokens",
+        SAMPLED | {"returns": {"discount": 1.0, "exact_first_step": False, "length_normalised": True}},
+        ACROSS,
+        ["objective.returns.length_normalised=true", "share one"],
+        {"returns": {"discount": 1.0, "exact_first_step": False}},
     ),
     (
         "a reference beside a teacher with another tokenizer",
