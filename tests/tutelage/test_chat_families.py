@@ -159,7 +159,7 @@ def test_arguments_of_templates_are_used_or_refused() -> None:
     )
     assert tokenizer.decode(told.ids) == tokenizer.decode(plain.ids) + "<think>\n\n</think>\n\n"
     Chat(tokenizer, {"enable_thinking": False}).check()
-    with pytest.raises(ValueError, match=r"student\.chat_template_kwargs\.thinking=false: .*nothing"):
+    with pytest.raises(ValueError, match=r"student\.chat_template_kwargs\.thinking=false: is nothing"):
         Chat(tokenizer, {"thinking": False}).check()
     with pytest.raises(ValueError, match=r"chat_template_kwargs\.messages.*set by the framework"):
         Chat(tokenizer, {"messages": []}).check()
