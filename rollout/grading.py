@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 from loky import cpu_count
-from transformers import PreTrainedTokenizerBase
 
 from rollout.config import NO_VERIFIER
 from rollout.verifiers import VERIFIERS
@@ -21,6 +21,9 @@ from tutelage.errors import WorkerFailure
 from tutelage.processes import GuardedPool, Overrun
 from tutelage.records.prompt import Prompt, RenderedPrompt, with_ids
 from tutelage.records.trajectory import Trajectory
+
+if TYPE_CHECKING:  # each process that grades imports this module, and transformers takes seconds
+    from transformers import PreTrainedTokenizerBase
 
 _FEWEST, _MOST = 2, 32  # processes: one that hangs leaves another; each takes some hundred MB
 
@@ -108,7 +111,7 @@ class Grader:
     """Scores responses to `prompts`, a conversation by its last answer; without a verifier they stay as they are."""
 
     def __init__(
-        self, verifier: VerifierPool | None, prompts: Sequence[RenderedPrompt], tokenizer: PreTrainedTokenizerBase
+        self, verifier: VerifierPool | None, prompts: Sequence[RenderedPrompt], tokenizer: "PreTrainedTokenizerBase"
     ) -> None:
         self._verifier, self._prompts, self._tokenizer = verifier, with_ids(prompts), tokenizer
 
