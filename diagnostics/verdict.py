@@ -177,7 +177,8 @@ def _doubt(verdict: Verdict, prompts: int, figures: ProbeStatistics, change: Int
 
     Of few prompts nothing is. That there is nothing to learn needs more: no evidence for a teacher is none against it.
     """
-    more = f"at least probe.prompts={max(FEWEST_PROMPTS, 2 * prompts)} held-out prompts would tell"
+    enough = max(FEWEST_PROMPTS, 2 * prompts)
+    more = f"at least {enough} held-out prompts would tell (probe.prompts={enough} evaluation.prompts={enough})"
     if prompts < FEWEST_FOR_AN_INTERVAL:
         return f"{prompts} prompts are too few for any verdict: {more}"
     if verdict is not Verdict.nothing_to_learn:

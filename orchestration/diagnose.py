@@ -54,17 +54,24 @@ def diagnose(composed: DictConfig, preset: str, arguments: Sequence[str], sessio
         check_local_resources(config, prepared.roles)
         folder = locate_diagnosis(config)
         print_plan(config, prepared, folder)
-        _print_cost(plan_probe(config, prepared))
+        _print_cost(plan_probe(config, prepared), config.probe.prompts, len(prepared.heldout))
         if config.dry_run:
             return 0
         directory = open_diagnosis_directory(folder, composed)
     return asyncio.run(execute_diagnosis(config, prepared, directory, session, arguments))
 
 
-def _print_cost(cost: ProbeCost) -> None:
+def _print_cost(cost: ProbeCost, wanted: int, there: int) -> None:
+    """
+    Args:
+        wanted: prompts, by `probe.prompts`.
+        there: held-out prompts that were read.
+    """
+    bound = "probe.max_tokens" if cost.prompts < there else "evaluation.prompts or data.heldout"
+    fewer = f" (of probe.prompts={wanted}: {bound} allows no more)" if cost.prompts < wanted else ""
     PlainConsole().print(
-        f"probe: {cost.prompts} prompts, {cost.answers} answers and {cost.continuations} continuations of both models, "
-        f"at most {cost.tokens} tokens"
+        f"probe: {cost.prompts} prompts{fewer}, {cost.answers} answers and {cost.continuations} continuations of both "
+        f"models, at most {cost.tokens} tokens"
     )
 
 
