@@ -75,7 +75,7 @@ def test_several_turns(
     run = series.run(
         tmp_path / "run", f"student.model={brief_student}", *(other if across else []), f"data.train.path={turns}",
         "teacher.context='The lightning is red.'", "pipeline.steps=2", "pipeline.batch_size=12",
-        "tracking.samples=12",
+        "pipeline.max_staleness=0", "tracking.samples=12",
     )  # fmt: skip
     assert run.steps() == [1, 2]
     rows = run.step_rows()
