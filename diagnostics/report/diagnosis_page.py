@@ -244,14 +244,14 @@ def _alignment(alignment: Mapping[str, Any] | None) -> list[Section]:
     if not alignment:
         return []
     summary = alignment.get("summary") or {}
-    names = dict.fromkeys(name for found in summary.values() for name in found)
+    names = dict.fromkeys(name for cosines in summary.values() for name in cosines)
     rows = [
-        {"cosine": name.replace("_", " "), **{part: found.get(name) for part, found in summary.items()}}
+        {"cosine": name.replace("_", " "), **{part: cosines.get(name) for part, cosines in summary.items()}}
         for name in names
     ]
     proxies = [
-        {"proxy": name.replace("_", " "), "rank correlation with the cosine": found}
-        for name, found in (alignment.get("proxies") or {}).items()
+        {"proxy": name.replace("_", " "), "rank correlation with the cosine": correlation}
+        for name, correlation in (alignment.get("proxies") or {}).items()
     ]
     tables = [of_records("By correctness of the answer", rows), of_records("Cheap proxies", proxies)]
     folded: list[Folded] = []
@@ -265,8 +265,8 @@ def _alignment(alignment: Mapping[str, Any] | None) -> list[Section]:
     if isinstance(alignment.get("cost"), Mapping):
         folded.append(("What it cost", [], [of_statistics("", {"": alignment["cost"]})]))
     title = "Where does the teacher's signal help?"
-    found = [table for table in tables if table]
-    return [Section("alignment", title, _ALIGNMENT, tables=found, folded=folded, short="Alignment")]
+    shown = [table for table in tables if table]
+    return [Section("alignment", title, _ALIGNMENT, tables=shown, folded=folded, short="Alignment")]
 
 
 _ALIGNMENT = (
