@@ -40,18 +40,7 @@ def refusals(config: RunConfig) -> Iterator[Refusal]:
     yield from _engines(config)
     yield from data_refusals(config.data)
     yield from _alignment(config)
-    yield from _steps(config)
     yield from _alarms(config)
-
-
-def _steps(config: RunConfig) -> Iterator[Refusal]:
-    """What takes longer than the run."""
-    warmup, steps = config.learner.warmup_steps, config.pipeline.steps
-    if warmup > steps:
-        fix = (
-            f"the run ends after pipeline.steps={steps}, before the learning rate is reached; set it to {steps} or less"
-        )
-        yield Refusal("learner.warmup_steps", warmup, fix)
 
 
 def _alarms(config: RunConfig) -> Iterator[Refusal]:

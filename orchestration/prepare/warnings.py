@@ -29,6 +29,9 @@ def _learning(config: RunConfig) -> Iterator[Refusal]:
     if learner.learning_rate < slowest:
         fix = "so small that the student will hardly change; 1e-6 to 1e-4 are usual"
         yield Refusal("learner.learning_rate", learner.learning_rate, fix)
+    if learner.warmup_steps >= config.pipeline.steps:
+        fix = f"the run ends after pipeline.steps={config.pipeline.steps}, before learning_rate is reached; lower it"
+        yield Refusal("learner.warmup_steps", learner.warmup_steps, fix)
     if learner.weight_decay > 1:
         fix = "draws the weights to 0 faster than they learn; 0 to 0.1 are usual"
         yield Refusal("learner.weight_decay", learner.weight_decay, fix)

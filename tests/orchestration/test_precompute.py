@@ -40,8 +40,7 @@ def overrides(tmp_path: Path, tiny_tied: Path, tiny_untied: Path) -> list[str]:
 def test_each_completion_that_the_run_comes_by_once(
     overrides: list[str], steps: int, share: str, expected: int | None
 ) -> None:
-    changes = f"pipeline.steps={steps}", "learner.warmup_steps=0", f"objective.sequences.on_policy_fraction={share}"
-    config = configured(*overrides, *changes)
+    config = configured(*overrides, f"pipeline.steps={steps}", f"objective.sequences.on_policy_fraction={share}")
     prepared = prepare(config) if share != "1" else prepare(configured(*overrides))
     found = asyncio.run(completions_to_score(config, prepared))
     keys = [trajectory.prompt_id for trajectory in found]

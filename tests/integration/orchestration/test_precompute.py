@@ -48,8 +48,8 @@ def test_marks_computed_before_a_run_are_those_of_the_run(series: Series, tmp_pa
 
 def test_a_response_that_nobody_marked_ends_the_run_with_the_way_to_mark_it(series: Series, tmp_path: Path) -> None:
     cache = f"scoring.cache_dir={tmp_path / 'marks'}"
-    one_step = "pipeline.steps=1", "learner.warmup_steps=0"
-    series.run(tmp_path / "fill", *OFFLINE, *one_step, cache, command="precompute")
+    one_step = "pipeline.steps=1"
+    series.run(tmp_path / "fill", *OFFLINE, one_step, cache, command="precompute")
     quick = "preflight.enabled=false"
     run = series.run(tmp_path / "run", *OFFLINE, quick, cache, "teacher.backend=cache", exit_code=1)
     said = (run.run_dir / "run.log").read_text()  # in lines of any length

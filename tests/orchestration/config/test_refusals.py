@@ -134,7 +134,6 @@ ALARM = "+alarms.rules={mine: {metric: %s, threshold: 0.5}}"
 
 
 def test_settings_that_cannot_work_together() -> None:
-    assert "learner.warmup_steps=26" in message("learner.warmup_steps=26")
     text = message(ALARM % "rollout/truncatd_share")
     assert "alarms.rules.mine.metric=rollout/truncatd_share" in text and "rollout/truncated_share?" in text
 

@@ -12,6 +12,7 @@ UNUSUAL = {
     "learner.learning_rate=0.01": "learner.learning_rate",
     "learner.learning_rate=1e-12": "learner.learning_rate",
     "learner.weight_decay=2": "learner.weight_decay",
+    "learner.warmup_steps=25": "learner.warmup_steps",
     "sampling.samples_per_prompt=4": "pipeline.batch_size",
     "pipeline.batch_size=64": "pipeline.batch_size",
     "evaluation.prompts=7": "evaluation.prompts",
