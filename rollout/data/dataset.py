@@ -380,8 +380,8 @@ def _to_message(item: Any, where: tuple[str, str]) -> Message:
         )
     unknown = sorted(given.keys() - {"role", "content", *_MORE})
     if unknown:
-        fix = f"a message has {', '.join(unknown)}, which no chat template is told; leave it out, or use {', '.join(_MORE)}"
-        raise ConfigError(Refusal(*where, fix))
+        fix = f"a message has {', '.join(unknown)}, which no chat template is told; leave it out, or use "
+        raise ConfigError(Refusal(*where, fix + ", ".join(_MORE)))
     more = {name: _plain(given[name]) for name in _MORE if name in given}
     return Message(given["role"], _text(content, where) or "", more)
 
