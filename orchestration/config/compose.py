@@ -1,6 +1,7 @@
 """From what Hydra composes to a checked, read-only configuration."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import cast
 
 from hydra.core.config_store import ConfigStore
@@ -12,6 +13,7 @@ from orchestration.config.stages import STAGES
 from tutelage.settings import Refusal, Refusals
 
 
+@cache
 def register_schema() -> None:
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
 

@@ -10,7 +10,7 @@ from learner.objectives.config import TOPK_SUPPORTS, ObjectiveConfig
 from orchestration.config.facts import teachers_of
 from orchestration.config.schema import RunConfig
 from scoring.backends.factory import kind_of
-from scoring.config import TeacherConfig, teacher_setting
+from scoring.config import Quantization, TeacherConfig, teacher_setting
 from tutelage.lm.packable import try_packing
 from tutelage.lm.packed import unpackable_layers
 from tutelage.settings import Attention, Refusal
@@ -49,6 +49,10 @@ def config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: 
             "text model of its family"
         )
         yield Refusal(key, path, fix)
+    teacher = teacher_named_by(config, key)
+    if teacher and teacher.quantization is not Quantization.none and getattr(model, "quantization_config", None):
+        fix = f"the weights of {path} are quantised already; set none"
+        yield Refusal(f"{key.rpartition('.')[0]}.quantization", teacher.quantization, fix)
     if getattr(model.get_text_config(), "vocab_size", None) is None:
         return  # no language model, and refused as such
     yield from _support_refusals(config.objective, config.learner.overlap_k, model, path)
@@ -60,15 +64,20 @@ def config_refusals(config: RunConfig, model: PreTrainedConfig, path: str, key: 
         yield Refusal("rollout.max_model_len", limit, fix)
 
 
+def rows_of(model: PreTrainedConfig) -> float:
+    """Rows of a model's embedding; infinite where its config does not say."""
+    return float(getattr(model.get_text_config(), "vocab_size", math.inf))
+
+
 def row_refusals(model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str, key: str) -> Iterator[Refusal]:
     """Refuse a model that has no embedding for an id that its tokenizer makes, or that its answers should end with."""
-    rows = getattr(model.get_text_config(), "vocab_size", math.inf)
+    rows = rows_of(model)
     places = {getattr(tokenizer, f"{kind}_token", None) for kind in _MEDIA}  # of pictures: texts have none
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in places}
     if beyond:
         first = min(beyond, key=beyond.__getitem__)
         fix = (
-            f"its embedding has {rows} rows, and its tokenizer makes {len(beyond)} ids beyond them (first "
+            f"its embedding has {rows:g} rows, and its tokenizer makes {len(beyond)} ids beyond them (first "
             f"{first!r}, {beyond[first]}); resize the model (model.resize_token_embeddings) and save it again, or "
             "bring the tokenizer that belongs to it"
         )
@@ -79,7 +88,7 @@ def row_refusals(model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, pa
         yield Refusal(key, path, f"its generation_config.json cannot be read ({' '.join(str(error).split())[:200]})")
         return
     if ends:
-        fix = f"its generation_config.json ends answers with {ends}, and its embedding has {rows} rows; correct it"
+        fix = f"its generation_config.json ends answers with {ends}, and its embedding has {rows:g} rows; correct it"
         yield Refusal(key, path, fix)
 
 

@@ -9,7 +9,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from learner.lora import trainable_parameters
 from orchestration.config.facts import INITIAL_STUDENT, teachers_of
 from orchestration.config.schema import RunConfig
-from orchestration.prepare.architectures import STUDENT_MODEL, config_refusals, row_refusals, teacher_named_by
+from orchestration.prepare.architectures import (
+    STUDENT_MODEL,
+    config_refusals,
+    row_refusals,
+    rows_of,
+    teacher_named_by,
+)
 from orchestration.prepare.checkpoints import read_config, read_tokenizer, resolve_model, resolve_tokenizer
 from orchestration.prepare.ends import ModelEnds, decide_ends
 from orchestration.prepare.tokenizers import added_token_refusals, compare_tokenizers, uncommon_tokens
@@ -29,7 +35,8 @@ class PreparedTeacher:
 
     path: str  # its checkpoint's directory; of a server's model, that of its tokenizer
     tokenizer: PreTrainedTokenizerBase
-    uncommon: frozenset[int] = frozenset()  # ids of added tokens that only its or only the student's tokenizer has
+    uncommon: frozenset[int] = frozenset()  # ids that only it or only the student has: added tokens, padding rows
+    rows: float = math.inf  # of its embedding; a server's are not known
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Models:
     adapter_parameters: int  # numbers in the student's adapters; 0: all of its weights are trained
     teachers: dict[str, PreparedTeacher] = field(default_factory=dict)  # by key
     ends: TurnEnds = AS_THEY_ARE
+    rows: float = math.inf  # of the student's embedding
 
 
 def find_models(config: RunConfig) -> Models:
@@ -69,6 +77,7 @@ def find_models(config: RunConfig) -> Models:
         tokenizer,
         student_path if reference == INITIAL_STUDENT else paths.get(REFERENCE_MODEL),
         adapter_parameters=_count_adapters(config, student_path, refusals),
+        rows=rows_of(configs[student_path][1]),
     )
     comparable = {student_path}  # models with the student's tokenizer
     for key, teacher in teachers_of(config).items():
@@ -86,6 +95,12 @@ def find_models(config: RunConfig) -> Models:
     for path, (key, model) in configs.items():
         refusals.extend(config_refusals(config, model, path, key))
         refusals.extend(row_refusals(model, readers.get(path, tokenizer), path, key))
+    for key in (REFERENCE_MODEL, "probe.earlier_teacher"):
+        if key in paths and rows_of(configs[paths[key]][1]) < models.rows < math.inf:
+            fix = (
+                f"its embedding has fewer rows than the {models.rows:g} of student.model; choose another, or resize it"
+            )
+            refusals.extend([Refusal(key, paths[key], fix)])
     refusals.raise_all()
     same_ids = {
         key: ModelEnds.of(teacher.tokenizer, teacher.path)
@@ -202,6 +217,7 @@ def _add_teacher(
     if model_key not in paths or (teacher.tokenizer is not None and tokenizer_key not in paths):
         return  # refused already
     path, tokenizer, uncommon = paths[model_key], models.tokenizer, frozenset[int]()
+    rows = rows_of(configs[path][1]) if path in configs else math.inf
     tokenizer_path = paths.get(tokenizer_key, path)
     if tokenizer_path != models.student_path:
         tokenizer = read_tokenizer(
@@ -213,9 +229,8 @@ def _add_teacher(
             uncommon = uncommon_tokens(tokenizer, tokenizer_path, model_key, models.tokenizer)
             if not uncommon:
                 comparable.add(tokenizer_path)
-    prepared = PreparedTeacher(path, tokenizer, uncommon)
-    _, model = configs.get(path, (key, None))  # none of a server's
-    rows = math.inf if model is None else getattr(model.get_text_config(), "vocab_size", math.inf)
     if uncommon and (refusals := list(added_token_refusals(config, uncommon, models.tokenizer, model_key, path, rows))):
         raise ConfigError(*refusals)
-    models.teachers[key] = prepared
+    if rows < models.rows < math.inf and not teacher.cross_tokenizer:
+        uncommon |= frozenset(range(int(rows), int(models.rows)))  # padding, which the student may sample all the same
+    models.teachers[key] = PreparedTeacher(path, tokenizer, uncommon, rows)

@@ -1,5 +1,6 @@
 """The second pass over a run's files: its prompts are read, routed, rendered for student and teachers, and checked."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,6 +60,8 @@ def read_prompts(config: RunConfig, models: Models) -> Prompts:
         with refusals.collecting():
             rendered[name] = renderer.render(prompts[name], from_data and name == "train")
             renderer.check_contexts(prompts[name][0])
+    for name, items in rendered.items():
+        refusals.extend(_row_refusals(models, items, f"data.{name}"))
     refusals.raise_all()
     kept = {name: tuple(item for item in items if _length(item, config) <= config.rollout.max_model_len)
             for name, items in rendered.items()}  # fmt: skip
@@ -192,6 +195,23 @@ def _gate_refusals(config: RunConfig, prompts: Sequence[RenderedPrompt]) -> Iter
             "give the prompts a privileged_context column, or set false"
         )
         yield Refusal("objective.gate.only_with_context", True, fix)
+
+
+def _row_refusals(models: Models, items: Sequence[RenderedPrompt], key: str) -> Iterator[Refusal]:
+    """Refuse text that becomes ids without an embedding, as that of a token for pictures does in a text model."""
+    rows = {teacher: prepared.rows for teacher, prepared in models.teachers.items()}
+    for item in items:
+        own = [item.student_ids, *(turn.ids for turn in item.follow_ups)]
+        own += [] if item.completion_ids is None else [item.completion_ids]
+        told = [item.teacher_ids, *(turn.ids for turn in item.teacher_follow_ups)]
+        read = [(models.rows, ids) for ids in own]
+        read += [(rows.get(item.prompt.teacher, math.inf), ids) for ids in told]
+        read += [(rows[teacher], ids) for teacher, ids in item.views.items()]
+        beyond = next((ids[ids >= most][0] for most, ids in read if (ids >= most).any()), None)
+        if beyond is not None:
+            fix = f"its text becomes id {beyond}, for which the model has no embedding; take that token out of it"
+            yield Refusal(key, f"prompt {item.prompt.id!r}", fix)
+            return
 
 
 def _length_refusals(

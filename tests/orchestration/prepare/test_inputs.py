@@ -13,7 +13,7 @@ from orchestration.prepare.plan import check_resources, print_plan, required_cpu
 from orchestration.prepare.roles import Roles
 from scoring.group import Scorer
 from tests.factories import configured, prepared, refusal
-from tests.models import TOKENIZER_VOCABULARY, make_tiny_model, make_tokenizer
+from tests.models import PADDED_VOCABULARY, TOKENIZER_VOCABULARY, make_tiny_model, make_tokenizer
 from tests.tokenizers import pruned
 from tutelage.settings import ConfigError
 
@@ -109,6 +109,27 @@ def test_a_student_with_a_few_more_tokens_is_accepted_where_the_teacher_has_thei
     narrow = make_tiny_model(tmp_path / "narrow", tied=True, seed=4)
     text = refusal(overrides, f"student.model={student}", f"teacher.model={narrow}")
     assert "no embedding for the student's id 576" in text and "teacher.cross_tokenizer=true" in text
+
+
+def test_padding_rows_that_only_the_student_has_are_left_out(overrides: list[str], tmp_path: Path) -> None:
+    student = make_tiny_model(tmp_path / "student", tied=True, padded=True, seed=4)
+    found = prepared(overrides, f"student.model={student}")
+    assert found.teachers["teacher"].uncommon == set(range(TOKENIZER_VOCABULARY, PADDED_VOCABULARY))
+    text = refusal(
+        overrides,
+        f"student.model={student}",
+        f"probe.earlier_teacher={make_tiny_model(tmp_path / 'narrow', tied=True)}",
+    )
+    assert text.startswith("probe.earlier_teacher=") and "fewer rows than the 640 of student.model" in text
+
+
+def test_text_that_becomes_a_token_for_pictures_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "model", tied=True, seed=3)
+    AutoTokenizer.from_pretrained(path, extra_special_tokens={"image_token": "<image>"}).save_pretrained(path)
+    (tmp_path / "train.jsonl").write_text('{"prompt": "one"}\n{"prompt": "look: <image>", "id": "seen"}\n')
+    same = [f"student.model={path}", f"teacher.model={path}", "teacher.context=hint"]
+    text = refusal(overrides, *same, f"data.train.path={tmp_path}/train.jsonl")
+    assert text.startswith("data.train=prompt 'seen': its text becomes id 576, for which the model has no embedding")
 
 
 def test_what_the_student_cannot_read_is_not_learned_from(overrides: list[str], tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def test_a_quantised_student_is_refused(overrides: list[str], copied: Path) -> N
     assert "those cannot be trained" in refusal(overrides, f"student.model={copied}")
 
 
+def test_a_teacher_is_not_quantised_twice(overrides: list[str], copied: Path) -> None:
+    settings = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(settings | {"quantization_config": {"quant_method": "fp8"}}))
+    text = refusal(overrides, f"teacher.model={copied}", "teacher.quantization=int8")
+    assert f"teacher.quantization=int8: the weights of {copied} are quantised already; set none" in text
+
+
 def test_a_type_with_code_of_its_own_is_refused_with_the_key_of_whoever_names_it(
     overrides: list[str], copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
