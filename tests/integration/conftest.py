@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.integration.launching import Launched, Series
+from tests.integration.launching import KeptWorkers, Launched, Series
 from tests.integration.ranks import Ranks
 from tests.integration.students import Student
 
@@ -73,12 +73,17 @@ def launch(settings: list[str]) -> Iterator[Callable[..., Launched]]:
             run.kill(signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def kept_workers() -> Iterator[KeptWorkers]:
+    workers = KeptWorkers()
+    yield workers
+    workers.close()
+
+
 @pytest.fixture(scope="module")
-def series(settings: list[str]) -> Iterator[Series]:
-    """Runs that need not be signalled: one after the other, with the same workers."""
-    runs = Series(settings)
-    yield runs
-    runs.close()
+def series(settings: list[str], kept_workers: KeptWorkers) -> Series:
+    """Runs that need not be signalled: one after the other, with the same workers, those of other modules too."""
+    return Series(kept_workers, settings)
 
 
 @pytest.fixture(scope="module")

@@ -81,16 +81,44 @@ def descendants(driver: int, name: str) -> list[int]:
     return sorted(int(pid) for pid, session, *_ in found if int(session) == driver)
 
 
-class Series:
-    """Runs in one process that keeps their workers, so that only the first one starts engines."""
+class KeptWorkers:
+    """A process that runs what it is told and keeps the workers in between; started with the first run."""
 
-    def __init__(self, settings: Sequence[str]) -> None:
-        self._settings = settings
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.series"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | ONE_THREAD,
-        )  # fmt: skip
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, output: Path, command: str, overrides: Sequence[str], seconds: float) -> int:
+        """Run it to its end and return the exit code; what takes longer is killed, workers and all."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.series"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                env=os.environ | ONE_THREAD,
+            )  # fmt: skip
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"output": str(output), "command": command, "overrides": overrides}) + "\n")
+        process.stdin.flush()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            answer = process.stdout.readline() if selector.select(seconds) else ""
+        if not answer:
+            self.close()
+            raise AssertionError(f"too slow, or died:\n{output.read_text()}")
+        return int(answer)
+
+    def close(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait(60)
+            self._process = None
+
+
+class Series:
+    """Runs with settings in common, one after the other, whose workers are kept for those that can use them."""
+
+    def __init__(self, workers: KeptWorkers, settings: Sequence[str]) -> None:
+        self._workers, self._settings = workers, settings
 
     def run(
         self, run_dir: Path, *overrides: str, exit_code: int = 0, seconds: float = 400, command: str = "launch"
@@ -102,15 +130,5 @@ class Series:
         """
         run = Run(run_dir)
         job = [f"run_dir={run_dir}", *self._settings, *overrides]
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"output": str(run.output), "command": command, "overrides": job}) + "\n")
-        self._process.stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            assert selector.select(seconds), f"too slow:\n{run.text()}"
-        assert self._process.stdout.readline().strip() == str(exit_code), run.text()
+        assert self._workers.run(run.output, command, job, seconds) == exit_code, run.text()
         return run
-
-    def close(self) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait(60)

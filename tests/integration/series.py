@@ -1,4 +1,4 @@
-"""A process that runs what it is told, one line a run, and keeps the workers in between: see launching.Series."""
+"""A process that runs what it is told, one line a run, and keeps the workers in between: see launching.KeptWorkers."""
 
 import json
 import os

@@ -1,14 +1,13 @@
 """Collapses planted in real runs of the lab: each is caught soon after its start, and a good run is left alone."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from orchestration.prepare.checkpoints import LAB_MODELS
-from tests.integration.launching import Run, Series
+from tests.integration.launching import KeptWorkers, Run, Series
 from tests.integration.planted import teacher_that_never_stops, teacher_that_repeats
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -17,11 +16,9 @@ SOON = 10  # steps
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Series]:
+def lab(kept_workers: KeptWorkers) -> Series:
     settings = ("evaluation.every=0", "evaluation.prompts=32", "pipeline.steps=20", "learner.learning_rate=1e-3")
-    runs = Series(("experiment=lab/compatible", *settings))
-    yield runs
-    runs.close()
+    return Series(kept_workers, ("experiment=lab/compatible", *settings))
 
 
 def alarm_steps(run: Run) -> dict[str, int]:

@@ -2,23 +2,20 @@
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.launching import Series
+from tests.integration.launching import KeptWorkers, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 SMALL = ("probe.prompts=32", "probe.samples_per_prompt=4", "probe.shown=4")
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Series]:
-    runs = Series([])
-    yield runs
-    runs.close()
+def lab(kept_workers: KeptWorkers) -> Series:
+    return Series(kept_workers, [])
 
 
 def _diagnosis(lab: Series, folder: Path, *overrides: str, exit_code: int) -> dict[str, Any]:
