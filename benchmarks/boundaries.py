@@ -6,7 +6,7 @@ behind the tokens t_1 … t_k, with p_j the place where t_j ends,
 
     c_b = log(1 + Σ_j<k Σ_v P(v | t_1 … t_j) / P(t_j+1 … t_k | t_1 … t_j))
 
-over all v that begin with the bytes from p_j to b and are longer; and a span from a to b has the exact log-prob that was
+over all v that begin with the bytes from p_j to b and are longer; a span from a to b has the exact log-prob that was
 scored plus c_b - c_a. Over the spans of an answer that cancels but for the last boundary, behind which only the end of
 the turn is written. Other ways to write what lies before are left out, so texts are taken as canonical. The identity is
 that of Vieira et al., 2412.03719.

@@ -65,6 +65,8 @@ class EvaluationConfig(Settings):
     max_tokens: int = setting(48, at_least=1, resume=False)
     seed: int = setting(1234, at_least=0, at_most=SEEDS, resume=False)
     base_kl: BaseDivergence = BaseDivergence.auto
+    # the teachers answer them as well, once, before the run: one with weights of its own on an engine started for it
+    teacher: bool = True
 
 
 @dataclass

@@ -50,7 +50,7 @@ class Evaluator:
     @property
     def answering_teachers(self) -> list[str]:
         """The keys of those that answer the held-out prompts; none unless each prompt has one that can."""
-        teachers = teachers_of(self._config)
+        teachers = teachers_of(self._config) if self._config.evaluation.teacher else {}
         asked = {item.prompt.teacher for item in self._prepared.heldout} if teachers else set()
         settings = [teachers[key] for key in asked]
         can_answer = [not one.mixture and kind_of(one).loads_model(one) for one in settings]

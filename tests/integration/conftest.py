@@ -55,6 +55,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_unt
         "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
         "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",
         "learner.learning_rate=1e-3", "experiment=quickstart", "tracking.samples_every=1", "tracking.samples=4",
+        "evaluation.teacher=false", "tracking=disabled",  # each takes long to start
     ]  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def test_a_teachers_correct_answers_are_learned_and_the_rest_is_counted(
     from_data: Run, series: Series, tmp_path: Path
 ) -> None:
     teacher = f"teacher.model={from_data.run_dir / 'final'}"
-    run = series.run(tmp_path / "run", *FROM_TEACHER, teacher)
+    run = series.run(tmp_path / "run", *FROM_TEACHER, teacher, "evaluation.teacher=true")
     found, summary = sequences(run), run.summary()
     assert len(found) == 80 and {item["origin"] for item in found} == {"teacher"}
     verdicts = Counter(item["verdict"] for item in found)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from diagnostics.metrics import unknown_metric
 from rollout.config import RolloutConfig
 from rollout.engine import RolloutEngine
-from tests.integration.launching import Launched, descendants
+from tests.integration.launching import Launched, Series, descendants
 from tutelage.settings import DType
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -31,10 +31,12 @@ EVALUATION_FIELDS = {
 }  # fmt: skip
 REPEATABLE = ("pipeline.max_staleness=0", "pipeline.steps=6", "checkpoint.every=2", "scoring.max_tokens_per_forward=1")
 
+EVERYTHING = ("evaluation.teacher=true", "tracking=offline")
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    run = launch(tmp_path_factory.mktemp("uninterrupted") / "run", *REPEATABLE)
+    run = launch(tmp_path_factory.mktemp("uninterrupted") / "run", *REPEATABLE, *EVERYTHING)
     assert run.wait() == 0, run.text()
     return run
 
@@ -109,14 +111,13 @@ def test_the_final_checkpoint_loads_in_vllm(uninterrupted: Launched) -> None:
 
 
 def test_a_killed_run_resumes_bit_for_bit(
-    uninterrupted: Launched, launch: Callable[..., Launched], tmp_path: Path
+    uninterrupted: Launched, launch: Callable[..., Launched], series: Series, tmp_path: Path
 ) -> None:
     killed = launch(tmp_path / "run", *REPEATABLE)
     killed.wait_for_step(3)
     killed.kill(signal.SIGKILL)
     killed.process.wait(30)
-    resumed = launch(tmp_path / "run", *REPEATABLE)
-    assert resumed.wait() == 0, resumed.text()
+    resumed = series.run(tmp_path / "run", *REPEATABLE, "resume=auto")
     assert resumed.steps() == uninterrupted.steps()
     assert resumed.trained_prompts() == uninterrupted.trained_prompts()
     assert sum(resumed.trained_prompts().values()) == 24
@@ -149,12 +150,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[
     assert max(ages) == 1
 
 
-def test_a_set_up_that_means_nothing_is_not_trained(
-    launch: Callable[..., Launched], tmp_path: Path, tiny_tied: Path
-) -> None:
+def test_a_set_up_that_means_nothing_is_not_trained(series: Series, tmp_path: Path, tiny_tied: Path) -> None:
     shutil.copytree(tiny_tied, tmp_path / "teacher")  # the student under another name
-    run = launch(tmp_path / "run", f"teacher.model={tmp_path}/teacher", "data.verifier=exact")
-    assert run.wait() == 1, run.text()
+    run = series.run(tmp_path / "run", f"teacher.model={tmp_path}/teacher", "data.verifier=exact", exit_code=1)
     assert "teacher differs" in run.text() and "choose another teacher" in run.text() and "Traceback" not in run.text()
     assert run.summary()["status"] == "failed" and run.steps() == []
     statuses = {

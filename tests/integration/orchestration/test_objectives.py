@@ -53,7 +53,7 @@ def test_a_reference_with_the_initial_weights_cancels_the_student_in_the_first_s
 
 
 def test_half_of_the_sequences_are_the_teachers(series: Series, tmp_path: Path) -> None:
-    run = series.run(tmp_path / "run", "objective=gkd", *STREAMING)
+    run = series.run(tmp_path / "run", "objective=gkd", "evaluation.teacher=true", *STREAMING)
     rows = run.step_rows()
     origins = [sample["origin"] for sample in run.samples()]
     assert len(origins) == 16 and set(origins) == {"student", "teacher"}
