@@ -6,20 +6,14 @@ import pytest
 
 from orchestration.lab.outcome import Outcome
 from orchestration.prepare.checkpoints import LAB_MODELS
-from tests.integration.launching import Launched
+from tests.integration.launching import KeptWorkers, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
-def test_a_compatible_teacher_helps(tmp_path: Path) -> None:
-    run = Launched(
-        tmp_path / "run",
-        "experiment=lab/compatible",
-        "pipeline.steps=20",
-        "evaluation.prompts=128",
-        "evaluation.every=0",
-    )
-    assert run.wait() == 0, run.text()
+def test_a_compatible_teacher_helps(kept_workers: KeptWorkers, tmp_path: Path) -> None:
+    lab = Series(kept_workers, ["experiment=lab/compatible", "pipeline.steps=20"])
+    run = lab.run(tmp_path / "run", "evaluation.prompts=128", "evaluation.every=0")
     outcome = Outcome.read(run.run_dir)
     teacher = outcome.accuracy_teacher
     assert teacher is not None and teacher > outcome.accuracy_before + 0.3

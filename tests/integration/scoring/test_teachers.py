@@ -133,33 +133,32 @@ def test_a_teacher_with_the_current_weights_marks_as_the_student_does(
     assert max(*first, *after) < 2e-4
 
 
-def test_an_average_survives_an_interruption(launch: Callable[..., Launched], tiny_tied: Path, tmp_path: Path) -> None:
+def test_an_average_survives_an_interruption(
+    launch: Callable[..., Launched], series: Series, tiny_tied: Path, tmp_path: Path
+) -> None:
     """The run that is killed and goes on has the losses of the one that is not."""
     own = [
         f"teacher.model={tiny_tied}", "teacher.weights=ema", "teacher.ema_rate=0.5", "pipeline.max_staleness=0",
         "teacher.context='Be brief.'",
         "pipeline.steps=4", "checkpoint.every=1", "preflight.enabled=false", "pipeline.batch_size=4",
     ]  # fmt: skip
-    whole = launch(tmp_path / "whole", *own)
-    assert whole.wait() == 0, whole.text()
+    whole = series.run(tmp_path / "whole", *own)
     killed = launch(tmp_path / "killed", *own)
     killed.wait_for_step(2)
     killed.kill(signal.SIGKILL)
     killed.process.wait(30)
-    again = launch(tmp_path / "killed", *own)
-    assert again.wait() == 0, again.text()
+    again = series.run(tmp_path / "killed", *own, "resume=auto")
     losses = [[row["train/loss"] for row in run.step_rows()] for run in (whole, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 4
 
 
-def test_a_sibling_that_is_right_is_shown_to_the_teacher(launch: Callable[..., Launched], tmp_path: Path) -> None:
+def test_a_sibling_that_is_right_is_shown_to_the_teacher(series: Series, tmp_path: Path) -> None:
     """The lab's student is right about half of the time, so some samples have a correct sibling and some have none."""
-    run = launch(
+    run = series.run(
         tmp_path / "run", "experiment=lab/compatible", "student.model=lab/student", "teacher.model=lab/student",
         "teacher.weights=current", "teacher.context='{sibling}'", "sampling.samples_per_prompt=4", "pipeline.steps=2",
         "pipeline.batch_size=16", "evaluation.prompts=4", "sampling.max_tokens=48", "evaluation.max_tokens=48",
         "rollout.max_model_len=128", "preflight.enabled=false", "objective=student_topk_reverse_kl",
     )  # fmt: skip
-    assert run.wait() == 0, run.text()
     shares = [row["teacher/privileged_share"] for row in run.step_rows()]
     assert len(shares) == 2 and all(0 < share < 1 for share in shares)
