@@ -110,10 +110,10 @@ def main() -> None:
     torch.manual_seed(0)
     path = resolve_model(SMOLLM2, "teacher.model")
     tokenizer = read_tokenizer(path, "teacher.model", "teacher.trust_remote_code", False)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1", f"{folder}/tokenizer.model")
-        students = LlamaTokenizer.from_pretrained(folder)
+        students = LlamaTokenizer.from_pretrained(folder, trust_remote_code=False)
     aligner = Aligner(TokenBytes(students, "student.model"), TokenBytes(tokenizer, "teacher.model"))
     vocabulary = Vocabulary(aligner.teacher.by_id)
     biases: dict[str, list[float]] = {"in front of a space": [], "elsewhere": []}
