@@ -113,12 +113,12 @@ class Worker:
             raise WorkerFailure(f"{self.name} failed in {method}: {said}\n{self._log_tail()}") from error
 
     async def death_report(self) -> str | None:
-        """Tell who died and what it last printed; None for a worker that lives or is too busy to say."""
+        """Tell who died and what it last printed; None for a worker that lives or cannot say. Never raises."""
         try:
             await asyncio.wait_for(self.handle.__ray_call__.remote(lambda _self: None), PING_SECONDS)
         except RayActorError as error:
             return f"{self.name} died: {_first_line(error)}\n{self._log_tail()}"
-        except TimeoutError:
+        except Exception:  # too busy; a cluster that is gone itself
             return None
         return None
 
@@ -336,7 +336,10 @@ def _root_cause(name: str, logs: Sequence[Path]) -> str | None:
 
 
 def _tail(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    except OSError:  # Ray tidies up
+        return ""
     return "\n".join([f"--- the end of {path.name} ---", *lines]) if lines else ""
 
 

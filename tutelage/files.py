@@ -16,16 +16,40 @@ _FULL_WORDS = ("No space left on device", "Disk quota exceeded", f"os error {err
 _NOTHING_LEFT = 2**20  # bytes; what is written last may have been taken away again
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in its place at once, whoever else writes or reads it meanwhile; its folder is made if need be."""
+def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
+    """Put a file in its place at once, whoever else writes or reads it meanwhile; its folder is made if need be.
+
+    Args:
+        durable: it is on disk when this returns, whatever happens to the machine then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.write_bytes(content)
+        if durable:
+            sync(partial)
         os.replace(partial, path)
+        if durable:
+            sync(path.parent)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on disk before anything that counts on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Have everything below a folder on disk, and the folder itself."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder names before the folder
+        sync(path)
+    sync(folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -143,8 +143,9 @@ class Fleet:
 
     async def death_reports(self) -> dict[str, str]:
         """Who died and what it last printed, by the name of every worker that is dead."""
-        reports = await asyncio.gather(*(worker.death_report() for worker in self.all))
-        return {worker.name: text for worker, text in zip(self.all, reports, strict=True) if text is not None}
+        workers = self.all  # once: some are struck off and replaced while they are asked
+        reports = await asyncio.gather(*(worker.death_report() for worker in workers))
+        return {worker.name: text for worker, text in zip(workers, reports, strict=True) if text is not None}
 
     @property
     def all(self) -> list[Worker]:

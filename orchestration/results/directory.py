@@ -1,10 +1,13 @@
 """The folder that a run owns: who may write to it, where its checkpoints lie, and what it resumes from."""
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,13 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from orchestration.config.keys import RENAMED
 from orchestration.config.schema import Resume, RunConfig
 from orchestration.pipeline.progress import Cursor
-from tutelage.files import write_json, write_text
+from tutelage.files import sync, sync_all, write_json, write_text
 from tutelage.settings import ConfigError, Refusal, Refusals
 
 STAGES_KEY = "recipe.stages"
 _OF_A_START = ("output_root", "run_dir", "resume", "dry_run")  # may be others each time, and mean the same
-_CHECKPOINTS = "step-??????"
-_INITIAL = "step-000000"  # kept as long as the run: what may have to be gone back to
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+_REPLACED = ".replaced"  # a checkpoint that is about to be, until the new one is in its place
+_DIGEST = "sha256"  # in state.json, of all else in it
+log = logging.getLogger("tutelage")
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def interrupted_checkpoints(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("step-*.partial"))
-
-    def load_state(self, checkpoint: Path) -> RunState:
-        raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        cursor = raw.pop("cursor")
-        return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"]), cursor["replaced"]), **raw)
+    def unusable_checkpoints(self) -> dict[Path, str]:
+        """Those that a run does not go on from, and why."""
+        unfinished = dict.fromkeys(self.checkpoints.glob("step-*.partial"), "writing it was interrupted")
+        damaged = {path: "its state.json is damaged" for path in _checkpoints(self.path) if read_state(path) is None}
+        return dict(sorted({**unfinished, **damaged}.items()))
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder that becomes a checkpoint by `commit_checkpoint`."""
@@ -72,14 +75,27 @@ class RunDirectory:
         return partial
 
     def commit_checkpoint(self, partial: Path, state: RunState, keep: int) -> Path:
-        write_json(partial / "state.json", asdict(state))
+        content = asdict(state)
+        write_json(partial / "state.json", {_DIGEST: _digest(content), **content})
+        sync_all(partial)
         final = partial.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in sorted(self.checkpoints.glob(_CHECKPOINTS))[:-keep]:
-            if old.name != _INITIAL:
+        replaced = final.with_suffix(_REPLACED)
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        sync(self.checkpoints)
+        shutil.rmtree(replaced, ignore_errors=True)
+        for old in _checkpoints(self.path)[:-keep]:
+            if _step_of(old):  # that of step 0 is kept as long as the run: what may have to be gone back to
                 shutil.rmtree(old)
         return final
+
+    def recover_replaced(self) -> None:
+        """Give checkpoints their names back that were being replaced when the run was killed."""
+        for replaced in self.checkpoints.glob(f"step-*{_REPLACED}"):
+            if not replaced.with_suffix("").exists():
+                replaced.rename(replaced.with_suffix(""))
+            shutil.rmtree(replaced, ignore_errors=True)
 
     def check_prompts(self, digest: str) -> None:
         """Keep the digest of the run's prompts, or hold it against the one that a run to be resumed began with.
@@ -113,9 +129,41 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
-    """In order of step; one whose writing was interrupted still has its temporary name."""
-    folder = run_dir / "checkpoints"
-    return sorted(path for path in folder.glob(_CHECKPOINTS) if (path / "state.json").is_file())
+    """In order of step; one whose writing was interrupted still has its temporary name, one may be damaged."""
+    return [path for path in _checkpoints(run_dir) if read_state(path) is not None]
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    folders = (run_dir / "checkpoints").glob("step-*")
+    return sorted((path for path in folders if _CHECKPOINT.fullmatch(path.name)), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_state(checkpoint: Path) -> RunState | None:
+    """Read how far a run was at a checkpoint; None: its file is missing, cut short or altered.
+
+    Raises:
+        ConfigError: a newer version has written it.
+    """
+    try:
+        raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        if raw.pop(_DIGEST) != _digest(raw):
+            return None
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        return None
+    unknown = sorted(raw.keys() - {item.name for item in fields(RunState)})
+    if unknown:
+        fix = f"written by a newer version, whose {', '.join(unknown)} this one does not know; continue with that one"
+        raise ConfigError(Refusal("run_dir", checkpoint, fix))
+    cursor = raw.pop("cursor")
+    return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"]), cursor["replaced"]), **raw)
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _lock(path: Path) -> IO[str]:
@@ -129,9 +177,30 @@ def _lock(path: Path) -> IO[str]:
     return handle
 
 
-def is_finished(path: Path) -> bool:
-    summary = path / "summary.json"
-    return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Read what the last start of a run came to; None: none has ended, or its file is damaged, which is said."""
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        if isinstance(summary["status"], str):
+            return cast(dict[str, Any], summary)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    log.warning("%s is damaged, so how that run ended is not known", path / "summary.json")
+    return None
+
+
+def is_finished(path: Path, if_damaged: bool = False) -> bool:
+    """Whether a run is over.
+
+    Args:
+        if_damaged: what to say where its summary cannot be read.
+    """
+    summary = read_summary(path)
+    if summary is None:
+        return if_damaged and (path / "summary.json").exists()
+    return bool(summary["status"] == "completed")
 
 
 def stage_folders(path: Path) -> list[Path]:
@@ -157,7 +226,7 @@ def locate(config: RunConfig) -> Path:
     if config.run_dir is None:
         begun = stage_folders if config.recipe.stages else latest_checkpoint
         runs = sorted(root.glob("*")) if config.resume is Resume.auto else []
-        unfinished = [path for path in runs if begun(path) and not is_finished(path)]
+        unfinished = [path for path in runs if begun(path) and not is_finished(path, if_damaged=True)]
         path = unfinished[-1] if unfinished else _fresh_path(root)
         _check_writable(path, "output_root", config.output_root)
         return path
@@ -257,6 +326,7 @@ def open_run_directory(config: RunConfig, composed: DictConfig) -> RunDirectory:
     directory = RunDirectory(path, lock, _changes(path, composed))
     directory.logs.mkdir(exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
+    directory.recover_replaced()
     directory.write_config(composed)
     return directory
 

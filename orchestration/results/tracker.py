@@ -92,27 +92,36 @@ def _not_let_in(config: TrackingConfig, error: Exception) -> Refusal:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Return every whole row of metrics.jsonl: a kill may have cut the last one short."""
+    """Return every whole row of metrics.jsonl: a kill may have cut one short, or a disk have damaged it."""
     rows = []
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (run_dir / "metrics.jsonl").read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get(X_AXIS), int):
+            rows.append(row)
     return rows
 
 
 def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
     """Return the kept trajectories by the step that learned from them."""
-    files = sorted((run_dir / "samples").glob("step-*.jsonl"))
     return {
-        int(path.stem.removeprefix("step-")): [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for path in files
+        step: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for step, path in sorted(_sample_files(run_dir))
     }
 
 
+def _sample_files(run_dir: Path) -> list[tuple[int, Path]]:
+    """The files of samples with their steps."""
+    return [(int(path.stem.removeprefix("step-")), path) for path in (run_dir / "samples").glob("step-*.jsonl")]
+
+
 def _forget_after(run_dir: Path, version: int) -> None:
-    """Drop rows of steps that a resumed run will do again (and a last line that a kill cut short)."""
+    """Drop rows and samples of steps that a resumed run will do again (and lines that are damaged)."""
+    for step, path in _sample_files(run_dir):
+        if step > version:
+            path.unlink()
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return

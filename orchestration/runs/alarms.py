@@ -3,14 +3,13 @@
 The weights in final/ after a remedy: stop ─► as they are; roll_back ─► of the last checkpoint before its windows.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diagnostics.alarms import Alarm, Watch, most_severe
 from diagnostics.config import AlarmsConfig, Remedy
-from orchestration.results.directory import RunDirectory, whole_checkpoints
+from orchestration.results.directory import RunDirectory, read_state, read_summary, whole_checkpoints
 from orchestration.results.progress import ProgressView
 from orchestration.results.tracker import X_AXIS, Tracker
 
@@ -86,8 +85,8 @@ class AlarmResponder:
 
 def remedies_so_far(run_dir: Path) -> list[str]:
     """Those that the summary of an earlier start lists."""
-    summary = run_dir / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8"))["remedies"] if summary.is_file() else []
+    summary = read_summary(run_dir)
+    return [] if summary is None else list(summary.get("remedies", []))
 
 
 def checkpoint_to_end_with(alarm: Alarm | None, directory: RunDirectory) -> Path | None:
@@ -98,7 +97,8 @@ def checkpoint_to_end_with(alarm: Alarm | None, directory: RunDirectory) -> Path
     """
     if alarm is None or alarm.rule.remedy is not Remedy.roll_back:
         return None
-    good = [path for path in whole_checkpoints(directory.path) if directory.load_state(path).step < alarm.since]
+    states = {path: read_state(path) for path in whole_checkpoints(directory.path)}
+    good = [path for path, state in states.items() if state is not None and state.step < alarm.since]
     return good[-1] if good else None
 
 

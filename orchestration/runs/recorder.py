@@ -10,7 +10,7 @@ from learner.records import Example, StepReport
 from orchestration.config.schema import RunConfig
 from orchestration.pipeline.progress import RunProgress, StageClock
 from orchestration.prepare.inputs import Prepared
-from orchestration.results.directory import RunDirectory, RunState, latest_checkpoint, read_settings
+from orchestration.results.directory import RunDirectory, RunState, latest_checkpoint, read_settings, read_state
 from orchestration.results.metrics import health_metrics, step_metrics
 from orchestration.results.outcome import print_outcome
 from orchestration.results.pages import write_run_report
@@ -33,7 +33,7 @@ class Recorder:
     def __init__(self, config: RunConfig, prepared: Prepared, directory: RunDirectory) -> None:
         self.directory = directory
         self.checkpoint = latest_checkpoint(directory.path)
-        state = directory.load_state(self.checkpoint) if self.checkpoint else RunState()
+        state = (self.checkpoint and read_state(self.checkpoint)) or RunState()
         self.progress = RunProgress(
             version=state.step,
             resumed_from=state.cursor,

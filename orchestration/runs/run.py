@@ -74,8 +74,8 @@ class Run:
         """Start, train, finish; whatever stops it early leaves a checkpoint if the learner still can."""
         recorder = self.recorder
         self._interruption.listen()
-        for partial in self.directory.interrupted_checkpoints():
-            self._say(f"ignoring {partial}: writing it was interrupted")
+        for checkpoint, why in self.directory.unusable_checkpoints().items():
+            self._say(f"ignoring {checkpoint}: {why}")
         if recorder.checkpoint is not None:
             self._say(f"continuing from {recorder.checkpoint}: weights, optimiser and learning rates are as they were")
             for change in self.directory.changes:

@@ -150,7 +150,8 @@ class SignalStore:
     def _write(self, path: Path, arrays: Mapping[str, Array], about: Mapping[str, str]) -> None:
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         digests = {f"digest of {name}": _array_digest(array) for name, array in whole.items()}
-        write_whole(path, save(whole, {"format": FORMAT, "teacher": self.identity, **about, **digests}))
+        content = save(whole, {"format": FORMAT, "teacher": self.identity, **about, **digests})
+        write_whole(path, content, durable=False)  # what is lost or damaged is computed anew
 
     @contextmanager
     def _opened(self, request: ScoringRequest) -> Iterator[Any]:

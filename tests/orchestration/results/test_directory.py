@@ -1,19 +1,27 @@
 """The run's folder: locks, checkpoints, resumption."""
 
+import hashlib
+import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from orchestration.config.schema import RecipeConfig, RecipeStage, Resume, RunConfig
 from orchestration.pipeline.progress import Cursor
 from orchestration.results.directory import (
+    RunDirectory,
     RunState,
     kept_keys,
     latest_checkpoint,
     locate,
     open_recipe_directory,
     open_run_directory,
+    read_state,
+    whole_checkpoints,
 )
 from tutelage.files import write_json, write_text
 from tutelage.settings import ConfigError
@@ -53,11 +61,78 @@ def test_checkpoints_appear_whole_and_only_the_newest_stay(tmp_path: Path) -> No
     assert [path.name for path in sorted(directory.checkpoints.glob("*"))] == [
         "step-000002", "step-000003", "step-000004.partial",
     ]  # fmt: skip
-    assert [path.name for path in directory.interrupted_checkpoints()] == ["step-000004.partial"]
+    assert [path.name for path in directory.unusable_checkpoints()] == ["step-000004.partial"]
     newest = latest_checkpoint(directory.path)
     assert newest is not None and newest.name == "step-000003"
-    assert directory.load_state(newest) == RunState(step=3, cursor=Cursor(16, (3, 5)))
+    assert read_state(newest) == RunState(step=3, cursor=Cursor(16, (3, 5)))
     directory.close()
+
+
+def checkpointed(directory: RunDirectory, step: int, keep: int = 9) -> Path:
+    return directory.commit_checkpoint(directory.begin_checkpoint(step), RunState(step=step), keep)
+
+
+@given(at=st.integers(0, 400), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_state_is_none_and_the_checkpoint_before_is_gone_on_from(at: int, bit: int, cut: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = open_run_directory(*config(Path(folder)))
+        older, newer = checkpointed(directory, 1), checkpointed(directory, 2)
+        content = bytearray((newer / "state.json").read_bytes())
+        at %= len(content)
+        damaged = (
+            bytes(content[:at]) if cut else bytes(content[:at]) + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+        )
+        (newer / "state.json").write_bytes(damaged)
+        state = read_state(newer)
+        assert state in (None, RunState(step=2))  # white space may change without harm
+        assert latest_checkpoint(directory.path) == (older if state is None else newer)
+        assert list(directory.unusable_checkpoints()) == ([newer] if state is None else [])
+        directory.close()
+
+
+def test_steps_beyond_six_digits_are_in_order(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    for step in (0, 999_999, 1_000_000, 1_000_001):
+        newest = checkpointed(directory, step, keep=2)
+        assert latest_checkpoint(directory.path) == newest
+    assert [path.name for path in whole_checkpoints(directory.path)] == ["step-000000", "step-1000000", "step-1000001"]
+    directory.close()
+
+
+def test_a_checkpoint_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    first = open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run")))
+    checkpointed(first, 3).rename(first.checkpoints / "step-000003.replaced")  # and killed there
+    checkpointed(first, 2)
+    (first.checkpoints / "step-000002.replaced").mkdir()  # killed when the new one was there
+    first.close()
+    again = open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto))
+    assert sorted(path.name for path in again.checkpoints.iterdir()) == ["step-000002", "step-000003"]
+    again.close()
+
+
+def test_a_state_of_a_newer_version_says_so(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    written = checkpointed(directory, 1) / "state.json"
+    state = json.loads(written.read_text()) | {"mood": "good"}
+    del state["sha256"]
+    state["sha256"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    write_json(written, state)
+    with pytest.raises(ConfigError, match="newer version, whose mood"):
+        latest_checkpoint(directory.path)
+    directory.close()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": 3}', "{}", "\udcff"])
+def test_a_neighbour_with_a_damaged_summary_is_named_and_passed_over(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = config(tmp_path, resume=Resume.auto)
+    first = open_run_directory(*made)
+    checkpointed(first, 1)
+    first.close()
+    (first.path / "summary.json").write_text(text, errors="surrogateescape")
+    assert locate(made[0]) != first.path
+    assert str(first.path) in caplog.text
 
 
 def test_auto_resume_finds_the_newest_unfinished_run(tmp_path: Path) -> None:

@@ -110,6 +110,22 @@ def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path: Path) -> N
     assert read_metrics(folder) == [{"policy_version": 1, "train/loss": 0.5}]
 
 
+def test_a_damaged_row_is_dropped_alone_and_samples_go_with_their_step(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_bytes(
+        b'{"policy_version": 1, "train/loss": 0.5}\n{"policy_ver\xffion": 2}\n[2]\n{"train/loss": 1}\n'
+        b'{"policy_version": 3, "train/loss": 0.25}\n'
+    )
+    assert [row["policy_version"] for row in read_metrics(folder)] == [1, 3]
+    tracker = Tracker(folder, TrackingConfig(wandb=WandbMode.disabled), {}, from_version=1)
+    tracker.log_samples(2, [SAMPLE])
+    tracker.log_samples(1_000_000, [SAMPLE])
+    tracker.close(succeeded=False)
+    assert list(read_samples(folder)) == [1, 2, 1_000_000]
+    Tracker(folder, TrackingConfig(wandb=WandbMode.disabled), {}, from_version=2).close(succeeded=True)
+    assert list(read_samples(folder)) == [1, 2]
+
+
 def test_the_page_goes_to_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     page = write_report(make_run(tmp_path / "run"))
