@@ -148,18 +148,20 @@ def read_state(checkpoint: Path) -> RunState | None:
     Raises:
         ConfigError: a newer version has written it.
     """
+    known = {item.name for item in fields(RunState)}
     try:
         raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        if raw.pop(_DIGEST) != _digest(raw):
+        digest = raw.pop(_DIGEST, None)  # versions before 0.3 wrote none
+        if (raw.keys() - known if digest is None else digest != _digest(raw)) or "step" not in raw:
             return None
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        cursor = Cursor(**{**raw["cursor"], "pending": tuple(raw["cursor"]["pending"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    unknown = sorted(raw.keys() - {item.name for item in fields(RunState)})
+    unknown = sorted(raw.keys() - known)
     if unknown:
         fix = f"written by a newer version, whose {', '.join(unknown)} this one does not know; continue with that one"
         raise ConfigError(Refusal("run_dir", checkpoint, fix))
-    cursor = raw.pop("cursor")
-    return RunState(cursor=Cursor(cursor["next_slot"], tuple(cursor["pending"]), cursor["replaced"]), **raw)
+    return RunState(**{**raw, "cursor": cursor})
 
 
 def _digest(state: Mapping[str, Any]) -> str:

@@ -110,6 +110,14 @@ def test_a_checkpoint_that_was_being_replaced_comes_back(tmp_path: Path) -> None
     again.close()
 
 
+def test_a_state_without_a_digest_is_that_of_an_older_version(tmp_path: Path) -> None:
+    directory = open_run_directory(*config(tmp_path))
+    written = checkpointed(directory, 7) / "state.json"
+    write_json(written, {name: value for name, value in json.loads(written.read_text()).items() if name != "sha256"})
+    assert read_state(written.parent) == RunState(step=7)
+    directory.close()
+
+
 def test_a_state_of_a_newer_version_says_so(tmp_path: Path) -> None:
     directory = open_run_directory(*config(tmp_path))
     written = checkpointed(directory, 1) / "state.json"
