@@ -49,6 +49,7 @@ _ROLLOUT = [
     "staleness_max",
     "on_policy_fraction",
     "accuracy",
+    "restarts",
 ]
 _TEACHER = [
     "mean_logprob",

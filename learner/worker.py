@@ -90,9 +90,12 @@ class LearnerWorker:
         self._engine.restore_weights()
 
     def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
-        """Remember whom `publish` sends the weights to."""
+        """Remember whom `publish` sends the weights to, instead of those that it was told before."""
         from learner.weights.publisher import WeightPublisher
 
+        if "_publisher" in vars(self):
+            self._publisher.close()
+            del self._publisher
         self._publisher = WeightPublisher(
             self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s
         )

@@ -126,6 +126,10 @@ class RolloutEngine:
         output = await collector.get()
         return np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)
 
+    async def check_health(self) -> None:
+        """Raise what vLLM does where its process is gone."""
+        await self._llm.check_health()
+
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Connect the engine's workers with the learner; `init_info` is the backend's."""
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))

@@ -30,6 +30,7 @@ class RolloutWorker:
 
     async def ready(self) -> EngineInfo:
         engine = self._engine
+        await engine.check_health()
         return EngineInfo(engine.weight_dtype, engine.tensor_parallel_size, engine.policy_version)
 
     async def load(self, model_path: str) -> None:

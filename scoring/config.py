@@ -97,8 +97,6 @@ class ScoringConfig(Settings):
     head_chunk_tokens: int = setting(256, at_least=1)  # the LM head sees this many positions at a time
     attention: Attention = Attention.packed_sdpa
     cache_dir: str | None = None  # scores are kept here by the content of their requests, and not computed twice
-    # of the workers of one teacher, before its failure ends the run
-    max_restarts: int = setting(3, at_least=0, meaning="0: a teacher's lost worker ends the run")
 
     def refusals(self, prefix: str = "") -> Iterator[Refusal]:
         """Refuse a share of more than one GPU, and an attention that the workers cannot run."""

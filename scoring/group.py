@@ -23,7 +23,7 @@ from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, num
 from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
-from tutelage.settings import TimeoutConfig
+from tutelage.settings import RecoveryConfig, TimeoutConfig
 
 log = logging.getLogger("tutelage")
 HEALTH_SECONDS = 10.0  # between two looks at whether the replicas live
@@ -52,12 +52,19 @@ class RequestCounts:
 class ScoringGroup:
     """The workers of one scorer; whatever they are asked survives the death of a replica."""
 
-    def __init__(self, scorer: Scorer, settings: ScoringConfig, timeouts: TimeoutConfig, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        settings: ScoringConfig,
+        timeouts: TimeoutConfig,
+        cluster: Cluster,
+        recovery: RecoveryConfig,
+    ) -> None:
         self.name, self.counts = scorer.name, RequestCounts()
         self._replicas = 1 if scorer.occasional else settings.workers
         self._cpus = 0 if scorer.occasional else settings.cpus_per_worker
         self._scorer, self._cluster = scorer, cluster
-        self._settings, self._timeouts = settings, timeouts
+        self._settings, self._timeouts, self._recovery = settings, timeouts, recovery
         self._outstanding: dict[str, int] = {}  # tokens, by the name of a worker
         self._workers: dict[str, Worker] = {}
         self._hiring: set[asyncio.Task[None]] = set()
@@ -67,10 +74,15 @@ class ScoringGroup:
 
     @classmethod
     async def start(
-        cls, scorer: Scorer, settings: ScoringConfig, timeouts: TimeoutConfig, cluster: Cluster
+        cls,
+        scorer: Scorer,
+        settings: ScoringConfig,
+        timeouts: TimeoutConfig,
+        cluster: Cluster,
+        recovery: RecoveryConfig,
     ) -> "ScoringGroup":
         """Start the replicas, or take those that an earlier run left idle."""
-        group = cls(scorer, settings, timeouts, cluster)
+        group = cls(scorer, settings, timeouts, cluster, recovery)
         workers = cluster.reuse(scorer.name, scorer.name, group._reuse_key(group._replicas))
         if workers:
             await call_all(workers, "load", scorer.path, scorer.teacher, deadline=timeouts.start)
@@ -190,8 +202,8 @@ class ScoringGroup:
         del self._outstanding[worker.name]
         worker.stop()  # it may only be late
         log.warning("%s", error)
-        if self.moves or self.counts.restarts == self._settings.max_restarts:
-            why = f"{self.name}: {self._settings.max_restarts} workers were replaced already (scoring.max_restarts)"
+        if self.moves or self.counts.restarts == self._recovery.max_restarts:
+            why = f"{self.name}: {self._recovery.max_restarts} workers were replaced already (recovery.max_restarts)"
             if self.moves:
                 why = "its weights follow the student's and are gone with it; resume=auto continues from the checkpoint"
             self._failure = WorkerFailure(f"{error}\n{why}")

@@ -20,7 +20,7 @@ from scoring.mixture import score_mixture
 from tutelage.cluster import Cluster, Worker
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
-from tutelage.settings import TimeoutConfig
+from tutelage.settings import RecoveryConfig, TimeoutConfig
 
 REFERENCE, BASE = "reference", "base"  # roles beside the teachers' keys: objective.reference.model, initial student
 STARVING_STEPS = 10  # in a row without a request
@@ -44,10 +44,11 @@ class TeacherPool:
         settings: ScoringConfig,
         timeouts: TimeoutConfig,
         cluster: Cluster,
+        recovery: RecoveryConfig,
     ) -> "TeacherPool":
         """Start every group once, or take the workers that an earlier run left idle."""
         distinct = {scorer.name: scorer for scorer in scorers.values()}
-        starting = [ScoringGroup.start(scorer, settings, timeouts, cluster) for scorer in distinct.values()]
+        starting = [ScoringGroup.start(scorer, settings, timeouts, cluster, recovery) for scorer in distinct.values()]
         started = dict(zip(distinct, await asyncio.gather(*starting), strict=True))
         return cls({role: started[scorer.name] for role, scorer in scorers.items()}, mixtures)
 

@@ -33,6 +33,7 @@ TAIL_LINES = 25
 PING_SECONDS = 5.0
 _NEWEST_LOGS = 8
 _ENGINE_DIED = re.compile(r"EngineDeadError|EngineCore encountered|Engine core initialization failed|EngineCore failed")
+_ENGINE_IS_DEAD = "EngineDeadError"  # of vLLM, which the driver does not import
 _LOGGED_ERROR = re.compile(
     r"EngineCore.*?(?:^|\s)(?P<kind>(?:\w+\.)*(?:\w*Error|\w*Exception)): (?P<words>.+)$", re.MULTILINE
 )
@@ -110,7 +111,9 @@ class Worker:
         except RayTaskError as error:
             root = _root_cause(self.name, self.log_files)
             said = f"{root}\n{error.cause!r}" if root else repr(error.cause)
-            raise WorkerFailure(f"{self.name} failed in {method}: {said}\n{self._log_tail()}") from error
+            # The process of a worker's engine is gone: what another worker could do in its place, this one cannot.
+            kind = WorkerLost if type(error.cause).__name__ == _ENGINE_IS_DEAD else WorkerFailure
+            raise kind(f"{self.name} failed in {method}: {said}\n{self._log_tail()}") from error
 
     async def death_report(self) -> str | None:
         """Tell who died and what it last printed; None for a worker that lives or cannot say. Never raises."""

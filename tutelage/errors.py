@@ -9,9 +9,9 @@
     damaged bytes      ChecksumMismatch (`tutelage.weights`), CheckpointError (`learner.checkpoint`): nothing was loaded
     the user stops     Interrupted
 
-Who retries: a scoring group gives what a lost replica was asked to another one and replaces it, up to
-scoring.max_restarts times; a server's client repeats requests that the server could not take. Rollouts, steps and
-weight updates are not repeated.
+Who retries: a scoring group and a rollout group give what a lost worker was asked to another one and replace it, up to
+recovery.max_restarts times each; a weight update in which an engine died is sent again to those that live; a server's
+client repeats requests that the server could not take. Steps are not repeated.
 
 What ends a run: every WorkerFailure that reaches the driver. The driver writes a checkpoint first, unless it is a
 LearnerFailure: what the learner holds then is of no version. Interrupted ends a run with a checkpoint as well. What is

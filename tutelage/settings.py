@@ -203,6 +203,14 @@ class ClusterConfig(Settings):
 
 
 @dataclass
+class RecoveryConfig(Settings):
+    """What is made of processes that die while a run is under way."""
+
+    # of the workers of one role, before the next death ends the run
+    max_restarts: int = setting(3, at_least=0, meaning="0: a lost worker ends the run")
+
+
+@dataclass
 class TimeoutConfig(Settings):
     """Deadlines in seconds: nothing waits longer."""
 

@@ -25,6 +25,7 @@ RENAMED = {  # what is said of objective holds for each of objective.further_ter
     "objective.realisation": Renamed("objective.gradient", {"direct": "backprop"}),
     "objective.averaging": Renamed("objective.loss_reduction"),
     "experiment": Renamed("name"),
+    "scoring.max_restarts": Renamed("recovery.max_restarts"),
 }
 _FURTHER_TERM = re.compile(r"objective\.further_terms\.\w+\.")
 

@@ -10,7 +10,7 @@ from learner.config import CheckpointConfig, LearnerConfig, StudentConfig
 from learner.objectives.config import ObjectiveConfig
 from rollout.config import GREEDY, DataConfig, RolloutConfig, SamplingConfig
 from scoring.config import ScoringConfig, TeacherConfig
-from tutelage.settings import SEEDS, ClusterConfig, Refusal, Settings, TimeoutConfig, setting
+from tutelage.settings import SEEDS, ClusterConfig, RecoveryConfig, Refusal, Settings, TimeoutConfig, setting
 
 
 class Resume(Enum):
@@ -123,6 +123,7 @@ class RunConfig(Settings):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     recipe: RecipeConfig = setting(RecipeConfig, finished=False)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

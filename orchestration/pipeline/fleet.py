@@ -42,7 +42,9 @@ async def start_engines(
     """
     settings = config.rollout if count is None else replace(config.rollout, workers=count)
     transfer = config.learner.weight_transfer
-    return await RolloutGroup.start(model_path, settings, transfer, config.seed, config.timeouts, cluster, name, ends)
+    return await RolloutGroup.start(
+        model_path, settings, transfer, config.seed, config.timeouts, cluster, config.recovery, name, ends
+    )
 
 
 class TeacherEngines:
@@ -104,7 +106,7 @@ class Fleet:
         )
         rollouts, teachers, learner, teacher_rollouts = await asyncio.gather(
             start_engines(config, prepared.student_path, cluster, prepared.ends),
-            TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, config.timeouts, cluster),
+            TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, config.timeouts, cluster, config.recovery),
             LearnerGroup.start(setup, config.timeouts, cluster),
             _start_teacher_rollouts(config, prepared, cluster),
         )
@@ -113,10 +115,14 @@ class Fleet:
 
     async def connect(self) -> None:
         """Let the learner send weights to those that follow it, and give it the heads of all who show theirs."""
-        await self.learner.connect([*self.rollouts.workers, *self.teachers.followers])
+        await self.connect_readers()
         await self.send_heads()
         if BASE in self.teachers:
             await self.send_head(BASE)
+
+    async def connect_readers(self, *newcomers: Worker) -> None:
+        """Let the learner send weights to all that follow it, newcomers among the engines too."""
+        await self.learner.connect([*self.rollouts.workers, *newcomers, *self.teachers.followers])
 
     async def send_heads(self) -> None:
         """The teachers' heads as they are now; of one whose weights move, again before each evaluation."""

@@ -90,7 +90,9 @@ class TeacherScoring:
     @classmethod
     async def start(cls, config: RunConfig, prepared: Prepared, cluster: Cluster) -> "TeacherScoring":
         scorers = {role: scorer for role, scorer in prepared.roles.scorers.items() if role != BASE}
-        teachers = await TeacherPool.start(scorers, prepared.roles.mixtures, config.scoring, config.timeouts, cluster)
+        teachers = await TeacherPool.start(
+            scorers, prepared.roles.mixtures, config.scoring, config.timeouts, cluster, config.recovery
+        )
         return cls(config, prepared, make_request_builder(config, prepared), teachers)
 
     async def carry_out(self, trajectories: Sequence[Trajectory], console: PlainConsole) -> None:

@@ -56,7 +56,8 @@ class Distillation(OnPolicyStage):
 
     def step_metrics(self, batch: Sequence[Example]) -> dict[str, float]:
         privileged = float(np.mean([self.has_context(example) for example in batch]))
-        return {**self.fleet.teachers.step_metrics(), "teacher/privileged_share": privileged}
+        teachers = self.fleet.teachers.step_metrics()
+        return {**super().step_metrics(batch), **teachers, "teacher/privileged_share": privileged}
 
     async def _reference_logprobs(self, trajectory: Trajectory) -> NDArray[np.float32] | None:
         """[T]: of the response to the student's prompt, whatever the teacher sees of it."""

@@ -5,6 +5,7 @@
 `orchestration.runs.run` drives; a stage says where its batches come from and what each of their sequences weighs.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from orchestration.pipeline.progress import Cursor, RunProgress
 from orchestration.pipeline.weighting import keeps, with_loss_reduction
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers
+from tutelage.cluster import Worker
+from tutelage.errors import WorkerFailure
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import with_ids
 
@@ -62,6 +65,8 @@ class TrainingStage(ABC):
     def __post_init__(self) -> None:
         self._prompts = with_ids(self.prepared.train)
         self._engine_version = 0  # the engines start with the initial student
+        self._weights = asyncio.Lock()  # held while they are made or sent
+        self.fleet.rollouts.enlist_with = self._bring_up_to_date
 
     @property
     @abstractmethod
@@ -79,16 +84,17 @@ class TrainingStage(ABC):
 
     def step_metrics(self, batch: Sequence[Example]) -> dict[str, float]:
         """What the stage itself has to say about a step."""
-        return {}
+        return {"rollout/restarts": float(self.fleet.rollouts.restarts)}
 
     async def learn(self, batch: Sequence[Example]) -> StepReport:
         """Make the next version of the policy from a weighed batch."""
         learner, version = self.config.learner, self.progress.version
         share_prefixes, special_ids = shares_prefixes(learner.attention.value), self.prepared.special_ids
         packed = pack(batch, learner.ranks, learner.micro_batch_tokens, version, share_prefixes, special_ids)
-        with self.progress.clock.span("learning"):
-            report = await self.fleet.learner.step(packed)
-        self.progress.version = report.policy_version
+        async with self._weights:
+            with self.progress.clock.span("learning"):
+                report = await self.fleet.learner.step(packed)
+            self.progress.version = report.policy_version
         self.progress.tokens["trained"] += report.loss_tokens
         return report
 
@@ -97,8 +103,27 @@ class TrainingStage(ABC):
         if self._engine_version == self.progress.version:
             return
         with self.progress.clock.span("weight_sync"):
-            await self.fleet.learner.publish(self.progress.version)
+            try:
+                async with self._weights:
+                    await self.fleet.learner.publish(self.progress.version)
+            except WorkerFailure:
+                # Engines that live hold requests and half of the weights until they are sent again.
+                if not await self.fleet.rollouts.strike_off_the_dead():
+                    raise
+                if self.fleet.rollouts.workers:
+                    await self._bring_up_to_date()
+                else:
+                    await self.fleet.rollouts.wait_for_one()  # which has them
         self._engine_version = self.progress.version
+
+    async def _bring_up_to_date(self, *newcomers: Worker) -> None:
+        """Send all engines the weights that the learner has, and enlist those that are new."""
+        async with self._weights:
+            await self.fleet.connect_readers(*newcomers)
+            await self.fleet.learner.publish(self.progress.version, again=True)
+            self._engine_version = self.progress.version
+            for worker in newcomers:
+                self.fleet.rollouts.enlist(worker)
 
     async def evaluate(self) -> Answers:
         """The held-out prompts answered with the weights that the engines hold."""

@@ -81,6 +81,18 @@ def descendants(driver: int, name: str) -> list[int]:
     return sorted(int(pid) for pid, session, *_ in found if int(session) == driver)
 
 
+def left_in_session(driver: int) -> list[str]:
+    """What still runs of a run that is over, engines of dead workers too; it gets a moment to end."""
+    for _ in range(50):
+        listing = subprocess.run(["ps", "-eo", "sid,stat,args"], capture_output=True, text=True, check=True).stdout
+        lines = [line.split(None, 2) for line in listing.splitlines()[1:]]
+        found = [args for sid, state, args in lines if int(sid) == driver and not state.startswith("Z")]
+        if not found:
+            break
+        time.sleep(0.2)
+    return found
+
+
 class KeptWorkers:
     """A process that runs what it is told and keeps the workers in between; started with the first run."""
 

@@ -125,7 +125,8 @@ def test_each_teacher_that_needs_workers_of_its_own_is_counted(two: Callable[...
             ["teacher.context='{attempt}'", "objective=gkd", "objective.sequences.other_source=dataset"],
             ["on_policy_fraction=1"],
         ),
-        (["scoring.max_restarts=-1"], ["scoring.max_restarts=-1"]),
+        (["recovery.max_restarts=-1"], ["recovery.max_restarts=-1"]),
+        (["scoring.max_restarts=2"], ["write recovery.max_restarts=2"]),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(overrides: list[str], words: list[str]) -> None:
@@ -195,9 +196,10 @@ class Group(ScoringGroup):
     """Replicas of which some die; those that replace them live."""
 
     def __init__(self, replicas: int, max_restarts: int = 3) -> None:
-        config = configured(f"scoring.workers={replicas}", f"scoring.max_restarts={max_restarts}")
+        config = configured(f"scoring.workers={replicas}", f"recovery.max_restarts={max_restarts}")
         scorer = Scorer("scoring", "path", config.teacher)
-        super().__init__(scorer, config.scoring, config.timeouts, None)  # type: ignore[arg-type]
+        cluster: Any = None
+        super().__init__(scorer, config.scoring, config.timeouts, cluster, config.recovery)
         self.hired: list[Replica] = []
         for index in range(replicas):
             self._enlist(Replica(f"scoring-{index}"))  # type: ignore[arg-type]
@@ -248,7 +250,7 @@ def test_a_death_is_noticed_before_anybody_asks(monkeypatch: pytest.MonkeyPatch)
 def test_after_so_many_replacements_the_failure_is_told() -> None:
     group = Group(replicas=1, max_restarts=0)
     answers = run_many(group, dying=1)
-    assert all(isinstance(answer, WorkerFailure) and "scoring.max_restarts" in str(answer) for answer in answers)
+    assert all(isinstance(answer, WorkerFailure) and "recovery.max_restarts" in str(answer) for answer in answers)
     assert not group.hired
 
 
@@ -301,7 +303,8 @@ def test_a_group_with_several_roles_is_started_once(monkeypatch: pytest.MonkeyPa
     config = configured()
     one, other = Scorer("scoring", "path", config.teacher), Scorer("scoring-other", "elsewhere", config.teacher)
     scorers = {"teacher": one, "twin": one, "other": other}
-    pool = asyncio.run(TeacherPool.start(scorers, {}, config.scoring, config.timeouts, None))  # type: ignore[arg-type]
+    cluster: Any = None
+    pool = asyncio.run(TeacherPool.start(scorers, {}, config.scoring, config.timeouts, cluster, config.recovery))
     assert started == ["scoring", "scoring-other"]
     assert pool.groups["teacher"] is pool.groups["twin"] is not pool.groups["other"]
 

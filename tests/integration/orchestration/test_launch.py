@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from diagnostics.metrics import unknown_metric
 from rollout.config import RolloutConfig
 from rollout.engine import RolloutEngine
-from tests.integration.launching import Launched, Series, descendants
+from tests.integration.launching import Launched, Series, descendants, left_in_session
 from tutelage.settings import DType
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -126,6 +126,22 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_run_whose_engine_is_killed_is_the_one_that_it_would_have_been(
+    uninterrupted: Launched, launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    run = launch(tmp_path / "run", *REPEATABLE)
+    run.wait_for_step(2)
+    (worker,) = descendants(run.process.pid, "RolloutWorker")
+    os.kill(worker, signal.SIGKILL)
+    assert run.wait() == 0, run.text()
+    assert run.steps() == uninterrupted.steps() and run.step_rows()[-1]["rollout/restarts"] == 1
+    assert run.trained_prompts() == uninterrupted.trained_prompts()
+    assert "rollout-1 takes the place of the one that was lost" in (run.run_dir / "run.log").read_text()
+    ours, theirs = (load_file(found.run_dir / "final" / "model.safetensors") for found in (run, uninterrupted))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert left_in_session(run.process.pid) == []
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[..., Launched], tmp_path: Path) -> None:
     overrides = ("pipeline.max_staleness=1", "pipeline.steps=2000", "checkpoint.every=0", "cluster.cpus=2")
     run = launch(tmp_path / "run", *overrides, "preflight.enabled=false")
@@ -137,7 +153,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_dead_worker_is_named(launch: Callable[
     assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == [f"step-{run.summary()['steps']:06d}"]
 
     stopped_at = run.summary()["steps"]
-    again = launch(tmp_path / "run", *overrides)
+    again = launch(tmp_path / "run", *overrides, "recovery.max_restarts=0")
     again.wait_for_step(stopped_at + 2)
     (worker,) = descendants(again.process.pid, "RolloutWorker")
     os.kill(worker, signal.SIGKILL)
