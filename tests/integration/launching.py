@@ -138,7 +138,7 @@ class Series:
         """Run it to its end, which must be this one.
 
         Args:
-            command: "launch", "diagnose" or "precompute".
+            command: "launch", "diagnose", "precompute" or "align".
         """
         run = Run(run_dir)
         job = [f"run_dir={run_dir}", *self._settings, *overrides]

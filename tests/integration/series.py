@@ -1,5 +1,6 @@
 """A process that runs what it is told, one line a run, and keeps the workers in between: see launching.KeptWorkers."""
 
+import asyncio
 import json
 import os
 import sys
@@ -8,16 +9,37 @@ from pathlib import Path
 
 from hydra import initialize_config_module
 
+from orchestration.config.compose import build
+from orchestration.config.schema import RunConfig
 from orchestration.diagnose import diagnose
 from orchestration.launch import launch
+from orchestration.measure.alignment import measure_alignment
+from orchestration.pipeline.fleet import Fleet
 from orchestration.precompute import precompute
+from orchestration.prepare.inputs import prepare
 from orchestration.runs.recipe import compose_run
+from rollout.grading import verifier_pool
 from tutelage.cluster import Session
+from tutelage.files import write_json
+
+
+async def align(config: RunConfig, session: Session) -> None:
+    """Start the workers of a run, measure the alignment, and write it down."""
+    prepared = prepare(config)
+    fleet = await Fleet.start(config, prepared, session.cluster(config.cluster))
+    await fleet.connect()
+    with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
+        found = await measure_alignment(config, prepared, fleet, verifier, print)
+    write_json(Path(config.run_dir or "", "alignment.json"), found.as_json())
+    await fleet.set_idle()
 
 
 def perform(command: str, overrides: list[str], session: Session) -> int:
     composed, preset = compose_run("config", overrides)
     try:
+        if command == "align":
+            asyncio.run(align(build(composed), session))
+            return 0
         if command == "diagnose":
             return diagnose(composed, preset, overrides, session)
         if command == "precompute":

@@ -1,34 +1,26 @@
 """The alignment on real engines and a pair of the lab, with a budget that has to be kept."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.launching import ONE_THREAD
+from tests.integration.launching import KeptWorkers, Series
 
 BOUND = 60_000
 
 pytestmark = pytest.mark.integration
 
 
-def test_alignment_is_measured_within_its_bound(tmp_path: Path) -> None:
-    output = tmp_path / "alignment.json"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "tests.integration.aligning", str(output), "experiment=lab/compatible",
-            f"alignment.max_tokens={BOUND}", "alignment.completions=8", "alignment.questions=12",
-            "alignment.teachers=[{model: lab/columns}]",
-        ],
-        capture_output=True, text=True, env=ONE_THREAD, timeout=400, check=False,
+def test_alignment_is_measured_within_its_bound(kept_workers: KeptWorkers, tmp_path: Path) -> None:
+    done = Series(kept_workers, ["experiment=lab/compatible", "+probe=alignment"]).run(
+        tmp_path / "run", f"alignment.max_tokens={BOUND}", "alignment.completions=8", "alignment.questions=12",
+        "alignment.teachers=[{model: lab/columns}]", command="align",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(output.read_text())
+    found = json.loads((done.run_dir / "alignment.json").read_text())
     cost = found["cost"]
     assert 0 < cost["tokens"] <= cost["tokens_at_most"] <= cost["max_tokens"] == BOUND
-    assert "instead of 12 to fit alignment.max_tokens" in done.stdout and cost["questions"] < 12
+    assert "instead of 12 to fit alignment.max_tokens" in done.text() and cost["questions"] < 12
     assert cost["requests"] > 0 and cost["seconds"] > 0
     assert {"all", "correct", "incorrect", "incorrect minus correct"} == set(found["summary"])
     rows = found["tables"]["by token"]

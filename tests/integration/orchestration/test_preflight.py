@@ -60,22 +60,27 @@ class Running:
         self.connect()
 
 
+@pytest.fixture(scope="module")
+def cluster(local_ray: Path) -> Iterator[Cluster]:
+    cluster = Cluster(local_ray)
+    yield cluster
+    cluster.dismiss_idle(but=set())
+
+
 @pytest.fixture(scope="module", params=["tied", "untied"])
 def running(
-    request: pytest.FixtureRequest, local_ray: Path, settings: list[str], tiny_tied: Path, tiny_untied: Path
+    request: pytest.FixtureRequest, cluster: Cluster, settings: list[str], tiny_tied: Path, tiny_untied: Path
 ) -> Iterator[Running]:
     student, teacher = (tiny_tied, tiny_untied) if request.param == "tied" else (tiny_untied, tiny_tied)
     models = [f"student.model={student}", f"teacher.model={teacher}"]
     config = configured(*settings, *models, "sampling.max_tokens=16", "sampling.temperature=0.7")
     prepared = prepare(config)
     with asyncio.Runner() as runner:
-        workers = runner.run(Fleet.start(config, prepared, Cluster(local_ray)))
+        workers = runner.run(Fleet.start(config, prepared, cluster))
         found = Running(config, prepared, workers, runner)
         found.connect()
         yield found
-        runner.run(workers.rollouts.stop())
-        for worker in (*workers.learner.workers, *workers.teachers.groups["teacher"].workers):
-            worker.stop()
+        runner.run(workers.set_idle())
 
 
 def named(found: Preflight) -> dict[str, Check]:

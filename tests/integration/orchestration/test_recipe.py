@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from orchestration.results.tracker import read_metrics
 from orchestration.runs.artifact import verify
-from tests.integration.launching import Launched
+from tests.integration.launching import Launched, Run, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -37,7 +37,7 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def recipe(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
+def recipe(launch: Callable[..., Launched], series: Series, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Killed in its second stage, resumed, interrupted there by Ctrl-C, and resumed again."""
     folder = tmp_path_factory.mktemp("recipe") / "run"
     warm, main = folder / "1-warm", folder / "2-main"
@@ -55,13 +55,12 @@ def recipe(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFac
     assert interrupted.summary()["status"] == "interrupted"
     assert [stage["status"] for stage in interrupted.summary()["stages"]] == ["completed", "interrupted"]
 
-    resumed = launch(folder, *SETTINGS)
-    assert resumed.wait() == 0, resumed.text()
+    resumed = series.run(folder, *SETTINGS, "resume=auto")
     assert times(warm) == left
     return resumed
 
 
-def test_every_stage_is_trained_once_and_leaves_what_a_run_leaves(recipe: Launched) -> None:
+def test_every_stage_is_trained_once_and_leaves_what_a_run_leaves(recipe: Run) -> None:
     for name, count in (("1-warm", 2), ("2-main", 40)):
         folder = recipe.run_dir / name
         assert steps(folder) == list(range(1, count + 1))
@@ -79,7 +78,7 @@ def test_every_stage_is_trained_once_and_leaves_what_a_run_leaves(recipe: Launch
     assert "the workers that are there go on" in log and "continuing from" in log
 
 
-def test_the_second_stage_begins_with_the_model_of_the_first(recipe: Launched, tiny_tied: Path) -> None:
+def test_the_second_stage_begins_with_the_model_of_the_first(recipe: Run, tiny_tied: Path) -> None:
     answers = [
         json.loads((recipe.run_dir / name / "evaluations" / f"{role}.json").read_text())["texts"]
         for name, role in (("1-warm", "student_after"), ("2-main", "student_before"))
@@ -92,7 +91,7 @@ def test_the_second_stage_begins_with_the_model_of_the_first(recipe: Launched, t
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
 
-def test_the_summary_has_the_outcome_of_each_stage(recipe: Launched) -> None:
+def test_the_summary_has_the_outcome_of_each_stage(recipe: Run) -> None:
     summary = recipe.summary()
     assert summary["status"] == "completed"
     assert [stage["status"] for stage in summary["stages"]] == ["completed", "completed"]
