@@ -15,7 +15,7 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	.ci/lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not integration and not gpu"

@@ -1,32 +1,36 @@
 """Fixtures that every test may use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from tests.models import make_tiny_model
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("untimed")
 
-TESTS = Path(__file__).parent
-SHARING = {  # files of tests that use the same workers, of which starting takes longest: one process runs them all
-    "integration/rollout/": "engines of tiny models",
-    "integration/orchestration/test_alarms.py": "models of the lab",
-    "integration/orchestration/test_alignment.py": "models of the lab",
-    "integration/orchestration/test_diagnose.py": "models of the lab",
-    "integration/orchestration/test_lab.py": "models of the lab",
+SHARING = {  # files of tests that use the same workers, of which starting takes longest
+    "tests/integration/rollout/": "engines of tiny models",
+    "tests/integration/orchestration/test_alarms.py": "models of the lab",
+    "tests/integration/orchestration/test_alignment.py": "models of the lab",
+    "tests/integration/orchestration/test_diagnose.py": "models of the lab",
+    "tests/integration/orchestration/test_lab.py": "models of the lab",
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests are to be run one after the other: those of a file, and those that share workers."""
-    for item in items:
-        file = item.path.relative_to(TESTS).as_posix()
-        group = next((group for start, group in SHARING.items() if file.startswith(start)), file)
-        item.add_marker(pytest.mark.xdist_group(group))
+class SharingWorkers(LoadFileScheduling):
+    """One process of tests runs those of a file one after the other, and those that share workers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return next((group for start, group in SHARING.items() if file.startswith(start)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingWorkers:
+    return SharingWorkers(config, log)
 
 
 @pytest.fixture(scope="session")
