@@ -13,7 +13,7 @@ from orchestration.measure.preflight import print_checks, run_preflight
 from orchestration.pipeline.fleet import Fleet, TeacherEngines
 from orchestration.prepare.inputs import Prepared
 from orchestration.prepare.plan import join_cluster
-from orchestration.results.directory import RunDirectory
+from orchestration.results.directory import RunDirectory, read_state
 from orchestration.results.outcome import write_model_card
 from orchestration.results.provenance import log, log_to, package_versions
 from orchestration.results.summary import Answers
@@ -243,7 +243,9 @@ class Run:
 
     async def _roll_back(self, stage: TrainingStage, good: Path) -> None:
         """The weights of an earlier checkpoint; they are not evaluated again, since engines do not go back."""
-        await stage.go_back(good, self.directory.load_state(good).step)
+        state = read_state(good)
+        assert state is not None  # it was chosen by it
+        await stage.go_back(good, state.step)
         set_aside_after(good, self.directory)
         if self.recorder.progress.version == 0:
             evaluations = self.recorder.evaluations
