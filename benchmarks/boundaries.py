@@ -1,7 +1,7 @@
 """How far scores of spans are from exact ones where two tokenizers meet: python -m benchmarks.boundaries.
 
 The teacher's log-prob of a span is that of its own tokens for these bytes. The exact one, of the bytes whatever the
-tokens, also counts the teacher's tokens that go on beyond a boundary: "hel" is begun by "hello". At the boundary b
+tokens, also counts the teacher's tokens that go on beyond a boundary: " be" begins " because". At the boundary b
 behind the tokens t_1 … t_k, with p_j the place where t_j ends,
 
     c_b = log(1 + Σ_j<k Σ_v P(v | t_1 … t_j) / P(t_j+1 … t_k | t_1 … t_j))

@@ -20,7 +20,7 @@ def table(seed: int) -> dict[int, np.ndarray]:
 
 
 def prefix_probability(text: bytes, probs: dict[int, np.ndarray], last: int = -1) -> float:
-    """Of all that begins with `text`."""
+    """Add up all that begins with `text`."""
     if not text:
         return 1.0
     total = 0.0
