@@ -4,7 +4,7 @@ ENGINE ?= cpu
 # Files of tests run side by side: most of an engine's start is work of one core.
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
-BENCHMARKS ?= objectives scoring weight_sync pipeline against_trl monitors
+BENCHMARKS ?= objectives scoring weight_sync pipeline against_trl monitors boundaries
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
