@@ -227,13 +227,17 @@ class RolloutGroup:
             self.restarts += 1
             name = f"{self._name}-{self._count + self.restarts - 1}"
             await asyncio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0)
+            hired: list[Worker] = []
             try:
-                (worker,) = await self._hire([name])
-                if self.enlist_with is None:
-                    self.enlist(worker)
-                else:
-                    await self.enlist_with(worker)
+                hired = await self._hire([name])
+                for worker in hired:
+                    if self.enlist_with is None:
+                        self.enlist(worker)
+                    else:
+                        await self.enlist_with(worker)
             except WorkerFailure as another:
+                for worker in hired:
+                    worker.stop()  # it lives, and nobody would ever ask it
                 error = another
                 continue
             log.warning("%s takes the place of the one that was lost", name)

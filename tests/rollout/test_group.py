@@ -127,6 +127,20 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
     assert group.restarts == 3 and [engine.name for engine in group.hired] == ["rollout-3"]
 
 
+def test_a_newcomer_that_cannot_have_the_weights_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.group._FIRST_PAUSE", 0.001)
+    group, failures = Group([0]), iter([WorkerFailure("learner-0 failed in publish")])
+
+    async def bring(worker: Any) -> None:
+        for failure in failures:
+            raise failure
+        group.enlist(worker)
+
+    group.enlist_with = bring
+    assert sorted(asyncio.run(answers(group, 2))) == [0, 1]
+    assert [(engine.name, engine.stopped) for engine in group.hired] == [("rollout-1", True), ("rollout-2", False)]
+
+
 def test_a_refused_request_is_not_asked_again() -> None:
     group = Group([None])
     cast(Any, group.workers[0]).refuses = True
