@@ -226,7 +226,7 @@ def locate(config: RunConfig) -> Path:
     """
     root = _root(config)
     if config.run_dir is None:
-        begun = stage_folders if config.recipe.stages else latest_checkpoint
+        begun = stage_folders if config.recipe.stages else _checkpoints
         runs = sorted(root.glob("*")) if config.resume is Resume.auto else []
         unfinished = [path for path in runs if begun(path) and not is_finished(path, if_damaged=True)]
         path = unfinished[-1] if unfinished else _fresh_path(root)
