@@ -55,15 +55,11 @@ def _check_boundary(student: Chat, ids: NDArray[np.int32]) -> Check:
     tail = student.tokenizer.decode(ids[-_TAIL_TOKENS:])
     thinks = ", inside a thinking part" if tail.rstrip().endswith(_THINKING) else ""
     seen = f"it begins after {tail!r}{thinks}"
-    if student.tokenizer.chat_template and not _has_generation_prompt(student):
+    asks = [Message("user", _ANSWER)]
+    if student.tokenizer.chat_template and student.text(asks) == student.text(asks, opens_answer=False):
         fix = "add the assistant's header under add_generation_prompt to chat_template in the student's tokenizer"
         return Check("first response token", Status.warned, f"{seen}: the template opens no answer", fix)
     return Check("first response token", Status.passed, seen)
-
-
-def _has_generation_prompt(chat: Chat) -> bool:
-    asks = [Message("user", _ANSWER)]
-    return chat.text(asks) != chat.text(asks, opens_answer=False)
 
 
 def _compare(

@@ -20,7 +20,7 @@ from scoring.config import TEACHER
 from scoring.group import ScoringGroup
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import RenderedPrompt
-from tutelage.records.signal import ScoringRequest, TeacherSignal
+from tutelage.records.signal import ScoringRequest
 from tutelage.records.trajectory import Trajectory
 from tutelage.settings import ConfigError, Refusal
 from tutelage.stops import StopClass
@@ -64,18 +64,21 @@ class BothModels:
     ) -> list[Example]:
         """The answers, each with what the model that its request names says about it.
 
+        Tokens that only one of the two tokenizers has are left out.
+
         Args:
             views: for mixtures, what each of their teachers sees of each request's prompt.
         """
         seen = views or [{}] * len(requests)
         asked = (self.fleet.teachers.score(*one) for one in zip(requests, seen, strict=True))
         signals = await asyncio.gather(*asked)
-        return [Example(answer, self._of_common(answer, s)) for answer, s in zip(answers, signals, strict=True)]
-
-    def _of_common(self, answer: Trajectory, signal: TeacherSignal) -> TeacherSignal:
-        """Leave out the tokens that only one of the two tokenizers has."""
-        uncommon = self.fleet.uncommon.get(signal.teacher)
-        return signal if uncommon is None else replace(signal, known=~np.isin(answer.response_ids, uncommon))
+        examples = []
+        for answer, signal in zip(answers, signals, strict=True):
+            uncommon = self.fleet.uncommon.get(signal.teacher)
+            if uncommon is not None:
+                signal = replace(signal, known=~np.isin(answer.response_ids, uncommon))
+            examples.append(Example(answer, signal))
+        return examples
 
     async def divergences(self, examples: Sequence[Example]) -> list[ExampleDivergence]:
         """One record an example, in their order, each against the model that its signal is of."""

@@ -140,7 +140,8 @@ def _check_checkpoints(
         with refusals.collecting():
             trust_key, trusted = _trust(config, key)
             model = read_config(path, key, trust_key, trusted)
-            if _loads_weights(config, key):
+            teacher = teacher_named_by(config, key)
+            if teacher is None or kind_of(teacher).loads_model(teacher):
                 refusals.extend(checkpoint_refusals(model, path, key, trusted))
             configs[path] = key, model
         if path not in configs:
@@ -157,11 +158,6 @@ def _trust(config: RunConfig, key: str) -> tuple[str, bool]:
     if teacher is None:
         return "teacher.trust_remote_code", config.teacher.trust_remote_code
     return f"{key.rpartition('.')[0]}.trust_remote_code", teacher.trust_remote_code
-
-
-def _loads_weights(config: RunConfig, key: str) -> bool:
-    teacher = teacher_named_by(config, key)
-    return teacher is None or kind_of(teacher).loads_model(teacher)
 
 
 def _named_models(config: RunConfig) -> dict[str, tuple[str, Callable[[str, str], str]]]:

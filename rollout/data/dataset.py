@@ -224,7 +224,9 @@ def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Pr
         return f"{key}.path", f"{source.path}, {row.place}, column {column!r}"
 
     column = source.prompt_column if cells.get(source.prompt_column) is not None else source.messages_column
-    answers = _to_answers(cells.get(source.answer_column), place(source.answer_column))
+    answer = cells.get(source.answer_column)
+    right = answer if isinstance(answer, list) else [] if answer is None else [answer]
+    answers = [_to_answer(item, place(source.answer_column), inside=right is answer) for item in right]
     messages, final_answer = _to_messages(cells.get(column), place(column), column == source.messages_column)
     completion = _to_completion(cells.get(source.completion_column), place(source.completion_column)) or final_answer
     tools = _structure(cells.get(source.tools_column), list, place(source.tools_column)) or ()
@@ -235,7 +237,7 @@ def _to_prompt(index: int, row: Row, source: PromptSourceConfig, key: str) -> Pr
         id=(row_id.text if isinstance(row_id, Literal) else _text(row_id, place("id"))) or str(index),
         messages=messages,
         answer=answers[0] if answers else None,
-        further_answers=answers[1:],
+        further_answers=tuple(answers[1:]),
         domain=_text(cells.get(source.domain_column), place(source.domain_column)) or "",
         teacher=_text(cells.get(source.teacher_column), place(source.teacher_column)) or "",
         privileged_context=_text(cells.get(source.context_column), place(source.context_column)),
@@ -272,13 +274,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _to_answers(value: Any, where: tuple[str, str]) -> tuple[str, ...]:
-    """The right answers, each as it is written in the file; a list has several."""
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(_to_answer(item, where, inside=isinstance(value, list)) for item in items)
-
-
 def _to_answer(value: Any, where: tuple[str, str], inside: bool) -> str:
+    """A right answer as it is written in the file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

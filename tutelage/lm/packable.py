@@ -73,7 +73,9 @@ def _try(config: PreTrainedConfig, longest: int | None) -> PackingTrial:
         plain = _build(small, "eager")
         sequences = [torch.arange(n) * 37 % (_VOCABULARY - 2) + 1 for n in _LENGTHS]
         fix_frequencies(plain, longest)
-        alone = [_alone(plain, sequence) for sequence in sequences]
+        with torch.inference_mode():
+            outputs = [plain.base_model(input_ids=sequence[None], use_cache=False) for sequence in sequences]
+        alone: list[Tensor] = [output.last_hidden_state[0] for output in outputs]
     except Exception as error:  # a config of anybody's: what cannot be made small is judged when it is loaded
         return PackingTrial(untried=_in_one_line(error))
     try:
@@ -90,12 +92,6 @@ def _try(config: PreTrainedConfig, longest: int | None) -> PackingTrial:
         return PackingTrial(problem=_in_one_line(error))
     pairs = zip(alone, (states[torch.from_numpy(rows)] for rows in tree.rows), strict=True)
     return PackingTrial(max(float((ours - theirs).abs().max() / theirs.abs().max()) for theirs, ours in pairs))
-
-
-def _alone(model: PreTrainedModel, sequence: Tensor) -> Tensor:
-    with torch.inference_mode():
-        states: Tensor = model.base_model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
-    return states
 
 
 def _build(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
