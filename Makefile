@@ -8,17 +8,21 @@ BENCHMARKS ?= objectives scoring weight_sync pipeline against_trl monitors bound
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-fast lint bench clean
+.PHONY: quickstart test test-fast faults lint bench clean
 
 quickstart: .venv/ready
 	$(BIN)/python -m orchestration.launch
 
 test: .venv/ready
 	.ci/lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not faults" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not integration and not gpu"
+
+# Every fault, each in a run of its own; writes docs/reliability.md.
+faults: .venv/ready
+	FAULT_MATRIX=docs/reliability.md $(BIN)/python -m pytest tests/faults
 
 lint: .venv/ready
 	.ci/lint

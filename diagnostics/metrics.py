@@ -81,6 +81,7 @@ def metric_names(further_terms: Collection[str] = ()) -> list[str]:
         "eval": _EVAL,
         "rollout": _ROLLOUT,
         "teacher": _TEACHER,
+        "run": ["restarts"],
         "time": _TIME,
         "health": [*_HEALTH, *MONITORS],
     }

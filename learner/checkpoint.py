@@ -32,7 +32,12 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(engine: LearnerEngine, directory: Path) -> None:
-    """Write the learner's state into `directory`. A collective: every rank must call it."""
+    """Write the learner's state into `directory`. A collective: every rank must call it.
+
+    Raises:
+        NonFiniteError: the weights are not finite.
+    """
+    engine.check_weights()
     directory.mkdir(parents=True, exist_ok=True)
     # Weights that adapters leave as they are come from the student's checkpoint again.
     engine.deepspeed.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)

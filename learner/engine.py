@@ -72,10 +72,12 @@ class LearnerEngine:
     def step(self, batch: Batch) -> StepReport:
         """Take one optimiser step on this rank's share of `batch`; the gradient is that of all shares together.
 
-        Idempotent: the batch of the step just taken returns that step's report again.
+        Where the loss or a gradient is not finite, the next version has the weights and the optimiser's state of this
+        one; the learning rate goes on in its schedule. Idempotent: the batch of the step just taken returns that step's
+        report again.
 
         Raises:
-            NonFiniteError: on every rank, before the optimiser's step, so the weights are as they were.
+            NonFiniteError: on every rank: finite gradients have a norm that is not.
             ValueError: the batch belongs to another version of the weights or another number of ranks.
         """
         if self.last_report is not None and batch.policy_version == self.version - 1:
@@ -83,9 +85,9 @@ class LearnerEngine:
         self._check(batch)
         started, cpu_started = time.perf_counter(), time.process_time()
         totals = self._accumulate(batch)
-        self._refuse_non_finite(totals)
+        skipped = self._non_finite(totals)
         learning_rate = self.deepspeed.lr_scheduler.get_last_lr()[0]
-        grad_norm = self._optimise()
+        grad_norm = self._optimise() if not skipped else self._skip()
         loss, metrics = totals.reduce(batch.loss_tokens)
         cpu_seconds = self._sum_over_ranks(time.process_time() - cpu_started)
         self.version += 1
@@ -97,7 +99,8 @@ class LearnerEngine:
             loss_tokens=batch.loss_tokens,
             seconds=time.perf_counter() - started,
             cpu_seconds=cpu_seconds,
-            metrics=metrics,
+            metrics={name: value for name, value in metrics.items() if not skipped or math.isfinite(value)},
+            skipped=skipped,
         )
         return self.last_report
 
@@ -252,14 +255,39 @@ class LearnerEngine:
         named = None if micro_batch is None else micro_batch.teacher
         return _full_teacher(packed, self._teacher_head(named or next(iter(self._teacher_heads), None)))
 
-    def _refuse_non_finite(self, totals: StepTotals) -> None:
+    def _non_finite(self, totals: StepTotals) -> str:
+        """What is not finite on this rank or another one; empty: all is."""
         bad = [] if totals.loss_is_finite else ["the loss"]
         bad += [f"the gradient of {name}" for name in self._watch.drain()]
+        if not self._sum_over_ranks(float(len(bad))):
+            return ""
+        return ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "") or "a value on another rank"
+
+    def _skip(self) -> float:
+        """All of a step but the optimiser's own, so that every ZeRO stage drops its gradients; the norm is NaN."""
+        optimizer = self.deepspeed.basic_optimizer
+        step, optimizer.step = optimizer.step, lambda *_args, **_kwargs: None
+        try:
+            self.deepspeed.step()
+        finally:
+            optimizer.step = step
+        return math.nan
+
+    def check_weights(self) -> None:
+        """A collective: every rank must call it.
+
+        Raises:
+            NonFiniteError: on every rank: a weight of this one's or another one's share is not finite.
+        """
+        bad = []
+        for name, parameter in self.deepspeed.module.named_parameters():
+            share = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 leaves each rank a part
+            if not share.detach().sum(dtype=torch.float32).isfinite():
+                bad.append(name)
         if self._sum_over_ranks(float(len(bad))):
-            what = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
             raise NonFiniteError(
-                f"step {self.version + 1}: {what or 'a value on another rank'} is not finite "
-                f"(rank {self.rank}); the optimiser's step was not taken"
+                f"version {self.version}: the weights of {', '.join(bad[:3]) or 'another rank'} are not finite; lower "
+                "learner.learning_rate, and resume from a checkpoint before it"
             )
 
     def _optimise(self) -> float:

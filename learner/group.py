@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from learner.config import LearnerSetup
 from learner.records import Batch, ExampleDivergence, ExampleTokens, PublishReport, StepReport
 from learner.worker import LearnerWorker
-from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered
-from tutelage.errors import LearnerFailure, WorkerFailure
+from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all
+from tutelage.errors import LearnerFailure, WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.settings import TimeoutConfig
 
@@ -40,7 +40,7 @@ class LearnerGroup:
         if not workers:
             workers = await cluster.start(
                 LearnerWorker,
-                names=numbered("learner", settings.ranks),
+                names=cluster.names("learner", settings.ranks),
                 resources=Resources(settings.cpus_per_rank, settings.gpus_per_rank, settings.threads),
                 deadline=deadline,
             )
@@ -48,6 +48,14 @@ class LearnerGroup:
         setups = (worker.call("setup", setup, rank, address, deadline=deadline) for rank, worker in enumerate(workers))
         await asyncio.gather(*setups)
         return cls(workers, reuse_key, timeouts)
+
+    async def ping(self, deadline: float) -> None:
+        """Have every rank answer.
+
+        Raises:
+            WorkerLost: one of them is dead, or busy for longer than the deadline.
+        """
+        await self._all("version", deadline=deadline)
 
     async def connect(self, readers: Sequence[Worker]) -> None:
         """Let rank 0 send weights to engines and to whoever else follows the student."""
@@ -107,4 +115,14 @@ class LearnerGroup:
         await self._all("export", directory, deadline=self._timeouts.checkpoint)
 
     async def _all(self, method: str, *args: Any, deadline: float) -> list[Any]:
-        return await call_all(self.workers, method, *args, deadline=deadline)
+        try:
+            return await call_all(self.workers, method, *args, deadline=deadline)
+        except WorkerLost:
+            raise
+        except WorkerFailure as error:
+            # A rank that lives raises in the collective that a dead one has left: the dead one is the cause.
+            reports = await asyncio.gather(*(worker.death_report() for worker in self.workers))
+            dead = [report for report in reports if report is not None]
+            if dead:
+                raise WorkerLost("\n".join(dead)) from error
+            raise

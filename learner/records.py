@@ -195,6 +195,7 @@ class StepReport:
     seconds: float
     cpu_seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    skipped: str = ""  # what was not finite, so that the weights are as they were; empty: the step was taken
 
 
 @dataclass(frozen=True)

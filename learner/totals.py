@@ -77,7 +77,7 @@ class StepTotals:
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient of a step is not finite: nothing may be published or saved after it."""
+    """The weights are not finite, or may not be: nothing may be published or saved after it."""
 
 
 class GradientWatch:

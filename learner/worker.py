@@ -107,6 +107,7 @@ class LearnerWorker:
         """
         if version != self._engine.version:
             raise ValueError(f"publish: version {version} asked for, the weights are at {self._engine.version}")
+        self._engine.check_weights()
         return self._publisher.publish(version, again)
 
     def save_checkpoint(self, directory: str) -> None:

@@ -98,5 +98,8 @@ def run(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")  # of a terminal that has not every letter
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except (HydraException, OmegaConfBaseException, ConfigError, OSError, WorkerFailure) as error:
         _fail(error)

@@ -70,6 +70,8 @@ class RolloutEngine:
             args.additional_config = {stop_class.SETTING: list(ends.merged.ids)}
         self._llm = AsyncLLM.from_engine_args(args)
         self._numbers = itertools.count()
+        # Of each group of requests, what it waits for.
+        self._under_way: list[tuple[list[asyncio.Task[Trajectory]], list[RequestOutputCollector]]] = []
         self._admission = asyncio.Lock()  # held while frozen
         self._parts = asyncio.Condition()  # held while a part of the new weights is loaded
         self._next_part = 0
@@ -88,11 +90,22 @@ class RolloutEngine:
         collectors = await self._admit(requests)
         latest = list(collectors)  # what each request waits for in the engine
         tasks = [asyncio.create_task(self._converse(request, latest, i)) for i, request in enumerate(requests)]
+        self._under_way.append((tasks, latest))
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
+        except asyncio.CancelledError:
+            if (tasks, latest) in self._under_way:
+                raise  # nobody reads any more
+            raise RuntimeError("the requests were dropped") from None
         finally:
             await self._abandon(tasks, latest)
+
+    async def drop_requests(self) -> bool:
+        """Give up all that is being generated; returns whether the engine can go on: no weights are half received."""
+        while self._under_way:
+            await self._abandon(*self._under_way[0])
+        return not self._frozen
 
     async def _converse(self, request: RolloutRequest, latest: list[RequestOutputCollector], index: int) -> Trajectory:
         """Hold the whole conversation: its first answer was asked for with its group, the later ones as they come."""
@@ -243,10 +256,10 @@ class RolloutEngine:
     async def _add(self, token_ids: Sequence[int], params: SamplingParams) -> RequestOutputCollector:
         return await self._llm.add_request(str(next(self._numbers)), tokens_input(list(token_ids)), params)
 
-    async def _abandon(
-        self, tasks: Sequence[asyncio.Task[Trajectory]], collectors: Sequence[RequestOutputCollector]
-    ) -> None:
+    async def _abandon(self, tasks: list[asyncio.Task[Trajectory]], collectors: list[RequestOutputCollector]) -> None:
         """Take requests that nobody waits for any more out of the engine."""
+        if (tasks, collectors) in self._under_way:
+            self._under_way.remove((tasks, collectors))
         pairs = zip(tasks, collectors, strict=True)
         unfinished = [(task, collector.request_id) for task, collector in pairs if not task.done()]
         for task, _request_id in unfinished:

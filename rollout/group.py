@@ -1,9 +1,6 @@
 """The rollout workers as one: requests in, trajectories out as they finish."""
 
-import asyncio
-import itertools
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -14,14 +11,12 @@ from transformers import PreTrainedConfig
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.aio import merged
-from tutelage.cluster import PING_SECONDS, Cluster, Resources, ReuseKey, Worker, call_all, numbered, values_of
-from tutelage.errors import WorkerFailure, WorkerLost
+from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, values_of
+from tutelage.crew import Crew
+from tutelage.errors import WorkerLost
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.settings import RecoveryConfig, TimeoutConfig, WeightTransfer
 from tutelage.stops import AS_THEY_ARE, TurnEnds, generation_ends
-
-log = logging.getLogger("tutelage")
-_FIRST_PAUSE = 1.0  # seconds before a worker that could not be started is tried again; then twice as long each time
 
 
 def engine_fingerprint(path: str) -> str:
@@ -38,7 +33,7 @@ def engine_fingerprint(path: str) -> str:
     return json.dumps([config, sorted(generation_ends(path)), eos], sort_keys=True, default=str)
 
 
-class RolloutGroup:
+class RolloutGroup(Crew):
     """The engines of one policy, each in a worker of its own; what they are asked survives the death of one.
 
         request ─► an engine ─► trajectory
@@ -53,24 +48,22 @@ class RolloutGroup:
     def __init__(
         self,
         name: str,
-        workers: list[Worker],
+        workers: Sequence[Worker],
         hire: Callable[[Sequence[str]], Awaitable[list[Worker]]],
         reuse_key: ReuseKey,
         timeouts: TimeoutConfig,
+        cluster: Cluster,
         recovery: RecoveryConfig,
     ) -> None:
         """
         Args:
             hire: starts a worker of each name, with the group's checkpoint.
         """
-        self.workers, self.reuse_key = list(workers), reuse_key
-        self.restarts = 0  # workers that were replaced
+        super().__init__(name, hire, cluster, recovery)
+        self.workers.extend(workers)
+        self.reuse_key = reuse_key
         self.enlist_with: Callable[[Worker], Awaitable[None]] | None = None
-        self._name, self._count, self._hire = name, len(workers), hire
-        self._timeouts, self._recovery = timeouts, recovery
-        self._replacing: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        self._failure: WorkerFailure | None = None
+        self._count, self._timeouts = len(workers), timeouts
 
     @classmethod
     async def start(
@@ -113,13 +106,16 @@ class RolloutGroup:
             await call_all(workers, "load", model_path, deadline=deadline)
             await call_all(workers, "ready", deadline=deadline)
         else:
-            workers = await hire(numbered(name, count))
-        return cls(name, workers, hire, reuse_key, timeouts, recovery)
+            workers = await hire(cluster.names(name, count))
+        group = cls(name, workers, hire, reuse_key, timeouts, cluster, recovery)
+        group.begin_watch()
+        return group
 
-    async def set_idle(self, cluster: Cluster) -> None:
+    async def set_idle(self) -> None:
         """Keep the engines for whoever asks next; those that could not take another model are shut down."""
-        if self._can_join_later and len(self.workers) == self._count:
-            cluster.set_idle(self.KIND, self.reuse_key, self.workers)
+        self.end_watch()
+        if self.irreplaceable is None and len(self.workers) == self._count:
+            self._cluster.set_idle(self.KIND, self.reuse_key, self.workers)
         else:
             await self.stop()
 
@@ -129,7 +125,7 @@ class RolloutGroup:
         Raises:
             WorkerFailure: a request was refused, or no worker is left and none may be replaced any more.
         """
-        workers = await self._present()
+        workers = await self.present()
         shares = [list(requests[i :: len(workers)]) for i in range(len(workers))]
         streams = [self._serve(worker, share) for worker, share in zip(workers, shares, strict=True) if share]
         async for trajectory in merged(streams):
@@ -141,6 +137,7 @@ class RolloutGroup:
 
     async def stop(self) -> None:
         """End the engines and their workers."""
+        self.end_watch()
         for task in self._replacing:
             task.cancel()
         await call_all(self.workers, "shutdown", deadline=self._timeouts.rollout)
@@ -149,44 +146,24 @@ class RolloutGroup:
 
     # Workers that are lost, and those that come instead
 
-    def enlist(self, worker: Worker) -> None:
-        """Ask a worker from now on; it has the weights of the others."""
-        self.workers.append(worker)
-        self._changed.set()
+    async def disband(self) -> bool:
+        if not await super().disband():
+            return False
+        can_go_on = await call_all(self.workers, "drop_requests", deadline=self._timeouts.rollout)
+        return all(can_go_on)
 
-    async def strike_off_the_dead(self) -> list[str]:
-        """Ask all workers whether they live, and replace those that do not say so; returns their names."""
-        asked = list(self.workers)
-        answers = await asyncio.gather(
-            *(worker.call("ready", deadline=PING_SECONDS) for worker in asked), return_exceptions=True
-        )
-        lost = [
-            (worker, answer) for worker, answer in zip(asked, answers, strict=True) if isinstance(answer, WorkerLost)
-        ]
-        for worker, error in lost:
-            self._lose(worker, error)
-        return [worker.name for worker, _ in lost]
-
-    async def wait_for_one(self) -> None:
-        """Wait until there is a worker.
-
-        Raises:
-            WorkerFailure: there is none, and none may come any more.
-        """
-        await self._present()
+    async def join(self, worker: Worker) -> None:
+        if self.enlist_with is None:
+            self.enlist(worker)
+        else:
+            await self.enlist_with(worker)
 
     @property
-    def _can_join_later(self) -> bool:
-        """Whether an engine can be connected with a learner that others are connected with."""
-        return WeightTransfer(self.reuse_key[1]) is WeightTransfer.shared_memory
-
-    async def _present(self) -> list[Worker]:
-        while not self.workers:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()  # starting a worker has a deadline
-        return list(self.workers)
+    def irreplaceable(self) -> str | None:
+        transfer = self.reuse_key[1]
+        if transfer == WeightTransfer.shared_memory.value:
+            return None
+        return f"no engine can join later with learner.weight_transfer={transfer}"
 
     async def _serve(self, worker: Worker, share: Sequence[RolloutRequest]) -> AsyncIterator[Trajectory]:
         delivered: set[int] = set()
@@ -195,50 +172,10 @@ class RolloutGroup:
                 delivered.add(trajectory.slot)
                 yield trajectory
         except WorkerLost as error:
-            self._lose(worker, error)
+            self.lose(worker, error)
         else:
             return
         # All of them once more: engines repeat their arithmetic bit for bit only in a batch of the same size.
         async for trajectory in self.roll_out(share):
             if trajectory.slot not in delivered:
                 yield trajectory
-
-    def _lose(self, worker: Worker, error: WorkerLost) -> None:
-        """Strike a worker off and look for another one, once however many requests it leaves behind."""
-        if worker not in self.workers:
-            return
-        self.workers.remove(worker)
-        worker.stop()  # it may only be late
-        log.warning("%s", error)
-        task = asyncio.create_task(self._replace(error))
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing.discard)
-
-    async def _replace(self, error: WorkerFailure) -> None:
-        """Start another worker; one that cannot be had is tried again, with growing pauses."""
-        for attempt in itertools.count():
-            if not self._can_join_later or self.restarts == self._recovery.max_restarts:
-                why = f"{self._recovery.max_restarts} workers were replaced already (recovery.max_restarts)"
-                if not self._can_join_later:
-                    why = f"no engine can join later with learner.weight_transfer={self.reuse_key[1]}"
-                self._failure = WorkerFailure(f"{error}\n{self._name}: {why}")
-                self._changed.set()
-                return
-            self.restarts += 1
-            name = f"{self._name}-{self._count + self.restarts - 1}"
-            await asyncio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0)
-            hired: list[Worker] = []
-            try:
-                hired = await self._hire([name])
-                for worker in hired:
-                    if self.enlist_with is None:
-                        self.enlist(worker)
-                    else:
-                        await self.enlist_with(worker)
-            except WorkerFailure as another:
-                for worker in hired:
-                    worker.stop()  # it lives, and nobody would ever ask it
-                error = another
-                continue
-            log.warning("%s takes the place of the one that was lost", name)
-            return

@@ -28,10 +28,16 @@ class RolloutWorker:
 
         self._engine = RolloutEngine(model_path, config, transfer_backend, seed, ends)
 
+    async def ping(self) -> None:
+        """Answer, if the engine's own process lives."""
+        await self._engine.check_health()
+
     async def ready(self) -> EngineInfo:
         engine = self._engine
-        await engine.check_health()
         return EngineInfo(engine.weight_dtype, engine.tensor_parallel_size, engine.policy_version)
+
+    async def drop_requests(self) -> bool:
+        return await self._engine.drop_requests()
 
     async def load(self, model_path: str) -> None:
         await self._engine.load(model_path)

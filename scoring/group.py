@@ -7,7 +7,7 @@ A request that a replica refuses (ValueError) is the caller's fault and is not a
 """
 
 import asyncio
-import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +19,12 @@ from scoring.backends.base import CacheStats, ServerStats
 from scoring.backends.quantization import QuantizationBias
 from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.worker import ScoringWorker
-from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, numbered, values_of
-from tutelage.errors import WorkerFailure, WorkerLost
+from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, values_of
+from tutelage.crew import Crew
+from tutelage.errors import WorkerLost
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import RecoveryConfig, TimeoutConfig
-
-log = logging.getLogger("tutelage")
-HEALTH_SECONDS = 10.0  # between two looks at whether the replicas live
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,9 @@ class RequestCounts:
     requests: int = 0
     tokens: int = 0  # of prompts and responses
     retries: int = 0  # requests that were asked again because a replica was lost
-    restarts: int = 0  # replicas that were replaced
 
 
-class ScoringGroup:
+class ScoringGroup(Crew):
     """The workers of one scorer; whatever they are asked survives the death of a replica."""
 
     def __init__(
@@ -60,17 +57,12 @@ class ScoringGroup:
         cluster: Cluster,
         recovery: RecoveryConfig,
     ) -> None:
-        self.name, self.counts = scorer.name, RequestCounts()
+        super().__init__(scorer.name, self._start_workers, cluster, recovery)
+        self.counts = RequestCounts()
         self._replicas = 1 if scorer.occasional else settings.workers
         self._cpus = 0 if scorer.occasional else settings.cpus_per_worker
-        self._scorer, self._cluster = scorer, cluster
-        self._settings, self._timeouts, self._recovery = settings, timeouts, recovery
-        self._outstanding: dict[str, int] = {}  # tokens, by the name of a worker
-        self._workers: dict[str, Worker] = {}
-        self._hiring: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        self._failure: WorkerFailure | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._scorer, self._settings, self._timeouts = scorer, settings, timeouts
+        self._outstanding: Counter[str] = Counter()  # tokens, by the name of a worker
 
     @classmethod
     async def start(
@@ -87,17 +79,12 @@ class ScoringGroup:
         if workers:
             await call_all(workers, "load", scorer.path, scorer.teacher, deadline=timeouts.start)
         else:
-            workers = await group._hire(numbered(scorer.name, group._replicas))
+            workers = await group._start_workers(cluster.names(scorer.name, group._replicas))
         await call_all(workers, "start", deadline=timeouts.start)
         for worker in workers:
-            group._enlist(worker)
-        group._watch = asyncio.create_task(group._keep_watch())
+            group.enlist(worker)
+        group.begin_watch()
         return group
-
-    @property
-    def workers(self) -> list[Worker]:
-        """Those that live, as far as is known."""
-        return list(self._workers.values())
 
     def _reuse_key(self, replicas: int) -> ReuseKey:
         return (replicas, self._cpus, *values_of(self._settings))
@@ -113,10 +100,9 @@ class ScoringGroup:
         return self._scorer.teacher.weights is TeacherWeights.ema
 
     def set_idle(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        self._cluster.set_idle(self.name, self._reuse_key(len(self.workers)), self.workers)
+        """Keep the replicas for a next run."""
+        self.end_watch()
+        self._cluster.set_idle(self.role, self._reuse_key(len(self.workers)), self.workers)
 
     async def load(self, path: str, teacher: TeacherConfig) -> None:
         """Go on with another teacher; nothing may be under way."""
@@ -172,60 +158,25 @@ class ScoringGroup:
 
     async def _ask(self, method: str, *args: Any, tokens: int = 0) -> Any:
         while True:
-            worker = await self._least_loaded()
+            worker = min(await self.present(), key=lambda worker: self._outstanding[worker.name])
             self._outstanding[worker.name] += tokens
             try:
                 return await worker.call(method, *args, deadline=self._timeouts.scoring)
             except WorkerLost as error:
-                self._lose(worker, error)
+                self.lose(worker, error)
                 self.counts.retries += 1
             finally:
-                if worker.name in self._outstanding:
-                    self._outstanding[worker.name] -= tokens
+                self._outstanding[worker.name] -= tokens
 
-    async def _least_loaded(self) -> Worker:
-        while not self._workers:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()  # the hiring of a replica has a deadline
-        return min(self._workers.values(), key=lambda worker: self._outstanding[worker.name])
+    @property
+    def irreplaceable(self) -> str | None:
+        return "its weights follow the student's and are gone with it" if self.moves else None
 
-    def _enlist(self, worker: Worker) -> None:
-        self._workers[worker.name] = worker
-        self._outstanding[worker.name] = 0
+    async def join(self, worker: Worker) -> None:
+        await worker.call("start", deadline=self._timeouts.start)
+        self.enlist(worker)
 
-    def _lose(self, worker: Worker, error: WorkerLost) -> None:
-        """Strike a replica off and look for another one, once however many requests it leaves behind."""
-        if self._workers.pop(worker.name, None) is None:
-            return
-        del self._outstanding[worker.name]
-        worker.stop()  # it may only be late
-        log.warning("%s", error)
-        if self.moves or self.counts.restarts == self._recovery.max_restarts:
-            why = f"{self.name}: {self._recovery.max_restarts} workers were replaced already (recovery.max_restarts)"
-            if self.moves:
-                why = "its weights follow the student's and are gone with it; resume=auto continues from the checkpoint"
-            self._failure = WorkerFailure(f"{error}\n{why}")
-            self._changed.set()
-            return
-        self.counts.restarts += 1
-        task = asyncio.create_task(self._replace(f"{self.name}-{self._replicas + self.counts.restarts - 1}"))
-        self._hiring.add(task)
-        task.add_done_callback(self._hiring.discard)
-
-    async def _replace(self, name: str) -> None:
-        try:
-            (worker,) = await self._hire([name])
-            await worker.call("start", deadline=self._timeouts.start)
-        except WorkerFailure as error:
-            self._failure = error
-        else:
-            self._enlist(worker)
-            log.warning("%s takes the place of the one that was lost", name)
-        self._changed.set()
-
-    async def _hire(self, names: Sequence[str]) -> list[Worker]:
+    async def _start_workers(self, names: Sequence[str]) -> list[Worker]:
         settings = self._settings
         return await self._cluster.start(
             ScoringWorker,
@@ -236,12 +187,3 @@ class ScoringGroup:
             resources=Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000),
             deadline=self._timeouts.start,
         )
-
-    async def _keep_watch(self) -> None:
-        """Notice a death before anybody asks."""
-        while True:
-            await asyncio.sleep(HEALTH_SECONDS)
-            for worker in self.workers:
-                death_report = await worker.death_report()
-                if death_report is not None:
-                    self._lose(worker, WorkerLost(death_report))

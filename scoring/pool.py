@@ -6,7 +6,6 @@ request, "blend"     ─┬► the replicas of math ─┬─► probabilities w
 request, "reference" ─► whichever group holds that checkpoint ─► signal
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from scoring.config import ScoringConfig
 from scoring.group import Scorer, ScoringGroup
 from scoring.mixture import score_mixture
+from tutelage.aio import together
 from tutelage.cluster import Cluster, Worker
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
@@ -49,7 +49,7 @@ class TeacherPool:
         """Start every group once, or take the workers that an earlier run left idle."""
         distinct = {scorer.name: scorer for scorer in scorers.values()}
         starting = [ScoringGroup.start(scorer, settings, timeouts, cluster, recovery) for scorer in distinct.values()]
-        started = dict(zip(distinct, await asyncio.gather(*starting), strict=True))
+        started = dict(zip(distinct, await together(*starting), strict=True))
         return cls({role: started[scorer.name] for role, scorer in scorers.items()}, mixtures)
 
     def __contains__(self, role: str) -> bool:
@@ -133,10 +133,10 @@ class TeacherPool:
         """Say what the teachers were asked since the last call; of each one where there are several."""
         if not self.teachers:
             return {}
-        counts = [group.counts for group in {id(group): group for group in self.teachers.values()}.values()]
+        groups = {id(group): group for group in self.teachers.values()}.values()
         metrics = {
-            "teacher/retries": float(sum(count.retries for count in counts)),
-            "teacher/restarts": float(sum(count.restarts for count in counts)),
+            "teacher/retries": float(sum(group.counts.retries for group in groups)),
+            "teacher/restarts": float(sum(group.restarts for group in groups)),
         }
         for key, requests in self._requests.items():
             self._requests[key] = 0

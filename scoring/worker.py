@@ -100,6 +100,9 @@ class ScoringWorker:
         finally:
             await backend.close()
 
+    async def ping(self) -> None:
+        """Answer."""
+
     # A teacher whose weights follow the student's: the same face as a rollout worker's towards the learner
 
     async def ready(self) -> EngineInfo:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tutelage.errors import Interrupted
 
@@ -78,17 +78,52 @@ async def mapped(work: Callable[[T], Awaitable[U]], stream: AsyncIterator[T]) ->
             task.cancel()
 
 
+async def together(*work: Awaitable[Any]) -> list[Any]:
+    """Await all side by side; where one raises, the others are cancelled and have ended before that is raised here."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Interruption:
-    """Work wrapped in `guard` is given up when the user stops the run; all other work is finished first."""
+    """Work wrapped in `guard` is given up when the user stops the run; all other work is finished first.
 
-    def __init__(self) -> None:
+    SIGINT    the user's wish; a second one is a KeyboardInterrupt wherever the process is
+    SIGTERM   notice that the machine is taken away: all has so long to end
+    """
+
+    def __init__(self, grace: float) -> None:
+        """`grace`: seconds from SIGTERM on."""
+        self.is_preemption = False  # SIGTERM, and not the user, stops the run
         self._requested = asyncio.Event()
+        self._grace, self._scope = grace, asyncio.timeout(None)
 
-    def listen(self) -> None:
-        """Take SIGINT and SIGTERM for the user's wish, from now on and in the running loop."""
+    def _interrupted(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._requested.set()
+        loop.remove_signal_handler(signal.SIGINT)  # Python's own comes back
+
+    def _preempted(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self.is_preemption:
+            self.is_preemption = True
+            self._requested.set()
+            if self._scope.when() is None:
+                self._scope.reschedule(loop.time() + self._grace)
+
+    async def listening(self, work: Awaitable[T]) -> T:
+        """Await `work` and take the two signals meanwhile; once only.
+
+        Raises:
+            TimeoutError: the time that SIGTERM leaves is over.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._requested.set)
+        async with self._scope:
+            loop.add_signal_handler(signal.SIGINT, self._interrupted, loop)
+            loop.add_signal_handler(signal.SIGTERM, self._preempted, loop)
+            return await work
 
     async def guard(self, work: Awaitable[T]) -> T:
         """Await `work`, or raise Interrupted as soon as the user stops the run."""

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayTaskError
 
-from tutelage.errors import WorkerFailure, WorkerLost
+from tutelage.errors import WorkerFailure, WorkerLate, WorkerLost
 from tutelage.settings import ClusterConfig, ConfigError, Refusal
 
 log = logging.getLogger("tutelage")
@@ -142,7 +143,9 @@ class Cluster:
 
     session_dir: Path
     workers: list[Worker] = field(default_factory=list)  # every one that was up in this run
-    _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier runs
+    restarts: Counter[str] = field(default_factory=Counter)  # in this run, by role
+    _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier starts
+    numbers: Counter[str] = field(default_factory=Counter)  # names given in this run, by role
 
     @classmethod
     def join(cls, settings: ClusterConfig) -> "Cluster":
@@ -184,13 +187,21 @@ class Cluster:
     ) -> list[Worker]:
         """Start an actor for each name, all with the same arguments, and wait until their processes are up.
 
+        Where not all of them come, none is left behind.
+
         Raises:
-            WorkerLost: one of them failed to, or took more than `deadline` seconds.
+            WorkerLost: one of them died, or took more than `deadline` seconds.
+            WorkerFailure: its constructor raised.
         """
         actor = ray.remote(actor_class).options(**resources.options())
         handles = [actor.remote(*arguments) for _ in names]
         arriving = (self._arrival(name, handle, deadline) for name, handle in zip(names, handles, strict=True))
-        return list(await asyncio.gather(*arriving))
+        try:
+            return list(await asyncio.gather(*arriving))
+        except BaseException:
+            for handle in handles:
+                ray.kill(handle)
+            raise
 
     async def _arrival(self, name: str, handle: Any, deadline: float) -> Worker:
         place = handle.__ray_call__.remote(lambda _self: (os.getpid(), ray.util.get_node_ip_address()))
@@ -198,8 +209,12 @@ class Cluster:
             pid, node = await _within(place, deadline, name)
         except RayActorError as error:  # its constructor's error is in the text
             logs = sorted((self.session_dir / "logs").glob("worker-*"), key=lambda path: path.stat().st_mtime)
-            root = _root_cause(name, logs[-_NEWEST_LOGS:]) if _ENGINE_DIED.search(str(error)) else None
-            raise WorkerLost(f"{name} did not start: {root or ''}\n{error}") from None
+            engine_died = _ENGINE_DIED.search(str(error)) is not None
+            root = _root_cause(name, logs[-_NEWEST_LOGS:]) if engine_died else None
+            # What raises will raise again; an engine that dies without a word of its own was killed.
+            raises_again = error.actor_init_failed and (root is not None or not engine_died)
+            kind = WorkerFailure if raises_again else WorkerLost
+            raise kind(f"{name} did not start: {root or ''}\n{error}") from None
         worker = Worker(name, handle, pid, node, self.session_dir)
         self.workers.append(worker)
         return worker
@@ -211,16 +226,26 @@ class Cluster:
     def reuse(self, kind: str, name: str, reuse_key: ReuseKey) -> list[Worker]:
         """Take the idle workers of a kind, under the name that they go by now; those that do not fit are stopped.
 
-        Empty where there are none that fit.
+        Empty where there are none that fit. Those that were of this run already keep their names.
         """
         idle_key, workers = self._idle.pop(kind, (reuse_key, []))
         if idle_key != reuse_key:
             for worker in workers:
                 worker.stop()
             return []
-        renamed = [replace(worker, name=f"{name}-{i}") for i, worker in enumerate(workers)]
-        self.workers.extend(renamed)
-        return renamed
+        taken = []
+        for worker in workers:
+            if worker not in self.workers or not worker.name.startswith(f"{name}-"):
+                worker = replace(worker, name=self.names(name, 1)[0])
+                self.workers.append(worker)
+            taken.append(worker)
+        return taken
+
+    def names(self, role: str, count: int) -> list[str]:
+        """Name workers of a role, each with a number of its own in this run."""
+        taken = self.numbers[role]
+        self.numbers[role] += count
+        return [f"{role}-{taken + index}" for index in range(count)]
 
     def set_idle(self, kind: str, reuse_key: ReuseKey, workers: Sequence[Worker]) -> None:
         """Keep workers for a next run, which may take what fits."""
@@ -230,6 +255,13 @@ class Cluster:
         """Stop the idle workers of all kinds `but` these: a run may need the room."""
         for kind in self._idle.keys() - but:
             for worker in self._idle.pop(kind)[1]:
+                worker.stop()
+
+    def dismiss_all_but_idle(self) -> None:
+        """Stop every worker of this run that nobody has set idle."""
+        idle = [worker.handle for _, workers in self._idle.values() for worker in workers]
+        for worker in self.workers:
+            if worker.handle not in idle:
                 worker.stop()
 
     def leave(self) -> None:
@@ -294,7 +326,8 @@ class Session:
         if self._cluster is None:
             self._cluster, self._settings = Cluster.join(settings), values
         else:
-            self._cluster.workers.clear()
+            for of_the_run_before in (self._cluster.workers, self._cluster.restarts, self._cluster.numbers):
+                of_the_run_before.clear()
         return self._cluster
 
 
@@ -315,7 +348,7 @@ async def _within(waitable: Awaitable[T], deadline: float, what: str) -> T:
     try:
         return await asyncio.wait_for(waitable, deadline)
     except TimeoutError:
-        raise WorkerLost(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
+        raise WorkerLate(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -344,11 +377,6 @@ def _tail(path: Path) -> str:
     except OSError:  # Ray tidies up
         return ""
     return "\n".join([f"--- the end of {path.name} ---", *lines]) if lines else ""
-
-
-def numbered(kind: str, count: int) -> list[str]:
-    """Name `count` workers of a kind."""
-    return [f"{kind}-{index}" for index in range(count)]
 
 
 def values_of(settings: Any) -> ReuseKey:

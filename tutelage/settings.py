@@ -204,10 +204,12 @@ class ClusterConfig(Settings):
 
 @dataclass
 class RecoveryConfig(Settings):
-    """What is made of processes that die while a run is under way."""
+    """What is made of processes that die, and of steps that fail, while a run is under way."""
 
     # of the workers of one role, before the next death ends the run
     max_restarts: int = setting(3, at_least=0, meaning="0: a lost worker ends the run")
+    # in a row, whose loss or gradient is not finite, before the next one ends the run
+    max_skipped_steps: int = setting(3, at_least=0, meaning="0: the first ends the run")
 
 
 @dataclass
@@ -220,4 +222,5 @@ class TimeoutConfig(Settings):
     grading: float = setting(10, above=0)  # of one response by the verifier; one that takes longer scores 0
     learning: float = setting(1800, above=0)  # of one optimiser step or evaluation pass
     weight_sync: float = setting(300, above=0)
+    preemption: float = setting(25, above=0)  # from SIGTERM to the end of the process, a last checkpoint included
     checkpoint: float = setting(1800, above=0)

@@ -1,8 +1,14 @@
-"""Settings that vLLM takes from the environment only; its processes inherit them."""
+"""What vLLM's own processes inherit: settings that it takes from the environment only, and whose engine they are."""
 
 import os
+import signal
+import threading
+import time
 
 from vllm.platforms import current_platform
+
+_OWNER = "TUTELAGE_ENGINE_OWNER"  # pid of the process whose engine it is
+_LOOK_SECONDS = 1.0
 
 
 def prepare_environment(threads: int, in_process: bool, enforce_eager: bool) -> None:
@@ -14,6 +20,7 @@ def prepare_environment(threads: int, in_process: bool, enforce_eager: bool) -> 
             core.
         enforce_eager: on CPU: compile nothing.
     """
+    os.environ[_OWNER] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not current_platform.is_cpu():
@@ -26,3 +33,16 @@ def prepare_environment(threads: int, in_process: bool, enforce_eager: bool) -> 
     if enforce_eager:
         # vLLM's sampler compiles a small function even so: 25 s at the first request of a fresh machine.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+def end_with_owner() -> None:
+    """A plugin of vLLM's: the process of an engine ends when the worker is gone that started it, however that died."""
+    owner = os.getppid()
+    if os.environ.get(_OWNER) == str(owner):
+        threading.Thread(target=_watch, args=(owner,), daemon=True).start()
+
+
+def _watch(owner: int) -> None:
+    while os.getppid() == owner:
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)

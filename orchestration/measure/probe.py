@@ -129,7 +129,7 @@ class Prober:
         if prepared.teacher_is_initial_student:
             return self._fleet.rollouts
         assert prepared.teacher_path is not None  # it has workers of its own
-        await self._fleet.rollouts.set_idle(cluster)
+        await self._fleet.rollouts.set_idle()
         return await start_engines(self._config, prepared.teacher_path, cluster, prepared.ends, "teacher-rollout")
 
     async def _answers(self, engines: RolloutGroup, who: int) -> list[Trajectory]:

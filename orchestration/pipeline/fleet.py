@@ -22,6 +22,7 @@ from orchestration.prepare.teachers import uncommon_ids
 from rollout.group import RolloutGroup
 from scoring.config import TEACHER
 from scoring.pool import BASE, TeacherPool
+from tutelage.aio import together
 from tutelage.cluster import Cluster, Worker
 from tutelage.stops import Swap, TurnEnds
 
@@ -68,7 +69,7 @@ class TeacherEngines:
     async def release(self) -> None:
         """Leave the engines to whoever starts now, as far as they can be used."""
         if self._group is not None:
-            await self._group.set_idle(self._cluster)
+            await self._group.set_idle()
             self._group = None
 
 
@@ -104,7 +105,7 @@ class Fleet:
             config.rollout.max_model_len,
             prepared.ends,
         )
-        rollouts, teachers, learner, teacher_rollouts = await asyncio.gather(
+        rollouts, teachers, learner, teacher_rollouts = await together(
             start_engines(config, prepared.student_path, cluster, prepared.ends),
             TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, config.timeouts, cluster, config.recovery),
             LearnerGroup.start(setup, config.timeouts, cluster),
@@ -141,11 +142,25 @@ class Fleet:
 
     async def set_idle(self) -> None:
         """Keep whom a next run might use."""
-        await self.rollouts.set_idle(self.cluster)
+        await self.rollouts.set_idle()
         self.learner.set_idle(self.cluster)
         self.teachers.set_idle()
         if self.teacher_rollouts is not None:
             await self.teacher_rollouts.stop()  # one group of engines is kept
+
+    async def hand_over(self) -> None:
+        """Keep the workers for another start of this run that can take part in it; whoever else is left is ended.
+
+        The learner's ranks are not kept: what they hold is of no version that is saved.
+        """
+        if self.teacher_rollouts is not None:
+            await self.teacher_rollouts.disband()
+        if await self.rollouts.disband():
+            await self.rollouts.set_idle()
+        for group in self.teachers.distinct.values():
+            if await group.disband():
+                group.set_idle()
+        self.cluster.dismiss_all_but_idle()
 
     async def death_reports(self) -> dict[str, str]:
         """Who died and what it last printed, by the name of every worker that is dead."""

@@ -14,7 +14,7 @@ HEALTH = ("rollout_logprob_gap_mean", "rollout_logprob_gap_max")
 
 
 def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return every number of a step but the monitors'.
+    """Return every number of a step but the monitors'; one that was skipped has neither loss nor gradient norm.
 
     Args:
         seconds: of each stage since the step before.
@@ -23,9 +23,10 @@ def step_metrics(batch: Sequence[Example], report: StepReport, seconds: Mapping[
     rewards = [t.reward for t in own if t.reward is not None]
     lengths = [len(e.trajectory.response_ids) for e in batch]
     ages = [report.policy_version - 1 - t.oldest_version for t in own] or [0]  # others' sequences do not age
+    taken = {} if report.skipped else {"train/loss": report.loss, "train/grad_norm": report.grad_norm}
     metrics = {
-        "train/loss": report.loss,
-        "train/grad_norm": report.grad_norm,
+        **taken,
+        "train/skipped": float(bool(report.skipped)),
         "train/learning_rate": report.learning_rate,
         "train/loss_tokens": float(report.loss_tokens),
         **{f"{'health' if name in HEALTH else 'train'}/{name}": value for name, value in report.metrics.items()},

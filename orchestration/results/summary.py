@@ -78,7 +78,7 @@ def gap_recovery(evaluation: Mapping[str, Evaluation | None]) -> float | None:
 class Summary:
     """The machine-readable outcome of a run, as summary.json has it."""
 
-    status: str  # completed, stopped (by a remedy), interrupted or failed
+    status: str  # completed, stopped (by a remedy), interrupted, preempted or failed
     steps: int
     wall_seconds: float
     stage_seconds: dict[str, float]
@@ -87,5 +87,6 @@ class Summary:
     evaluation: dict[str, Evaluation | None]
     gap_recovery: float | None
     counts: dict[str, int] = field(default_factory=dict)  # of what the stage left out, by reason
+    restarts: dict[str, int] = field(default_factory=dict)  # of workers, and of the whole run, by role
     alarms: list[str] = field(default_factory=list)  # "step N: rule: what was seen", in the order in which they came
     remedies: list[str] = field(default_factory=list)  # that were taken

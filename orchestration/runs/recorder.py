@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from learner.records import Example, StepReport
@@ -17,13 +17,13 @@ from orchestration.results.pages import write_run_report
 from orchestration.results.progress import ProgressView
 from orchestration.results.samples import sample
 from orchestration.results.summary import ROLES, STAGES, Answers, EvaluationStore, Summary, gap_recovery
-from orchestration.results.tracker import Tracker, read_metrics
+from orchestration.results.tracker import X_AXIS, Tracker, read_metrics
 from orchestration.runs.alarms import AlarmResponder, remedies_so_far
 from orchestration.stages.training import TrainingStage
 from scoring.backends.cached import in_words
 from scoring.pool import STARVING_STEPS, TeacherPool
 from tutelage.console import display_only
-from tutelage.errors import WorkerFailure
+from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.files import full_disk, write_json
 
 
@@ -49,6 +49,8 @@ class Recorder:
         earlier = read_metrics(directory.path)
         remedies = remedies_so_far(directory.path)
         self.alarms = AlarmResponder(config.alarms, self.view, self._tracker, earlier, remedies)
+        # An earlier start may have evaluated the version that this one goes on from.
+        self._evaluated = {row[X_AXIS] for row in earlier if "eval/mean_response_tokens" in row}
         self._last_metrics = next((row for row in reversed(earlier) if "train/loss" in row), {})
         self._started = time.monotonic() - state.wall_seconds
         self._stage_seconds = self.progress.clock.all_seconds()
@@ -73,6 +75,8 @@ class Recorder:
                 samples = [sample(item, self._prepared.tokenizer) for item in batch[: tracking.samples]]
                 self._tracker.log_samples(report.policy_version, samples)
         self.view.step(report, metrics, stage.batches.ready)
+        if report.skipped:
+            self.view.warn(f"warning: step {report.policy_version} was skipped: {report.skipped} is not finite")
         for key in stage.fleet.teachers.starving:
             self.view.warn(
                 f"warning: nobody has asked the teacher {key!r} for {STARVING_STEPS} steps: are its domains, or the "
@@ -92,8 +96,11 @@ class Recorder:
             for name, interval in evaluation.intervals.items()
             for end in ("low", "high")
         }
-        raised = self.alarms.observe(version, metrics)
-        self._tracker.log(version, metrics | ends)
+        raised = []
+        if version not in self._evaluated:
+            self._evaluated.add(version)
+            raised = self.alarms.observe(version, metrics)
+            self._tracker.log(version, metrics | ends)
         accuracy = f", accuracy {evaluation.accuracy:.3f}" if evaluation.accuracy is not None else ""
         if evaluation.grading_timeouts:
             accuracy += f" ({evaluation.grading_timeouts} answers took the verifier longer than timeouts.grading)"
@@ -113,7 +120,8 @@ class Recorder:
         except (OSError, WorkerFailure) as error:
             full = full_disk(partial, error)  # asked before what was written makes room
             shutil.rmtree(partial, ignore_errors=True)
-            raise WorkerFailure(f"no checkpoint of step {self.progress.version}: {full or error}") from error
+            kind = WorkerLost if isinstance(error, WorkerLost) else WorkerFailure
+            raise kind(f"no checkpoint of step {self.progress.version}: {full or error}") from error
 
     def _state(self, stage: TrainingStage) -> RunState:
         return RunState(
@@ -131,16 +139,25 @@ class Recorder:
         for group in teachers.distinct.values():
             stats = await group.cache_stats()
             if stats is not None:
-                self.view.say(f"{group.name}: {in_words(stats)}")
+                self.view.say(f"{group.role}: {in_words(stats)}")
             asked = await group.server_stats()
             if asked is not None:
                 self.view.say(
-                    f"{group.name}: the endpoint was asked {asked.attempts} times, {asked.retries} of them again, and "
+                    f"{group.role}: the endpoint was asked {asked.attempts} times, {asked.retries} of them again, and "
                     f"{asked.garbled} answers were none"
                 )
 
-    def conclude(self, status: str) -> None:
-        """Write summary.json and the page, and print what came out."""
+    def suspend(self) -> None:
+        """Let another recorder go on where the last checkpoint is."""
+        with display_only():
+            self._tracker.close(succeeded=False)
+
+    def conclude(self, status: str, restarts: Mapping[str, int]) -> None:
+        """Write summary.json and the page, and print what came out.
+
+        Args:
+            restarts: of the run's workers, by role.
+        """
         answers, progress = self.evaluations.load(), self.progress
         evaluation = {role: answers[role].evaluation if role in answers else None for role in ROLES}
         seconds = progress.clock.seconds
@@ -155,6 +172,7 @@ class Recorder:
             evaluation=evaluation,
             gap_recovery=gap_recovery(evaluation),
             counts=dict(progress.counts),
+            restarts=dict(restarts),
             alarms=self.alarms.raised,
             remedies=self.alarms.remedies,
         )

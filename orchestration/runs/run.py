@@ -1,8 +1,11 @@
 """The life of one run, from its folder to its exit code: start, train, finish, and what ends it early."""
 
+import asyncio
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from diagnostics.check import Status
 from orchestration.config.facts import needs_teacher_rollouts
@@ -20,16 +23,20 @@ from orchestration.results.summary import Answers
 from orchestration.runs.alarms import checkpoint_to_end_with, set_aside_after
 from orchestration.runs.recorder import Recorder
 from orchestration.stages.sequences import NothingToLearn, collect_once, teacher_tokens, verdict_counts
-from orchestration.stages.training import TrainingStage
+from orchestration.stages.training import WHOLE_RUN, TrainingStage
 from rollout.grading import Grader, VerifierPool, verifier_pool
 from scoring.config import TEACHER
 from tutelage.aio import Interruption
 from tutelage.cluster import Cluster, Session
-from tutelage.errors import Interrupted, LearnerFailure, WorkerFailure
+from tutelage.errors import Interrupted, LearnerFailure, WorkerFailure, WorkerLost
 from tutelage.files import explained, write_json
 from tutelage.records.trajectory import Trajectory
 
-EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130}
+EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130, "preempted": 143}
+Guard = Callable[[Awaitable[Any]], Awaitable[Any]]
+_LEARNER_SECONDS = 60.0  # that it may take to say that it could save something
+_FIRST_PAUSE = 1.0  # seconds before a run begins again; then twice as long each time
+_MISSED_CHECKPOINTS = 2  # in a row that could not be written; one more ends the run
 
 
 async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory, session: Session) -> int:
@@ -41,12 +48,21 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
     handler = log_to(directory.path / "run.log")
     write_json(directory.path / "versions.json", package_versions())
     cluster = join_cluster(config, prepared.roles, session)
+    interruption = Interruption(config.timeouts.preemption)
     try:
         with verifier_pool(config.data.verifier, config.timeouts.grading) as verifier:
-            run = Run(config, prepared, directory, verifier)
-            with run.recorder.view:
-                status = await run.go(cluster)
-        run.recorder.conclude(status)
+            run = Run(config, prepared, directory, verifier, interruption.guard)
+            try:
+                status = await interruption.listening(run.go(cluster))
+            except Interrupted:
+                status = "preempted" if interruption.is_preemption else "interrupted"
+            except TimeoutError:
+                status = "preempted"
+                run.recorder.view.error(
+                    f"no checkpoint of step {run.recorder.progress.version}: the {config.timeouts.preemption:g} s that "
+                    "SIGTERM leaves (timeouts.preemption) are over"
+                )
+        run.recorder.conclude(status, cluster.restarts)
         if status == "completed" and run.stage is not None:
             await run.stage.fleet.set_idle()
     finally:
@@ -57,36 +73,70 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
 
 
 class Run:
-    """One run; its recorder keeps what happens, its stage says how the student learns."""
+    """One run; its recorder keeps what happens, its stage says how the student learns.
+
+    Where a worker is lost that nobody can replace while the others go on, it begins again from its last checkpoint, as
+    one that is resumed does, with the workers that are left: recorder and stage are those of the latest start.
+    """
+
+    recorder: Recorder
+    stage: TrainingStage | None  # once the workers are there
 
     def __init__(
-        self, config: RunConfig, prepared: Prepared, directory: RunDirectory, verifier: VerifierPool | None
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        directory: RunDirectory,
+        verifier: VerifierPool | None,
+        guard: Guard,
     ) -> None:
+        """
+        Args:
+            guard: awaits what may be given up when the user stops the run.
+        """
         self.config, self.prepared, self.directory = config, prepared, directory
-        self.recorder = Recorder(config, prepared, directory)
         self.evaluator = Evaluator(config, prepared, verifier)
-        self.stage: TrainingStage | None = None  # once there is something to save
-        self._interruption = Interruption()
-        self._guard = self._interruption.guard
+        self._guard = guard
+        self._begin()
+
+    def _begin(self) -> None:
+        self.recorder = Recorder(self.config, self.prepared, self.directory)
+        self.stage = None
+        self._may_save = False  # there is a student that is not the initial one
+        self._unsaved = 0  # checkpoints in a row that could not be written
         self._say = self.recorder.view.say
 
     async def go(self, cluster: Cluster) -> str:
-        """Start, train, finish; whatever stops it early leaves a checkpoint if the learner still can."""
-        recorder = self.recorder
-        self._interruption.listen()
+        """Start, train, finish, and all of it again where that helps; returns the status.
+
+        Raises:
+            Interrupted: the user stopped the run; a checkpoint is left if the learner still could.
+        """
         for checkpoint, why in self.directory.unusable_checkpoints().items():
             self._say(f"ignoring {checkpoint}: {why}")
+        while True:
+            with self.recorder.view:
+                status = await self._go_once(cluster)
+            if status is not None:
+                return status
+            self.recorder.suspend()
+            self._begin()
+            await self._guard(asyncio.sleep(_FIRST_PAUSE * 2 ** (cluster.restarts[WHOLE_RUN] - 1)))
+
+    async def _go_once(self, cluster: Cluster) -> str | None:
+        """From the last checkpoint on; None: a worker was lost, and the run may begin again."""
+        recorder = self.recorder
         if recorder.checkpoint is not None:
             self._say(f"continuing from {recorder.checkpoint}: weights, optimiser and learning rates are as they were")
             for change in self.directory.changes:
                 self._say(change)
         try:
             await self._guard(self._before_the_workers(cluster))
-            stage = await self._guard(self._start(cluster))
+            self.stage = stage = await self._guard(self._start(cluster))
             if not await self._guard(self._passes_preflight(stage.fleet)):
                 return "failed"
             await self._guard(self._evaluate_before(stage))
-            self.stage = stage
+            self._may_save = True
             if recorder.alarms.may_roll_back and recorder.checkpoint is None:
                 await recorder.save(stage)  # something to go back to where there may be no later one
             await self._train(stage)
@@ -95,19 +145,39 @@ class Run:
         except Interrupted:
             self._say("stopping, as asked …")
             await self._last_checkpoint()
-            return "interrupted"
+            raise
         except NothingToLearn as error:
             recorder.view.error(str(error))
-        except LearnerFailure as error:
-            await self._explain(error)
-            recorder.view.error("the step was not published; the checkpoints before it stay as they are")
         except WorkerFailure as error:
-            await self._explain(error)
-            await self._last_checkpoint()
+            lost = await self._explain(error)
+            if isinstance(error, LearnerFailure):
+                recorder.view.error("the step was not published; the checkpoints before it stay as they are")
+            else:
+                await self._last_checkpoint()
+            if lost and self._counts_as_another_start(cluster):
+                await self._hand_over(cluster)
+                return None
         except OSError as error:
             recorder.view.error(explained(error))
             await self._last_checkpoint()
         return "failed"
+
+    def _counts_as_another_start(self, cluster: Cluster) -> bool:
+        """Whether recovery.max_restarts lets the run begin again."""
+        allowed = self.config.recovery.max_restarts
+        if cluster.restarts[WHOLE_RUN] == allowed:
+            self.recorder.view.error(f"the run has begun again {allowed} times (recovery.max_restarts)")
+            return False
+        cluster.restarts[WHOLE_RUN] += 1
+        return True
+
+    async def _hand_over(self, cluster: Cluster) -> None:
+        """End what is under way and everybody who cannot take part in the next start."""
+        if self.stage is not None:
+            await self.stage.batches.close()
+            await self.stage.fleet.hand_over()
+        cluster.dismiss_all_but_idle()
+        self._say("the run begins again, with the workers that are left and others for those that are not …")
 
     async def _train(self, stage: TrainingStage) -> None:
         """Draw prompts, roll out and score (all of it streams into `next_batch`), learn, publish, log, checkpoint."""
@@ -116,14 +186,29 @@ class Run:
         while progress.version < steps and recorder.alarms.ending is None:
             batch = stage.weigh(await self._guard(stage.batches.next_batch()))
             report = await stage.learn(batch)
-            if stage.engines_follow:
-                await stage.publish()
-            stage.batches.advance(report.policy_version)
-            recorder.step(stage, batch, report)
+            try:
+                if stage.engines_follow:
+                    await stage.publish()
+                stage.batches.advance(report.policy_version)
+            finally:  # the step is taken, whatever becomes of it, and a checkpoint may follow that counts it
+                recorder.step(stage, batch, report)
             if self._due(self.config.evaluation.every):
                 recorder.evaluated(progress.version, await self._guard(_evaluate(stage)))
             if self._due(self.config.checkpoint.every):
-                await recorder.save(stage)
+                await self._save_now_or_next_time(stage)
+
+    async def _save_now_or_next_time(self, stage: TrainingStage) -> None:
+        """Write the checkpoint that is due; what cannot be written is missed, until it is too often in a row."""
+        try:
+            await self.recorder.save(stage)
+            self._unsaved = 0
+        except WorkerLost:
+            raise
+        except WorkerFailure as error:
+            self._unsaved += 1
+            if self._unsaved > _MISSED_CHECKPOINTS:
+                raise
+            self.recorder.view.warn(f"warning: {error}; the run goes on, and tries again when the next one is due")
 
     def _due(self, every: int) -> bool:
         """Whether it is time for what happens every so many steps; the last step is followed by all of it anyway."""
@@ -251,20 +336,22 @@ class Run:
             evaluations = self.recorder.evaluations
             evaluations.keep("student_after", evaluations.load()["student_before"])
 
-    async def _explain(self, failure: WorkerFailure) -> None:
-        """Name the worker that died, even where another one noticed it first."""
+    async def _explain(self, failure: WorkerFailure) -> bool:
+        """Name the worker that died, even where another one noticed it first; returns whether one is lost."""
         dead = await self.stage.fleet.death_reports() if self.stage is not None else {}
         for name, death_report in dead.items():
             if not str(failure).startswith(name):
                 self.recorder.view.error(death_report)
         self.recorder.view.error(str(failure))
+        return bool(dead) or isinstance(failure, WorkerLost) or isinstance(failure.__cause__, WorkerLost)
 
     async def _last_checkpoint(self) -> None:
-        if self.stage is None:
+        if self.stage is None or not self._may_save:
             self._say("no checkpoint: nothing was trained in this start")
             return
         version = self.recorder.progress.version
         try:
+            await self.stage.fleet.learner.ping(_LEARNER_SECONDS)
             await self.recorder.save(self.stage)
             self._say(f"step {version} is in {self.directory.checkpoints}; resume=auto continues it")
         except (WorkerFailure, OSError) as error:

@@ -53,6 +53,9 @@ class Epochs:
     def advance(self, version: int) -> None:
         """Nothing waits for the engines."""
 
+    async def close(self) -> None:
+        """Nothing is being produced."""
+
     def _trajectory(self, slot: int) -> Trajectory:
         plan = self._schedule.plan(slot)
         sequence = self._sequences[plan.prompt_index]

@@ -22,10 +22,11 @@ from orchestration.pipeline.weighting import keeps, with_loss_reduction
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers
 from tutelage.cluster import Worker
-from tutelage.errors import WorkerFailure
+from tutelage.errors import LearnerFailure, WorkerFailure
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import with_ids
 
+WHOLE_RUN = "run"  # beside the roles of workers, in the cluster's count of restarts
 TEACHERS = "teachers"  # in a checkpoint: the averages of teachers that keep one
 
 
@@ -48,6 +49,9 @@ class Batches(Protocol):
     def advance(self, version: int) -> None:
         """The batch is trained; the engines have the weights of `version` where they follow the learner."""
 
+    async def close(self) -> None:
+        """Give up what is being produced."""
+
 
 @dataclass
 class TrainingStage(ABC):
@@ -65,6 +69,7 @@ class TrainingStage(ABC):
     def __post_init__(self) -> None:
         self._prompts = with_ids(self.prepared.train)
         self._engine_version = 0  # the engines start with the initial student
+        self._skipped_in_a_row = 0
         self._weights = asyncio.Lock()  # held while they are made or sent
         self.fleet.rollouts.enlist_with = self._bring_up_to_date
 
@@ -84,7 +89,8 @@ class TrainingStage(ABC):
 
     def step_metrics(self, batch: Sequence[Example]) -> dict[str, float]:
         """What the stage itself has to say about a step."""
-        return {"rollout/restarts": float(self.fleet.rollouts.restarts)}
+        restarts = self.fleet.cluster.restarts
+        return {"rollout/restarts": float(self.fleet.rollouts.restarts), "run/restarts": float(restarts[WHOLE_RUN])}
 
     async def learn(self, batch: Sequence[Example]) -> StepReport:
         """Make the next version of the policy from a weighed batch."""
@@ -94,26 +100,44 @@ class TrainingStage(ABC):
         async with self._weights:
             with self.progress.clock.span("learning"):
                 report = await self.fleet.learner.step(packed)
+            self._check_skipped(report)
             self.progress.version = report.policy_version
         self.progress.tokens["trained"] += report.loss_tokens
         return report
+
+    def _check_skipped(self, report: StepReport) -> None:
+        """
+        Raises:
+            LearnerFailure: too many steps in a row were skipped.
+        """
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if report.skipped else 0
+        allowed = self.config.recovery.max_skipped_steps
+        if self._skipped_in_a_row > allowed:
+            raise LearnerFailure(
+                f"step {report.policy_version}: {report.skipped} is not finite, and {allowed} steps before it were "
+                "skipped for the like (recovery.max_skipped_steps); lower learner.learning_rate, or "
+                "see in samples/ what it learned from"
+            )
 
     async def publish(self) -> None:
         """Give the engines the learner's weights, unless they have them."""
         if self._engine_version == self.progress.version:
             return
+        engines = self.fleet.rollouts
         with self.progress.clock.span("weight_sync"):
+            readers = list(engines.workers)
             try:
                 async with self._weights:
                     await self.fleet.learner.publish(self.progress.version)
             except WorkerFailure:
                 # Engines that live hold requests and half of the weights until they are sent again.
-                if not await self.fleet.rollouts.strike_off_the_dead():
+                await engines.strike_off_the_dead()
+                if all(reader in engines.workers for reader in readers):
                     raise
-                if self.fleet.rollouts.workers:
+                if engines.workers:
                     await self._bring_up_to_date()
                 else:
-                    await self.fleet.rollouts.wait_for_one()  # which has them
+                    await engines.present()  # which has them
         self._engine_version = self.progress.version
 
     async def _bring_up_to_date(self, *newcomers: Worker) -> None:

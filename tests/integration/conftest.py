@@ -1,6 +1,5 @@
 """Fixtures of the integration tests: one Ray, one rollout worker for each tiny model, and the launching of runs."""
 
-import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,11 +7,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.integration.launching import KeptWorkers, Launched, Series
+from tests.integration.launching import KeptWorkers, Launched, Series, tiny_run_settings
 from tests.integration.ranks import Ranks
 from tests.integration.students import Student
-
-WORDS = ("red", "blue", "green", "small", "large", "old", "new", "warm")
 
 
 @pytest.fixture(scope="session")
@@ -44,19 +41,7 @@ def student(request: pytest.FixtureRequest) -> Student:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    for name, count in (("train", 40), ("heldout", 4)):
-        pairs = [(WORDS[i % 8], WORDS[i // 8]) for i in range(count)]
-        rows = [{"prompt": f"{name} {a} {b} ?", "completion": f"{a} {b}", "answer": a} for a, b in pairs]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        f"student.model={tiny_tied}", f"teacher.model={tiny_untied}", "teacher.context=null", "scoring.dtype=float32",
-        f"data.train.path={folder}/train.jsonl", f"data.heldout.path={folder}/heldout.jsonl",
-        "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
-        "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",
-        "learner.learning_rate=1e-3", "experiment=quickstart", "tracking.samples_every=1", "tracking.samples=4",
-        "evaluation.teacher=false", "tracking=disabled",  # each takes long to start
-    ]  # fmt: skip
+    return tiny_run_settings(tmp_path_factory.mktemp("data"), tiny_tied, tiny_untied)
 
 
 @pytest.fixture(scope="module")

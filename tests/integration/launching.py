@@ -8,10 +8,34 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+WORDS = ("red", "blue", "green", "small", "large", "old", "new", "warm")
+
+
+def tiny_run_settings(folder: Path, student: Path, teacher: Path) -> list[str]:
+    """Settings of a run that is as small as one can be; its prompts are written into the folder."""
+    for name, count in (("train", 40), ("heldout", 4)):
+        pairs = [(WORDS[i % 8], WORDS[i // 8]) for i in range(count)]
+        rows = [{"prompt": f"{name} {a} {b} ?", "completion": f"{a} {b}", "answer": a} for a, b in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        f"student.model={student}", f"teacher.model={teacher}", "teacher.context=null", "scoring.dtype=float32",
+        f"data.train.path={folder}/train.jsonl", f"data.heldout.path={folder}/heldout.jsonl",
+        "rollout.dtype=float32", "learner.dtype=float32", "rollout.max_model_len=256", "rollout.kv_cache_gib=0.2",
+        "sampling.max_tokens=8", "evaluation.max_tokens=8", "evaluation.prompts=4", "pipeline.batch_size=4",
+        "learner.learning_rate=1e-3", "experiment=quickstart", "tracking.samples_every=1", "tracking.samples=4",
+        "evaluation.teacher=false", "tracking=disabled",  # each takes long to start
+    ]  # fmt: skip
+
+
+def injected(folder: Path) -> dict[str, str]:
+    """The environment of processes that do what fault.json in a folder plans: see tests/faults/injection."""
+    root = Path(__file__).parents[2]
+    places = [str(root / "tests" / "faults" / "injection"), str(root), os.environ.get("PYTHONPATH")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, places)), "TUTELAGE_TEST_FAULTS": str(folder)}
 
 
 class Run:
@@ -49,13 +73,14 @@ class Run:
 class Launched(Run):
     """A run in its own process group, so that a signal reaches it as it would from a terminal."""
 
-    def __init__(self, run_dir: Path, *overrides: str) -> None:
+    def __init__(self, run_dir: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(run_dir)
         command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
         with self.output.open("a") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | ONE_THREAD
-            )
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | ONE_THREAD | (environment or {}),
+            )  # fmt: skip
 
     def wait(self, seconds: float = 400) -> int:
         return self.process.wait(seconds)
@@ -81,13 +106,19 @@ def descendants(driver: int, name: str) -> list[int]:
     return sorted(int(pid) for pid, session, *_ in found if int(session) == driver)
 
 
-def left_in_session(driver: int) -> list[str]:
-    """What still runs of a run that is over, engines of dead workers too; it gets a moment to end."""
+def left_in_session(driver: int, name: str = "", expected: int = 0) -> list[str]:
+    """What still runs of a run that is over, engines of dead workers too; it gets a moment to end.
+
+    Args:
+        name: in the command lines that count.
+        expected: so many may stay.
+    """
     for _ in range(50):
         listing = subprocess.run(["ps", "-eo", "sid,stat,args"], capture_output=True, text=True, check=True).stdout
         lines = [line.split(None, 2) for line in listing.splitlines()[1:]]
-        found = [args for sid, state, args in lines if int(sid) == driver and not state.startswith("Z")]
-        if not found:
+        living = [args for sid, state, args in lines if int(sid) == driver and not state.startswith("Z")]
+        found = [args for args in living if name in args]
+        if len(found) <= expected:
             break
         time.sleep(0.2)
     return found
@@ -96,7 +127,12 @@ def left_in_session(driver: int) -> list[str]:
 class KeptWorkers:
     """A process that runs what it is told and keeps the workers in between; started with the first run."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            environment: what the process and its workers have beside that of the tests.
+        """
+        self._environment = os.environ | ONE_THREAD | (environment or {})
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, output: Path, command: str, overrides: Sequence[str], seconds: float) -> int:
@@ -105,7 +141,7 @@ class KeptWorkers:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.integration.series"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-                env=os.environ | ONE_THREAD,
+                env=self._environment,
             )  # fmt: skip
         process = self._process
         assert process.stdin is not None and process.stdout is not None
@@ -118,6 +154,10 @@ class KeptWorkers:
             self.close()
             raise AssertionError(f"too slow, or died:\n{output.read_text()}")
         return int(answer)
+
+    def left(self, name: str, expected: int) -> list[str]:
+        """What runs beside the process, as `left_in_session`."""
+        return left_in_session(self._process.pid, name, expected) if self._process is not None else []
 
     def close(self) -> None:
         if self._process is not None:

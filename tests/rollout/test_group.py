@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.group import RolloutGroup
+from tutelage.cluster import Cluster
 from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.settings import RecoveryConfig, TimeoutConfig, WeightTransfer
 
@@ -54,7 +56,10 @@ class Group(RolloutGroup):
         self.hired: list[Engine] = []
         self.later = iter(later)
         engines: Any = [Engine(f"rollout-{i}", life) for i, life in enumerate(lives)]
-        super().__init__("rollout", engines, self._hire_one, KEY, TimeoutConfig(), RecoveryConfig(max_restarts))
+        cluster = Cluster(Path())
+        cluster.names("rollout", len(engines))
+        recovery = RecoveryConfig(max_restarts)
+        super().__init__("rollout", engines, self._hire_one, KEY, TimeoutConfig(), cluster, recovery)
 
     async def _hire_one(self, names: Sequence[str]) -> Any:
         await asyncio.sleep(0.001)
@@ -113,7 +118,7 @@ def test_after_so_many_replacements_the_failure_is_told(allowed: int) -> None:
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.group._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("tutelage.crew._FIRST_PAUSE", 0.001)
     group, failures = Group([0]), iter([WorkerLost("rollout-1 did not start"), WorkerFailure("it raised")])
     hire = group._hire
 
@@ -128,7 +133,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
 
 
 def test_a_newcomer_that_cannot_have_the_weights_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.group._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("tutelage.crew._FIRST_PAUSE", 0.001)
     group, failures = Group([0]), iter([WorkerFailure("learner-0 failed in publish")])
 
     async def bring(worker: Any) -> None:

@@ -19,6 +19,7 @@ from scoring.context import ContextTemplate
 from scoring.group import Scorer, ScoringGroup
 from scoring.pool import BASE, REFERENCE, STARVING_STEPS, TeacherPool
 from tests.factories import configured, message, refusal
+from tutelage.cluster import Cluster
 from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 
@@ -198,13 +199,13 @@ class Group(ScoringGroup):
     def __init__(self, replicas: int, max_restarts: int = 3) -> None:
         config = configured(f"scoring.workers={replicas}", f"recovery.max_restarts={max_restarts}")
         scorer = Scorer("scoring", "path", config.teacher)
-        cluster: Any = None
+        cluster = Cluster(Path())
         super().__init__(scorer, config.scoring, config.timeouts, cluster, config.recovery)
         self.hired: list[Replica] = []
-        for index in range(replicas):
-            self._enlist(Replica(f"scoring-{index}"))  # type: ignore[arg-type]
+        for name in cluster.names("scoring", replicas):
+            self.enlist(Replica(name))  # type: ignore[arg-type]
 
-    async def _hire(self, names: Any) -> Any:
+    async def _start_workers(self, names: Any) -> Any:
         await asyncio.sleep(0.05)
         self.hired += [Replica(name) for name in names]
         return self.hired[-len(names) :]
@@ -212,7 +213,7 @@ class Group(ScoringGroup):
 
 def run_many(group: Group, dying: int, count: int = 20) -> list[Any]:
     async def score() -> list[Any]:
-        replicas = group.workers
+        replicas = list(group.workers)
         tasks = [asyncio.create_task(group.score(REQUEST)) for _ in range(count)]
         await asyncio.sleep(0)
         for replica in replicas[:dying]:
@@ -227,14 +228,14 @@ def test_what_a_dead_replica_was_asked_others_answer(dying: int) -> None:
     group = Group(replicas=2)
     answers = run_many(group, dying)
     assert all(isinstance(answer, TeacherSignal) for answer in answers)
-    assert group.counts.restarts == dying and group.counts.retries > 0
+    assert group.restarts == dying and group.counts.retries > 0
     assert {replica.name for replica in group.hired} <= {f"scoring-{2 + i}" for i in range(dying)}
     assert bool(group.hired) == (dying == 2)  # one that is left answers before another is there
     assert group.counts.requests == 20
 
 
 def test_a_death_is_noticed_before_anybody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoring.group.HEALTH_SECONDS", 0.01)
+    monkeypatch.setattr("tutelage.crew.HEALTH_SECONDS", 0.01)
     group = Group(replicas=1)
     group.workers[0].dead = True  # type: ignore[attr-defined]
 

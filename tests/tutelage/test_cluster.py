@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
-from tutelage.cluster import _keep_token_private, _root_cause
+from tutelage.cluster import Cluster, Worker, _keep_token_private, _root_cause
 
 ROOT = Path(__file__).parents[2]
 # Joins a Ray of its own, and meets nobody as the only rank; prints the addresses that its processes listen on.
@@ -87,3 +89,26 @@ def test_the_cause_of_an_engines_death_comes_first_with_its_key(tmp_path: Path) 
     assert "scoring.engine.kv_cache_gib" in str(_root_cause("teacher-0", [log]))
     log.write_text("ValueError: of something else\n")
     assert _root_cause("rollout-0", [log]) is None
+
+
+class Handle:
+    """Stands for an actor."""
+
+
+def test_a_name_is_of_one_worker_of_a_run_and_stays_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[Any] = []
+    monkeypatch.setattr(ray, "kill", stopped.append)
+    cluster = Cluster(tmp_path)
+    workers = [Worker(name, Handle(), 1, "node", tmp_path) for name in cluster.names("rollout", 2)]
+    cluster.workers.extend(workers)
+    assert cluster.names("rollout", 1) == ["rollout-2"] and cluster.names("learner", 1) == ["learner-0"]
+
+    cluster.set_idle("rollout", ("key",), workers)
+    assert cluster.reuse("rollout", "rollout", ("key",)) == workers  # another start of the same run
+    cluster.set_idle("rollout", ("key",), workers[:1])
+    cluster.dismiss_all_but_idle()
+    assert stopped == [workers[1].handle]
+    (renamed,) = cluster.reuse("rollout", "teacher-rollout", ("key",))
+    assert renamed.name == "teacher-rollout-0" and renamed.handle is workers[0].handle
+    cluster.set_idle("rollout", ("key",), [renamed])
+    assert cluster.reuse("rollout", "rollout", ("other key",)) == [] and stopped[-1] is renamed.handle

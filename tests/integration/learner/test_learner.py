@@ -83,14 +83,34 @@ def load_only(job: Job, checkpoint: Path, run_directory: Path) -> str:
     return ""
 
 
-def step_on_bad_scores(job: Job, bad: Batch, good: Batch, out: Path) -> str:
+def step_on_bad_scores(job: Job, bad: Batch, good: Batch, directory: Path) -> tuple[StepReport, float]:
+    """A step that is skipped and one after it, and the latter alone."""
     engine = job.engine()
-    try:
-        engine.step(bad)
-    except NonFiniteError as error:
-        export(engine, out)
-        return str(error)
-    return "no error"
+    skipped = engine.step(bad)
+    export(engine, directory / "skipped")
+    engine.step(replace(good, policy_version=1))
+    export(engine, directory / "then")
+    alone = job.engine()
+    alone.step(good)
+    export(alone, directory / "alone")
+    return skipped, float(engine.version)
+
+
+def spoil_weights(job: Job, directory: Path) -> list[str]:
+    engine = job.engine()
+    with torch.no_grad():
+        for parameter in engine.deepspeed.module.parameters():
+            share = getattr(parameter, "ds_tensor", parameter)
+            if engine.rank == 1 and share.numel():
+                share.view(-1)[0] = torch.inf
+                break
+    errors = []
+    for act in (engine.check_weights, lambda: save_checkpoint(engine, directory / "checkpoint")):
+        try:
+            act()
+        except NonFiniteError as error:
+            errors.append(str(error))
+    return errors
 
 
 def step_twice(job: Job, examples: Sequence[Example], ranks: int) -> tuple[StepReport, StepReport, str, int]:
@@ -223,20 +243,42 @@ def test_a_step_is_idempotent_and_versioned(one: Ranks, tiny_tied: Path) -> None
     assert error == "step: the batch starts from version 7, the weights are at 1" and version == 1
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_nan_stops_both_ranks_before_the_step(stage: int, two: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(0, DType.float32), (1, DType.float32), (2, DType.float32), (2, DType.bfloat16), (3, DType.bfloat16)],
+)
+def test_a_step_with_a_nan_is_skipped_on_both_ranks_and_leaves_no_trace(
+    stage: int, dtype: DType, two: Ranks, tiny_tied: Path, tmp_path: Path
+) -> None:
     examples = make_examples()
     spoilt = examples[3].signal.support_logprobs.copy()
     spoilt[0] = np.nan
     bad = [*examples]
     bad[3] = replace(examples[3], signal=replace(examples[3].signal, support_logprobs=spoilt))
-    job = Job(tiny_tied, settings(stage))
+    job = Job(tiny_tied, settings(stage, dtype=dtype, schedule=Schedule.constant))
     batches = pack(bad, 2, BUDGET, 0), pack(examples, 2, BUDGET, 0)
-    errors = two.run(step_on_bad_scores, job, *batches, tmp_path / "after")
-    assert all("step 1: " in error and "is not finite" in error for error in errors)
-    assert any("the loss" in error for error in errors)
-    before, after = weights(tiny_tied), weights(tmp_path / "after")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    results = two.run(step_on_bad_scores, job, *batches, tmp_path)
+    reports = [report for report, _ in results]
+    assert [(report.policy_version, version) for report, version in results] == [(1, 2.0), (1, 2.0)]
+    assert all(report.skipped and math.isnan(report.grad_norm) for report in reports)
+    assert any("the loss" in report.skipped for report in reports)
+    assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
+    skipped, then, alone = (weights(tmp_path / name) for name in ("skipped", "then", "alone"))
+    if dtype is DType.float32:
+        before = weights(tiny_tied)
+        assert all(torch.equal(before[name], skipped[name]) for name in before)
+    assert all(torch.equal(alone[name], then[name]) for name in alone)
+    assert any(not torch.equal(skipped[name], then[name]) for name in then)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_weights_that_are_not_finite_are_neither_sent_nor_saved(
+    stage: int, two: Ranks, tiny_tied: Path, tmp_path: Path
+) -> None:
+    dtype = DType.bfloat16 if stage == 3 else DType.float32
+    for errors in two.run(spoil_weights, Job(tiny_tied, settings(stage, dtype=dtype)), tmp_path):
+        assert len(errors) == 2 and all("version 0: the weights of" in error for error in errors)
+    assert not (tmp_path / "checkpoint" / "manifest.json").exists()
 
 
 # Checkpoints and exports.

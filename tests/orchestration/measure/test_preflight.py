@@ -38,7 +38,7 @@ def make_run(overrides: list[str]) -> Run:
     with initialize_config_module(version_base="1.3", config_module="conf"):
         composed = compose("config", overrides=overrides)
     config = build(composed)
-    return Run(config, prepare(config), open_run_directory(config, composed), verifier=None)
+    return Run(config, prepare(config), open_run_directory(config, composed), None, asyncio.wait_for)  # type: ignore[arg-type]
 
 
 def outcome(run: Run, checks: list[Check], monkeypatch: pytest.MonkeyPatch) -> bool:

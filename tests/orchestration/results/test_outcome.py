@@ -23,7 +23,7 @@ def test_the_page_of_a_start_that_trained_nothing(
         composed = compose("config", overrides)
     config = build(composed, "full_reverse_kl")
     directory = open_run_directory(config, composed)
-    Recorder(config, prepare(config), directory).conclude(status)
+    Recorder(config, prepare(config), directory).conclude(status, {})
     directory.close()
     page = directory.path / "report.html"
     assert f"{status.capitalize()} after step 0 of 60" in page.read_text("utf-8")

@@ -31,7 +31,7 @@ class Engines:
         self.workers = [worker for worker in self.workers if worker not in self.dead]
         return self.dead
 
-    async def wait_for_one(self) -> None:
+    async def present(self) -> None:
         self.waited = True
         await self.enlist_with("newcomer")
 
