@@ -1,0 +1,157 @@
+"""What ends the driver: signals, kills at named calls, and a Ray that dies under it; nothing of it is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.launching import Launched, injected, left_in_session, tiny_run_settings
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.faults]
+
+REPEATABLE = (
+    "pipeline.max_staleness=0", "pipeline.steps=4", "checkpoint.every=2", "scoring.max_tokens_per_forward=1",
+    "preflight.enabled=false",
+)  # fmt: skip
+RECORDER = "orchestration.runs.recorder:Recorder"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def launch(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path
+) -> Iterator[Callable[..., Launched]]:
+    settings = tiny_run_settings(tmp_path_factory.mktemp("data"), tiny_tied, tiny_untied)
+    started: list[Launched] = []
+
+    def start(run_dir: Path, *overrides: str) -> Launched:
+        started.append(Launched(run_dir, *settings, *REPEATABLE, *overrides, environment=injected(folder)))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.kill(signal.SIGKILL)
+
+
+@pytest.fixture
+def plan(folder: Path) -> Iterator[Callable[[str, int, str], None]]:
+    def write(point: str, call: int, action: str) -> None:
+        fault = {"id": len(list(folder.iterdir())), "point": point, "call": call, "action": action, "where": {}}
+        (folder / "fault.json").write_text(json.dumps(fault))
+
+    yield write
+    (folder / "fault.json").unlink(missing_ok=True)
+
+
+def assert_ended(run: Launched, exit_code: int, status: str | None, seconds: float = 90) -> None:
+    assert run.wait(seconds) == exit_code, run.text()
+    assert left_in_session(run.process.pid) == []
+    assert "Traceback" not in run.text()
+    if status is not None:
+        assert run.summary()["status"] == status
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    run = launch(tmp_path_factory.mktemp("undisturbed") / "run")
+    assert_ended(run, 0, "completed", 400)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("point", "call"),
+    [
+        (f"{RECORDER}.step", 3),
+        (f"{RECORDER}.save", 1),
+        ("orchestration.results.directory:RunDirectory.commit_checkpoint", 2),
+    ],
+)
+def test_a_driver_that_is_killed_goes_on_where_it_was(
+    point: str,
+    call: int,
+    launch: Callable[..., Launched],
+    plan: Callable[[str, int, str], None],
+    undisturbed: Launched,
+    tmp_path: Path,
+    matrix_row: list[str],
+) -> None:
+    where = f"{point.partition(':')[2]}, call {call}"
+    matrix_row += ["driver", "kill", where, "nothing left behind; `resume=auto` ends with the same losses and `final/`"]
+    plan(point, call, "kill")
+    assert_ended(launch(tmp_path / "run"), -signal.SIGKILL, None, 400)
+    again = launch(tmp_path / "run")
+    assert_ended(again, 0, "completed", 400)
+    assert again.steps() == undisturbed.steps() == [1, 2, 3, 4]
+    losses = [[row["train/loss"] for row in run.step_rows()] for run in (again, undisturbed)]
+    assert losses[0] == losses[1]
+    ours, theirs = (load_file(run.run_dir / "final" / "model.safetensors") for run in (again, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_second_ctrl_c_ends_a_run_whose_learner_hangs(
+    launch: Callable[..., Launched], plan: Callable[[str, int, str], None], tmp_path: Path, matrix_row: list[str]
+) -> None:
+    matrix_row += ["learner", "stop, then Ctrl-C twice", "LearnerEngine.step, call 3", "130, nothing left behind"]
+    plan("learner.engine:LearnerEngine.step", 3, "stop")
+    run = launch(tmp_path / "run")
+    run.wait_for_step(2)
+    run.kill(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(5)  # the step in flight is finished first
+    run.kill(signal.SIGINT)
+    assert_ended(run, 130, None, 30)
+
+
+def test_ctrl_c_ends_a_run_that_is_just_starting(
+    launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
+) -> None:
+    matrix_row += ["driver", "Ctrl-C", "before and in the start of Ray and of the workers", "130, nothing left behind"]
+    for index, words in enumerate(("resources", "starting the workers")):
+        run = launch(tmp_path / f"run{index}")
+        run.wait_until(lambda run=run, words=words: words in run.text(), 60)
+        run.kill(signal.SIGINT)
+        assert_ended(run, 130, None, 60)
+
+
+def test_sigterm_leaves_a_checkpoint_within_its_time(
+    launch: Callable[..., Launched], plan: Callable[[str, int, str], None], tmp_path: Path, matrix_row: list[str]
+) -> None:
+    result = "143 with a checkpoint; with a learner that hangs, 143 when `timeouts.preemption` is over"
+    matrix_row += ["driver", "SIGTERM", "in a step", result]
+    run = launch(tmp_path / "run", "pipeline.steps=2000", "checkpoint.every=0")
+    run.wait_for_step(2)
+    run.kill(signal.SIGTERM)
+    assert_ended(run, 143, "preempted", 60)
+    assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == [f"step-{run.summary()['steps']:06d}"]
+    plan("learner.engine:LearnerEngine.step", 2, "stop")
+    again = launch(tmp_path / "run", "pipeline.steps=2000", "checkpoint.every=0", "timeouts.preemption=5")
+    again.wait_for_step(run.summary()["steps"] + 1)
+    again.kill(signal.SIGTERM)
+    assert_ended(again, 143, "preempted", 60)
+    assert "the 5 s that SIGTERM leaves (timeouts.preemption) are over" in again.text()
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_ray_that_dies_ends_the_run_in_order(
+    name: str, launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
+) -> None:
+    matrix_row += [name, "kill", "in a step", "ends with status 1, nothing left behind; `resume=auto` goes on"]
+    run = launch(tmp_path / "run", "pipeline.steps=2000")
+    run.wait_for_step(3)
+    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in listing.splitlines()[1:]]
+    (pid,) = (int(pid) for pid, sid, args in lines if int(sid) == run.process.pid and f"/{name} " in f"{args} ")
+    os.kill(pid, signal.SIGKILL)
+    assert_ended(run, 1, "failed", 120)
+    assert "resume=auto continues" in run.text()
