@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from safetensors.torch import load_file, save_file
 
 from learner.engine import LearnerEngine
@@ -63,6 +66,7 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
         if state[name] != here:
             raise CheckpointError(f"{directory}: saved with learner.{name}={state[name]}, this run has {here}")
     all_trained = engine.student.lora.rank == 0
+    engine.deepspeed.checkpoint_engine.load = _load  # its own runs whatever code a file holds
     engine.deepspeed.load_checkpoint(str(directory), tag=_TAG, load_module_strict=all_trained)
     random_state = load_file(_random_file(directory, engine.rank))
     torch.set_rng_state(random_state["cpu"])
@@ -70,6 +74,12 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
         torch.cuda.set_rng_state(random_state["cuda"])
     report = state["last_report"]
     engine.version, engine.last_report = state["version"], None if report is None else StepReport(**report)
+
+
+def _load(path: str, map_location: Any = None) -> Any:
+    """Read what DeepSpeed wrote: tensors, containers, numbers, and these types of its own; nothing that runs code."""
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _setup(engine: LearnerEngine) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def _random_state() -> dict[str, torch.Tensor]:
 
 
 def _verify(directory: Path, run_directory: Path) -> None:
-    """Refuse what this run did not write before anything is opened: DeepSpeed unpickles its files."""
+    """Refuse what this run did not write before anything is opened."""
     if run_directory.resolve() not in directory.resolve().parents:
         raise CheckpointError(f"{directory} is not under the run directory {run_directory}")
     manifest = directory / MANIFEST

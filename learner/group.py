@@ -16,6 +16,8 @@ from tutelage.errors import LearnerFailure, WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.settings import TimeoutConfig
 
+_TELL_SECONDS = 15.0
+
 
 class LearnerGroup:
     """The ranks of one learner, each in a worker of its own; a call goes to all of them."""
@@ -59,7 +61,7 @@ class LearnerGroup:
 
     async def connect(self, readers: Sequence[Worker]) -> None:
         """Let rank 0 send weights to engines and to whoever else follows the student."""
-        handles = [worker.handle for worker in readers]
+        handles = {worker.name: worker.handle for worker in readers}
         await self._all("connect", handles, self._timeouts.weight_sync, deadline=self._timeouts.start)
 
     async def step(self, batch: Batch) -> StepReport:
@@ -76,7 +78,8 @@ class LearnerGroup:
 
     async def publish(self, version: int, again: bool = False) -> PublishReport:
         """Send the weights to all that are connected; a version that they have only if `again` says so."""
-        reports = await self._all("publish", version, again, deadline=self._timeouts.weight_sync)
+        # Rank 0 names who has not answered it in time: it is asked for longer than it asks.
+        reports = await self._all("publish", version, again, deadline=self._timeouts.weight_sync + _TELL_SECONDS)
         return reports[0]
 
     async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:

@@ -8,7 +8,7 @@ same order, without a retry by Ray: a step that ran may be asked for again and a
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,15 +89,15 @@ class LearnerWorker:
     def restore_weights(self) -> None:
         self._engine.restore_weights()
 
-    def connect(self, rollout_workers: Sequence[ActorHandle], timeout_s: float) -> None:
-        """Remember whom `publish` sends the weights to, instead of those that it was told before."""
+    def connect(self, readers: Mapping[str, ActorHandle], timeout_s: float) -> None:
+        """Remember whom `publish` sends the weights to, by name, instead of those that it was told before."""
         from learner.weights.publisher import WeightPublisher
 
         if "_publisher" in vars(self):
             self._publisher.close()
             del self._publisher
         self._publisher = WeightPublisher(
-            self._engine.module, self._engine.rank, self._engine.config, list(rollout_workers), timeout_s
+            self._engine.module, self._engine.rank, self._engine.config, readers, timeout_s
         )
 
     def publish(self, version: int, again: bool = False) -> PublishReport:

@@ -113,7 +113,8 @@ class Worker:
             root = _root_cause(self.name, self.log_files)
             said = f"{root}\n{error.cause!r}" if root else repr(error.cause)
             # The process of a worker's engine is gone: what another worker could do in its place, this one cannot.
-            kind = WorkerLost if type(error.cause).__name__ == _ENGINE_IS_DEAD else WorkerFailure
+            is_lost = isinstance(error.cause, WorkerLost) or type(error.cause).__name__ == _ENGINE_IS_DEAD
+            kind = WorkerLost if is_lost else WorkerFailure
             raise kind(f"{self.name} failed in {method}: {said}\n{self._log_tail()}") from error
 
     async def death_report(self) -> str | None:

@@ -1,7 +1,7 @@
 """Calls on engines by Ray, each with a deadline, and what failed in them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from vllm.distributed.weight_transfer.base import WeightTransferUpdatePayload
 
+from tutelage.errors import WorkerLost
 from tutelage.weights import EngineInfo
 
 
-class WeightSyncError(RuntimeError):
-    """The engines did not take the weights; the message says why. They must not be used further."""
+class WeightSyncError(WorkerLost):
+    """An engine did not take the weights; the message says which one and why. It must not be used further."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,18 @@ class Call:
 class RayWeightSyncClient:
     """vLLM's `VLLMWeightSyncClient` over rollout workers, each call bounded by one deadline for the update."""
 
-    def __init__(self, handles: Sequence[ActorHandle], timeout_s: float) -> None:
+    def __init__(self, readers: Mapping[str, ActorHandle], timeout_s: float) -> None:
+        """
+        Args:
+            readers: the workers by name.
+            timeout_s: of each update, and of connecting.
+        """
         self.version = 0  # of the update that the next calls belong to
         self.reload_seconds: float | None = None  # of the slowest engine in the latest update
-        self._handles = handles
+        self._names, self._handles = list(readers), list(readers.values())
         self._timeout_s = timeout_s
         self.begin(0)
-        self.engines: list[EngineInfo] = self._call("ready", [() for _ in handles])
+        self.engines: list[EngineInfo] = self._call("ready", [() for _ in self._handles])
 
     def begin(self, version: int) -> None:
         """Start the clock of the deadline; the calls that follow are about policy `version`."""
@@ -85,18 +91,15 @@ class RayWeightSyncClient:
         Raises:
             WeightSyncError: the deadline has passed, or an engine refused or died.
         """
+        return [self._answer(name, call.method, ref) for name, ref in zip(self._names, call.answers, strict=True)]
+
+    def _answer(self, name: str, method: str, ref: ray.ObjectRef) -> Any:
         try:
-            return ray.get(call.answers, timeout=max(0.0, self._deadline - time.monotonic()))
+            return ray.get(ref, timeout=max(0.0, self._deadline - time.monotonic()))
         except GetTimeoutError as error:
-            raise WeightSyncError(
-                f"policy version {self.version}: a rollout worker did not answer {call.method} within "
-                f"{self._timeout_s:g} s (timeouts.weight_sync)"
-            ) from error
+            within = f"within {self._timeout_s:g} s (timeouts.weight_sync)"
+            raise WeightSyncError(f"policy version {self.version}: {name} did not answer {method} {within}") from error
         except RayTaskError as error:
-            raise WeightSyncError(
-                f"policy version {self.version}: {call.method} failed in a rollout worker: {error.cause}"
-            ) from error
+            raise WeightSyncError(f"policy version {self.version}: {method} failed in {name}: {error.cause}") from error
         except RayActorError as error:
-            raise WeightSyncError(
-                f"policy version {self.version}: a rollout worker died during {call.method}"
-            ) from error
+            raise WeightSyncError(f"policy version {self.version}: {name} died during {method}") from error

@@ -1,7 +1,7 @@
 """New weights to every engine: one publisher, whatever the transport."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from ray.actor import ActorHandle
@@ -29,7 +29,7 @@ class WeightPublisher:
         model: nn.Module,
         rank: int,
         config: LearnerConfig,
-        handles: Sequence[ActorHandle],
+        readers: Mapping[str, ActorHandle],
         timeout_s: float,
     ) -> None:
         """Connect with the engines.
@@ -37,13 +37,13 @@ class WeightPublisher:
         Args:
             model: the causal LM whose parameters are sent, under ZeRO stage `config.zero_stage`.
             rank: of this process; rank 0 sends.
-            handles: of rollout workers, which have been constructed.
+            readers: rollout workers and whoever else follows the student, by name; they have been constructed.
             timeout_s: for connecting, and for each publication.
 
         Raises:
             WeightSyncError: an engine did not answer in time, or refused.
         """
-        self._client = RayWeightSyncClient(handles, timeout_s)
+        self._client = RayWeightSyncClient(readers, timeout_s)
         dtype = getattr(torch, self._client.engines[0].weight_dtype)
         bucket_bytes = config.weight_bucket_mib * 2**20
         self._source = CausalLMSource(model, config.zero_stage, dtype, bucket_bytes)

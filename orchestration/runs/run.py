@@ -34,7 +34,7 @@ from tutelage.records.trajectory import Trajectory
 
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130, "preempted": 143}
 Guard = Callable[[Awaitable[Any]], Awaitable[Any]]
-_LEARNER_SECONDS = 60.0  # that it may take to say that it could save something
+_ANSWER_SECONDS = 30.0  # within which whoever has something to save says that it lives
 _FIRST_PAUSE = 1.0  # seconds before a run begins again; then twice as long each time
 _MISSED_CHECKPOINTS = 2  # in a row that could not be written; one more ends the run
 
@@ -351,7 +351,7 @@ class Run:
             return
         version = self.recorder.progress.version
         try:
-            await self.stage.fleet.learner.ping(_LEARNER_SECONDS)
+            await self.stage.can_save(_ANSWER_SECONDS)
             await self.recorder.save(self.stage)
             self._say(f"step {version} is in {self.directory.checkpoints}; resume=auto continues it")
         except (WorkerFailure, OSError) as error:

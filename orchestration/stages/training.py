@@ -21,7 +21,7 @@ from orchestration.pipeline.progress import Cursor, RunProgress
 from orchestration.pipeline.weighting import keeps, with_loss_reduction
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers
-from tutelage.cluster import Worker
+from tutelage.cluster import Worker, call_all
 from tutelage.errors import LearnerFailure, WorkerFailure
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import with_ids
@@ -162,6 +162,16 @@ class TrainingStage(ABC):
         if checkpoint is not None:
             await self.fleet.learner.load_checkpoint(str(checkpoint / "learner"), str(self.run_dir))
             await self.fleet.teachers.restore(checkpoint / TEACHERS, self.config.timeouts.checkpoint)
+
+    async def can_save(self, deadline: float) -> None:
+        """
+        Raises:
+            WorkerFailure: one of those whose state a checkpoint has does not answer.
+        """
+        await self.fleet.learner.ping(deadline)
+        for group in self.fleet.teachers.distinct.values():
+            if group.averages:
+                await call_all(await group.present(), "ping", deadline=deadline)
 
     async def save(self, folder: Path) -> None:
         """All that the workers know, into the folder of a checkpoint."""

@@ -37,11 +37,6 @@ ENGINE, STEP, PUBLISH, SAVE, SCORE = (
 LATE = ("timeouts.rollout=20", "timeouts.weight_sync=20", "timeouts.learning=20", "timeouts.scoring=20")
 RANKS = ("learner.ranks=2", "learner.zero_stage=2")
 FOLLOWS = ("teacher.weights=ema", "teacher.ema_rate=0.5", "teacher.model=${student.model}", "teacher.context=Think.")
-# In every test run; the others in `make faults`.
-QUICK = [
-    Fault("learner", "kill", STEP, 4, RUN),
-    Fault("engine's process", "kill children", f"{ENGINE}.generate", 4, ROLLOUT),
-]
 FAULTS = [
     Fault("learner", "kill", STEP, 1, RUN),
     Fault("learner", "stop", STEP, 3, RUN, LATE),
@@ -51,6 +46,7 @@ FAULTS = [
     Fault("learner", "kill", "learner.export:export", 1, RUN),
     Fault("rollout worker", "kill", f"{ENGINE}.generate", 4, ROLLOUT),
     Fault("rollout worker", "stop", f"{ENGINE}.generate", 4, ROLLOUT, LATE),
+    Fault("engine's process", "kill children", f"{ENGINE}.generate", 4, ROLLOUT),
     Fault("rollout worker", "kill", f"{ENGINE}.start_weight_update", 3, ROLLOUT),
     Fault("rollout worker", "kill", f"{ENGINE}.update_weights", 3, ROLLOUT),
     Fault("rollout worker", "stop", f"{ENGINE}.update_weights", 3, ROLLOUT, LATE),

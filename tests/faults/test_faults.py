@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.plans import FAULTS, QUICK, Fault
+from tests.faults.plans import FAULTS, Fault
 from tests.integration.launching import KeptWorkers, Run, Series, injected, tiny_run_settings
 
 pytestmark = pytest.mark.timeout(900)
 
 REPEATABLE = (
     "pipeline.max_staleness=0", "pipeline.steps=5", "checkpoint.every=2", "scoring.max_tokens_per_forward=1",
-    "preflight.enabled=false",
+    "preflight.enabled=false", "cluster.cpus=3",
 )  # fmt: skip
 # What says how long something took, or how often it was tried.
 _OF_THE_COURSE = ("time/", "rollout/restarts", "teacher/restarts", "teacher/retries", "run/restarts")
@@ -87,14 +87,13 @@ def assert_same(run: Run, undisturbed: Run) -> None:
 
 def test_the_page_has_a_row_for_each_fault() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = [f"| {fault.who} | {fault.action} | `{fault.place}` | same; " for fault in (*QUICK, *FAULTS)]
+    rows = [f"| {fault.who} | {fault.action} | `{fault.place}` | same; " for fault in FAULTS]
     assert [row for row in rows if row not in page] == []
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "fault", [*QUICK, *(pytest.param(fault, marks=pytest.mark.faults) for fault in FAULTS)], ids=str
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_run_ends_as_if_nothing_had_happened(
     fault: Fault,
     run_with: Callable[..., Run],

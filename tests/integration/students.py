@@ -60,7 +60,7 @@ class Student:
 
     def publisher(self, model: PreTrainedModel, timeout_s: float = 60, bucket_mib: float = 512) -> WeightPublisher:
         config = LearnerConfig(zero_stage=0, weight_bucket_mib=bucket_mib)  # type: ignore[arg-type]
-        return WeightPublisher(model, 0, config, [self.worker], timeout_s)
+        return WeightPublisher(model, 0, config, {"rollout-0": self.worker}, timeout_s)
 
     def publish(self, model: PreTrainedModel, bucket_mib: float = 512) -> PublishReport:
         self.model = model

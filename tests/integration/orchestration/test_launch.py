@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SUMMARY_FIELDS = {
     "status", "steps", "wall_seconds", "stage_seconds", "tokens", "tokens_per_second", "evaluation", "gap_recovery",
-    "counts", "alarms", "remedies",
+    "counts", "restarts", "alarms", "remedies",
 }  # fmt: skip
 EVALUATION_FIELDS = {
     "accuracy", "reverse_kl", "forward_kl", "overlap_ratio", "mean_response_tokens", "truncated_share", "n_prompts",
@@ -110,7 +110,7 @@ def test_the_final_checkpoint_loads_in_vllm(uninterrupted: Launched) -> None:
     assert np.abs(found - expected.detach().numpy()).max() < 1e-3
 
 
-def test_a_run_whose_engine_is_killed_and_then_all_of_it_is_the_one_that_it_would_have_been(
+def test_a_run_whose_engine_learner_and_driver_are_killed_is_the_one_that_it_would_have_been(
     uninterrupted: Launched, launch: Callable[..., Launched], series: Series, tmp_path: Path
 ) -> None:
     killed = launch(tmp_path / "run", *REPEATABLE)
@@ -119,6 +119,11 @@ def test_a_run_whose_engine_is_killed_and_then_all_of_it_is_the_one_that_it_woul
     os.kill(worker, signal.SIGKILL)
     killed.wait_for_step(3)
     assert "rollout-1 takes the place of the one that was lost" in (killed.run_dir / "run.log").read_text()
+    (learner,) = descendants(killed.process.pid, "LearnerWorker")
+    os.kill(learner, signal.SIGKILL)
+    killed.wait_until(lambda: "the run begins again" in killed.text(), 120)
+    killed.wait_for_step(4)
+    assert descendants(killed.process.pid, "LearnerWorker") != [learner]
     killed.kill(signal.SIGKILL)
     killed.process.wait(30)
     resumed = series.run(tmp_path / "run", *REPEATABLE, "resume=auto")

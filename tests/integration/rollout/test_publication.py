@@ -47,7 +47,7 @@ def call_all(ranks: Sequence[ActorHandle], method: str, arguments: Sequence[tupl
 def publish(ranks: Sequence[ActorHandle], student: Student) -> list[PublishReport]:
     """As the learner's `publish` does, with a version of our choice: the engine is shared with other tests."""
     version = student.version + 1
-    call_all(ranks, "connect", [([student.worker], 60.0) for _ in ranks])
+    call_all(ranks, "connect", [({"rollout-0": student.worker}, 60.0) for _ in ranks])
     return ray.get([rank.__ray_call__.remote(lambda self: self._publisher.publish(version)) for rank in ranks])
 
 

@@ -94,7 +94,7 @@ def test_a_wrong_checksum_is_refused_and_a_good_update_repairs(student: Student)
     source = CausalLMSource(perturbed(student.path, 21), 0, torch.float32, 2**30)
     (bucket,) = source.buckets
     buffer = SharedBuffer.create(source.nbytes)
-    client = RayWeightSyncClient([student.worker], 60)
+    client = RayWeightSyncClient({"rollout-0": student.worker}, 60)
     client.begin(student.version + 1)
     client.init_weight_transfer_engine({"path": str(buffer.path), "nbytes": source.nbytes})
     buffer.unlink()
@@ -172,7 +172,7 @@ def test_versions_are_idempotent(tied_student: Student) -> None:
 
 def test_a_missed_deadline_is_an_error(tied_student: Student) -> None:
     with pytest.raises(WeightSyncError, match=r"within 0 s \(timeouts\.weight_sync\)"):
-        RayWeightSyncClient([tied_student.worker], 0.0)
+        RayWeightSyncClient({"rollout-0": tied_student.worker}, 0.0)
 
 
 def test_processes_of_the_engine_die_with_its_worker(local_ray: None, tiny_tied: Path) -> None:
