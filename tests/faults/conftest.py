@@ -16,7 +16,7 @@ and `final/` are bit-equal to those of a run without the fault; what is started 
 `summary.json`. What is counted, how often, and which settings bound it: [running.md](running.md).
 
 """
-_ROWS: list[tuple[str, ...]] = []
+_ROWS: dict[tuple[str, str, str], tuple[str, str]] = {}
 
 
 @pytest.fixture
@@ -28,18 +28,28 @@ def matrix_row() -> list[str]:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
     outcome = yield
-    report = outcome.get_result()
     row = getattr(item, "funcargs", {}).get("matrix_row")
-    if report.when == "call" and row:
-        who, action, where, result = row
-        _ROWS.append((who, action, f"`{where}`", result if report.passed else "**fails**", f"{report.duration:.0f}"))
+    if call.when == "call" and row:
+        outcome.get_result().user_properties.append(("matrix_row", row))  # reaches the process that writes the page
 
 
-def pytest_sessionfinish() -> None:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, value in report.user_properties if report.when == "call" else ():
+        if name == "matrix_row":
+            who, action, where, result = value
+            came_of_it = result if report.passed else "**fails**"
+            _ROWS[who, action, f"`{where}`"] = came_of_it, f"{report.duration:.0f}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the rows of this run, and those of earlier ones that were not run again."""
     path = os.environ.get("FAULT_MATRIX")
-    if path and _ROWS:
-        about = machine()
+    if path and _ROWS and not hasattr(session.config, "workerinput"):
+        earlier = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
+        cells = [line.strip("| ").split(" | ") for line in earlier if line.startswith("| ")][1:]
+        rows = {(who, action, where): (result, seconds) for who, action, where, result, seconds in cells} | _ROWS
         table = ["| who | what happens | where | what comes of it | seconds |", "|---|---|---|---|---:|"]
-        table += [f"| {' | '.join(row)} |" for row in _ROWS]
-        foot = f"\n{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB; seconds of the whole run.\n"
+        table += [f"| {' | '.join((*key, *values))} |" for key, values in rows.items()]
+        about = machine()
+        foot = f"\n{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB; seconds of a whole run.\n"
         write_text(Path(path), _HEAD + "\n".join(table) + "\n" + foot)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestration.results.directory import whole_checkpoints
 from tests.integration.launching import Launched, injected, left_in_session, tiny_run_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.faults]
@@ -19,6 +20,7 @@ REPEATABLE = (
     "pipeline.max_staleness=0", "pipeline.steps=4", "checkpoint.every=2", "scoring.max_tokens_per_forward=1",
     "preflight.enabled=false",
 )  # fmt: skip
+Plan = Callable[[str, int, str], Callable[[], bool]]
 RECORDER = "orchestration.runs.recorder:Recorder"
 
 
@@ -45,10 +47,14 @@ def launch(
 
 
 @pytest.fixture
-def plan(folder: Path) -> Iterator[Callable[[str, int, str], None]]:
-    def write(point: str, call: int, action: str) -> None:
+def plan(folder: Path) -> Iterator[Plan]:
+    """Plan a fault; what is returned says whether it has come."""
+
+    def write(point: str, call: int, action: str) -> Callable[[], bool]:
         fault = {"id": len(list(folder.iterdir())), "point": point, "call": call, "action": action, "where": {}}
         (folder / "fault.json").write_text(json.dumps(fault))
+        calls = folder / f"calls-{fault['id']}"
+        return lambda: calls.is_file() and calls.stat().st_size >= call
 
     yield write
     (folder / "fault.json").unlink(missing_ok=True)
@@ -56,8 +62,10 @@ def plan(folder: Path) -> Iterator[Callable[[str, int, str], None]]:
 
 def assert_ended(run: Launched, exit_code: int, status: str | None, seconds: float = 90) -> None:
     assert run.wait(seconds) == exit_code, run.text()
-    assert left_in_session(run.process.pid) == []
-    assert "Traceback" not in run.text()
+    left = left_in_session(run.process.pid)
+    if status is None:  # Ray was killed, or by its driver's death; two agents of it try for minutes to tell its server
+        left = [args for args in left if args.strip() not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+    assert left == [] and "Traceback" not in run.text()
     if status is not None:
         assert run.summary()["status"] == status
 
@@ -81,7 +89,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     point: str,
     call: int,
     launch: Callable[..., Launched],
-    plan: Callable[[str, int, str], None],
+    plan: Plan,
     undisturbed: Launched,
     tmp_path: Path,
     matrix_row: list[str],
@@ -100,17 +108,21 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
 
 
 def test_a_second_ctrl_c_ends_a_run_whose_learner_hangs(
-    launch: Callable[..., Launched], plan: Callable[[str, int, str], None], tmp_path: Path, matrix_row: list[str]
+    launch: Callable[..., Launched],
+    plan: Plan,
+    tmp_path: Path,
+    matrix_row: list[str],
 ) -> None:
     matrix_row += ["learner", "stop, then Ctrl-C twice", "LearnerEngine.step, call 3", "130, nothing left behind"]
-    plan("learner.engine:LearnerEngine.step", 3, "stop")
+    has_struck = plan("learner.engine:LearnerEngine.step", 3, "stop")
     run = launch(tmp_path / "run")
-    run.wait_for_step(2)
+    run.wait_until(has_struck, 200)
     run.kill(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         run.wait(5)  # the step in flight is finished first
     run.kill(signal.SIGINT)
     assert_ended(run, 130, None, 30)
+    assert left_in_session(run.process.pid) == []
 
 
 def test_ctrl_c_ends_a_run_that_is_just_starting(
@@ -125,33 +137,34 @@ def test_ctrl_c_ends_a_run_that_is_just_starting(
 
 
 def test_sigterm_leaves_a_checkpoint_within_its_time(
-    launch: Callable[..., Launched], plan: Callable[[str, int, str], None], tmp_path: Path, matrix_row: list[str]
+    launch: Callable[..., Launched], plan: Plan, tmp_path: Path, matrix_row: list[str]
 ) -> None:
     result = "143 with a checkpoint; with a learner that hangs, 143 when `timeouts.preemption` is over"
     matrix_row += ["driver", "SIGTERM", "in a step", result]
     run = launch(tmp_path / "run", "pipeline.steps=2000", "checkpoint.every=0")
     run.wait_for_step(2)
-    run.kill(signal.SIGTERM)
+    os.kill(run.process.pid, signal.SIGTERM)
     assert_ended(run, 143, "preempted", 60)
     assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == [f"step-{run.summary()['steps']:06d}"]
-    plan("learner.engine:LearnerEngine.step", 2, "stop")
+    has_struck = plan("learner.engine:LearnerEngine.step", 2, "stop")
     again = launch(tmp_path / "run", "pipeline.steps=2000", "checkpoint.every=0", "timeouts.preemption=5")
-    again.wait_for_step(run.summary()["steps"] + 1)
-    again.kill(signal.SIGTERM)
+    again.wait_until(has_struck, 200)
+    os.kill(again.process.pid, signal.SIGTERM)
     assert_ended(again, 143, "preempted", 60)
-    assert "the 5 s that SIGTERM leaves (timeouts.preemption) are over" in again.text()
+    assert "the 5 s that SIGTERM leaves (timeouts.preemption) are over" in " ".join(again.text().split())
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_ray_that_dies_ends_the_run_in_order(
     name: str, launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
 ) -> None:
-    matrix_row += [name, "kill", "in a step", "ends with status 1, nothing left behind; `resume=auto` goes on"]
+    result = "Ray ends the driver: status 1 without a summary, the checkpoints are whole, none of our processes is left"
+    matrix_row += [name, "kill", "in a step", result]
     run = launch(tmp_path / "run", "pipeline.steps=2000")
-    run.wait_for_step(3)
-    listing = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    run.wait_until(lambda: len(list((run.run_dir / "checkpoints").glob("step-*[0-9]"))) > 0, 200)
+    listing = subprocess.run(["ps", "-wweo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 2) for line in listing.splitlines()[1:]]
     (pid,) = (int(pid) for pid, sid, args in lines if int(sid) == run.process.pid and f"/{name} " in f"{args} ")
     os.kill(pid, signal.SIGKILL)
-    assert_ended(run, 1, "failed", 120)
-    assert "resume=auto continues" in run.text()
+    assert_ended(run, 1, None, 120)
+    assert whole_checkpoints(run.run_dir)

@@ -80,6 +80,7 @@ class Launched(Run):
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | ONE_THREAD | (environment or {}),
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a script has begun
             )  # fmt: skip
 
     def wait(self, seconds: float = 400) -> int:
