@@ -8,6 +8,7 @@ from diagnostics.monitors import MONITORS
 
 _TRAIN = [
     "loss",
+    "skipped",
     "grad_norm",
     "learning_rate",
     "loss_tokens",

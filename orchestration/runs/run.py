@@ -165,8 +165,8 @@ class Run:
     def _counts_as_another_start(self, cluster: Cluster) -> bool:
         """Whether recovery.max_restarts lets the run begin again."""
         allowed = self.config.recovery.max_restarts
-        if cluster.restarts[WHOLE_RUN] == allowed:
-            self.recorder.view.error(f"the run has begun again {allowed} times (recovery.max_restarts)")
+        if cluster.restarts[WHOLE_RUN] >= allowed:
+            self.recorder.view.error(f"the run does not begin again: recovery.max_restarts={allowed}")
             return False
         cluster.restarts[WHOLE_RUN] += 1
         return True
@@ -352,6 +352,10 @@ class Run:
         version = self.recorder.progress.version
         try:
             await self.stage.can_save(_ANSWER_SECONDS)
+        except WorkerFailure as error:
+            self._say(f"no checkpoint of step {version}: {str(error).splitlines()[0]}")
+            return
+        try:
             await self.recorder.save(self.stage)
             self._say(f"step {version} is in {self.directory.checkpoints}; resume=auto continues it")
         except (WorkerFailure, OSError) as error:

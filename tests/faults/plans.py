@@ -44,6 +44,9 @@ FAULTS = [
     Fault("learner", "kill", "learner.engine:LearnerEngine.evaluate", 1, RUN),
     Fault("learner", "kill", SAVE, 2, RUN),
     Fault("learner", "kill", "learner.export:export", 1, RUN),
+    Fault(
+        "rollout worker", "kill", f"{ENGINE}.__init__", 1, RUN, ("rollout.kv_cache_gib=0.21",)
+    ),  # an engine of its own
     Fault("rollout worker", "kill", f"{ENGINE}.generate", 4, ROLLOUT),
     Fault("rollout worker", "stop", f"{ENGINE}.generate", 4, ROLLOUT, LATE),
     Fault("engine's process", "kill children", f"{ENGINE}.generate", 4, ROLLOUT),
