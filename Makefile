@@ -22,7 +22,7 @@ test-fast: .venv/ready
 
 # Every fault, each in a run of its own; writes docs/reliability.md.
 faults: .venv/ready
-	FAULT_MATRIX=docs/reliability.md $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile
+	FAULT_MATRIX=docs/reliability.md $(BIN)/python -m pytest -m faults -n 2 --dist loadfile
 
 lint: .venv/ready
 	.ci/lint

@@ -145,6 +145,7 @@ class Cluster:
     session_dir: Path
     workers: list[Worker] = field(default_factory=list)  # every one that was up in this run
     restarts: Counter[str] = field(default_factory=Counter)  # in this run, by role
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)  # that look after workers
     _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier starts
     numbers: Counter[str] = field(default_factory=Counter)  # names given in this run, by role
 
@@ -259,7 +260,9 @@ class Cluster:
                 worker.stop()
 
     def dismiss_all_but_idle(self) -> None:
-        """Stop every worker of this run that nobody has set idle."""
+        """Stop every worker of this run that nobody has set idle, and whoever would replace one."""
+        for task in self.tasks:
+            task.cancel()
         idle = [worker.handle for _, workers in self._idle.values() for worker in workers]
         for worker in self.workers:
             if worker.handle not in idle:

@@ -9,7 +9,8 @@ more) is the crew's failure, raised to all who wait for a worker.
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from tutelage.cluster import PING_SECONDS, Cluster, Worker
 from tutelage.errors import WorkerFailure, WorkerLate, WorkerLost
@@ -82,7 +83,7 @@ class Crew:
         self.workers.remove(worker)
         worker.stop()  # it may only be late
         log.warning("%s", error)
-        task = asyncio.create_task(self._replace(error))
+        task = self._spawn(self._replace(error))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
         return True
@@ -96,12 +97,18 @@ class Crew:
 
     def begin_watch(self) -> None:
         """Notice a death before anybody asks, and one that whoever has asked would not be told."""
-        self._watch = asyncio.create_task(self._keep_watch())
+        self._watch = self._spawn(self._keep_watch())
 
     def end_watch(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._cluster.tasks.add(task)  # it ends with the start of the run that the crew belongs to
+        task.add_done_callback(self._cluster.tasks.discard)
+        return task
 
     async def _keep_watch(self) -> None:
         while True:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from orchestration.results.directory import whole_checkpoints
-from tests.integration.launching import Launched, injected, left_in_session, tiny_run_settings
+from tests.integration.launching import Launched, descendants, injected, left_in_session, tiny_run_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.faults]
 
@@ -152,6 +152,23 @@ def test_sigterm_leaves_a_checkpoint_within_its_time(
     os.kill(again.process.pid, signal.SIGTERM)
     assert_ended(again, 143, "preempted", 60)
     assert "the 5 s that SIGTERM leaves (timeouts.preemption) are over" in " ".join(again.text().split())
+
+
+def test_where_nobody_may_be_replaced_the_dead_one_is_named(
+    launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
+) -> None:
+    where = "in generation, recovery.max_restarts=0"
+    matrix_row += ["rollout worker", "kill", where, "named, a checkpoint, status 1, nothing left behind"]
+    overrides = ("pipeline.max_staleness=1", "pipeline.steps=2000", "checkpoint.every=0", "recovery.max_restarts=0")
+    run = launch(tmp_path / "run", *overrides)
+    run.wait_for_step(2)
+    (worker,) = descendants(run.process.pid, "RolloutWorker")
+    os.kill(worker, signal.SIGKILL)
+    assert_ended(run, 1, "failed", 120)
+    assert "rollout-0 died" in run.text()
+    (checkpoint,) = (path.name for path in (run.run_dir / "checkpoints").iterdir())
+    assert checkpoint == f"step-{run.summary()['steps']:06d}"
+    assert max(row["rollout/staleness_max"] for row in run.step_rows()) == 1
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.conftest import WORDS
-from tests.integration.launching import Launched, Run, Series
+from tests.integration.launching import WORDS, Launched, Run, Series
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

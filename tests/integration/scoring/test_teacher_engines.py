@@ -269,6 +269,7 @@ def test_a_server_killed_at_work_loses_nothing(
     with_server(served, tiny_untied, work, attempts=200, max_connections=8)
 
 
+@pytest.mark.faults
 def test_a_run_outlives_its_server(
     served: VLLMServer, launch: Callable[..., Launched], tiny_untied: Path, tmp_path: Path
 ) -> None:

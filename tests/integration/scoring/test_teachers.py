@@ -16,8 +16,7 @@ from orchestration.measure.evaluation import requests
 from orchestration.pipeline.fleet import Fleet
 from orchestration.prepare.inputs import prepare
 from tests.factories import configured
-from tests.integration.conftest import WORDS
-from tests.integration.launching import Launched, Series, descendants
+from tests.integration.launching import WORDS, Launched, Series, descendants
 from tutelage.cluster import Cluster
 from tutelage.records.signal import ScoringRequest
 
@@ -66,6 +65,7 @@ def test_two_teachers_and_their_mixture_mark_their_own_prompts(
     assert {"canary: teacher's scores", "canary: other's scores"} <= checks
 
 
+@pytest.mark.faults
 def test_a_replica_that_dies_is_replaced_and_nothing_is_lost(launch: Callable[..., Launched], tmp_path: Path) -> None:
     """One of two dies, then the other one too: what is asked meanwhile waits for those that come instead."""
     options = "pipeline.steps=30", "scoring.workers=2", "cluster.cpus=3", "preflight.enabled=false", "seed=3"
