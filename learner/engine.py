@@ -279,11 +279,14 @@ class LearnerEngine:
         Raises:
             NonFiniteError: on every rank: a weight of this one's or another one's share is not finite.
         """
-        bad = []
-        for name, parameter in self.deepspeed.module.named_parameters():
-            share = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 leaves each rank a part
-            if not share.detach().sum(dtype=torch.float32).isfinite():
-                bad.append(name)
+        sums = {
+            name: getattr(parameter, "ds_tensor", parameter)
+            .detach()
+            .sum(dtype=torch.float32)  # ZeRO-3: this rank's part
+            for name, parameter in self.deepspeed.module.named_parameters()
+        }
+        finite = torch.stack(list(sums.values())).isfinite().tolist()  # the device is waited for once
+        bad = [name for name, is_finite in zip(sums, finite, strict=True) if not is_finite]
         if self._sum_over_ranks(float(len(bad))):
             raise NonFiniteError(
                 f"version {self.version}: the weights of {', '.join(bad[:3]) or 'another rank'} are not finite; lower "

@@ -11,9 +11,9 @@ from transformers import PreTrainedConfig
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.aio import merged
-from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, values_of
+from tutelage.cluster import PING_SECONDS, Cluster, Resources, ReuseKey, Worker, call_all, values_of
 from tutelage.crew import Crew
-from tutelage.errors import WorkerLost
+from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.settings import RecoveryConfig, TimeoutConfig, WeightTransfer
 from tutelage.stops import AS_THEY_ARE, TurnEnds, generation_ends
@@ -147,10 +147,12 @@ class RolloutGroup(Crew):
     # Workers that are lost, and those that come instead
 
     async def disband(self) -> bool:
-        if not await super().disband():
+        if not await super().disband() or self.irreplaceable is not None:
             return False
-        can_go_on = await call_all(self.workers, "drop_requests", deadline=self._timeouts.rollout)
-        return all(can_go_on)
+        try:
+            return all(await call_all(self.workers, "drop_requests", deadline=PING_SECONDS))
+        except WorkerFailure:
+            return False
 
     async def join(self, worker: Worker) -> None:
         if self.enlist_with is None:

@@ -76,17 +76,16 @@ class Crew:
             await self._changed.wait()  # starting a worker has a deadline
         return list(self.workers)
 
-    def lose(self, worker: Worker, error: WorkerLost) -> bool:
+    def lose(self, worker: Worker, error: WorkerLost) -> None:
         """Strike a worker off and look for another one, once however many requests it leaves behind."""
         if worker not in self.workers:
-            return False
+            return
         self.workers.remove(worker)
         worker.stop()  # it may only be late
         log.warning("%s", error)
         task = self._spawn(self._replace(error))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
-        return True
 
     async def strike_off_the_dead(self) -> list[str]:
         """Ask all workers whether they live, and replace those that do not say so; returns their names."""

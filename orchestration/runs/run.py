@@ -57,6 +57,8 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
             except Interrupted:
                 status = "preempted" if interruption.is_preemption else "interrupted"
             except TimeoutError:
+                if not interruption.is_preemption:
+                    raise
                 status = "preempted"
                 run.recorder.view.error(
                     f"no checkpoint of step {run.recorder.progress.version}: the {config.timeouts.preemption:g} s that "

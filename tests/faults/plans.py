@@ -35,6 +35,7 @@ ENGINE, STEP, PUBLISH, SAVE, SCORE = (
     "scoring.backends.transformers:BatchingTeacher.score",
 )
 LATE = ("timeouts.rollout=20", "timeouts.weight_sync=20", "timeouts.learning=20", "timeouts.scoring=20")
+NEW_ENGINE = ("rollout.kv_cache_gib=0.21",)  # that of the run before is of another size
 RANKS = ("learner.ranks=2", "learner.zero_stage=2")
 FOLLOWS = ("teacher.weights=ema", "teacher.ema_rate=0.5", "teacher.model=${student.model}", "teacher.context=Think.")
 FAULTS = [
@@ -44,9 +45,7 @@ FAULTS = [
     Fault("learner", "kill", "learner.engine:LearnerEngine.evaluate", 1, RUN),
     Fault("learner", "kill", SAVE, 2, RUN),
     Fault("learner", "kill", "learner.export:export", 1, RUN),
-    Fault(
-        "rollout worker", "kill", f"{ENGINE}.__init__", 1, RUN, ("rollout.kv_cache_gib=0.21",)
-    ),  # an engine of its own
+    Fault("rollout worker", "kill", f"{ENGINE}.__init__", 1, RUN, NEW_ENGINE),
     Fault("rollout worker", "kill", f"{ENGINE}.generate", 4, ROLLOUT),
     Fault("rollout worker", "stop", f"{ENGINE}.generate", 4, ROLLOUT, LATE),
     Fault("engine's process", "kill children", f"{ENGINE}.generate", 4, ROLLOUT),

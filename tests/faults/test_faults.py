@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.plans import FAULTS, Fault
+from tests.faults.plans import ENGINE, FAULTS, ROLLOUT, RUN, STEP, Fault
 from tests.integration.launching import KeptWorkers, Run, Series, injected, tiny_run_settings
 
 pytestmark = pytest.mark.timeout(900)
@@ -109,6 +109,22 @@ def test_a_run_ends_as_if_nothing_had_happened(
     assert run.summary()["restarts"] == fault.restarts
     for name in ("EngineCore", "ray::RolloutWorker", "ray::ScoringWorker"):
         assert len(workers.left(name, expected=1)) == 1  # of those that died nothing is left
+
+
+@pytest.mark.integration
+@pytest.mark.faults
+@pytest.mark.parametrize(("who", "action"), [("learner", "kill"), ("rollout worker", "kill")])
+def test_with_requests_under_way_every_prompt_is_trained_once(
+    who: str, action: str, run_with: Callable[..., Run], undisturbed: Callable[..., Run], matrix_row: list[str]
+) -> None:
+    """Engines and teachers that are kept drop what they were asked for the batch after the next."""
+    point = STEP if who == "learner" else f"{ENGINE}.generate"
+    fault = Fault(who, action, point, 3, RUN if who == "learner" else ROLLOUT)
+    matrix_row += [who, action, f"{fault.place}, with max_staleness=1", "every step and every prompt trained once"]
+    run = run_with(fault, "pipeline.max_staleness=1", "sampling.max_tokens=96")
+    assert run.steps() == [1, 2, 3, 4, 5] and run.summary()["restarts"] == fault.restarts
+    assert run.trained_prompts() == undisturbed().trained_prompts()
+    assert max(row["rollout/staleness_max"] for row in run.step_rows()) == 1
 
 
 @pytest.mark.integration
