@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.integration.learner.jobs import BUDGET, STEPS, Job, assert_same_updat
 from tests.integration.ranks import Ranks
 from tests.learner.examples import make_example, make_examples
 from tests.models import make_tiny_model
+from tutelage.files import hashes_of
 from tutelage.lm.head import LMHead
 from tutelage.settings import DType
 
@@ -72,6 +74,16 @@ def train_with_a_restart(job: Job, examples: Sequence[Example], ranks: int, dire
     for _ in range(2):
         restarted.step(pack(examples, ranks, BUDGET, restarted.version))
     export(restarted, directory / "resumed")
+
+
+class Harmful:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
 
 
 def load_only(job: Job, checkpoint: Path, run_directory: Path) -> str:
@@ -282,6 +294,18 @@ def test_weights_that_are_not_finite_are_neither_sent_nor_saved(
 
 
 # Checkpoints and exports.
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(one: Ranks, tiny_tied: Path, tmp_path: Path) -> None:
+    job, run = Job(tiny_tied, settings()), tmp_path / "run"
+    one.run(train_with_a_restart, job, make_examples(), 1, run)
+    checkpoint = run / "checkpoint"
+    (weights_file, *_) = sorted((checkpoint / "deepspeed").glob("*model_states.pt"))
+    torch.save({"module": Harmful(tmp_path / "trace")}, weights_file)
+    (checkpoint / "manifest.json").write_text(json.dumps(hashes_of(checkpoint, but="manifest.json")))
+    with pytest.raises(Exception, match="Weights only load failed"):
+        one.run(load_only, job, checkpoint, run)
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import pytest
 
+from learner.records import StepReport
 from orchestration.pipeline.progress import Cursor, RunProgress, StageClock
 from orchestration.stages.training import Batches, TrainingStage
 from tests.factories import configured
-from tutelage.errors import WorkerFailure
+from tutelage.errors import LearnerFailure, WorkerFailure
 
 
 class Stage(TrainingStage):
@@ -84,3 +85,24 @@ def test_an_update_that_fails_while_all_live_ends_the_run() -> None:
     engines = Engines(["one"], [])
     with pytest.raises(WorkerFailure, match="learner-0 failed"):
         asyncio.run(stage_with(engines, Learner(engines, breaks=True)).publish())
+
+
+def report(version: int, skipped: str = "") -> StepReport:
+    return StepReport(version, 0.1, 0.2, 1e-3, 10, 1.0, 1.0, skipped=skipped)
+
+
+@pytest.mark.parametrize(("skipped", "fails"), [("xx.xx.x", False), ("xxx", True), (".xxx", True), ("xx", False)])
+def test_so_many_steps_in_a_row_are_skipped_and_no_more(skipped: str, fails: bool) -> None:
+    engines = Engines(["one"], [])
+    stage = stage_with(engines, Learner(engines))
+    stage.config = configured("recovery.max_skipped_steps=2")
+
+    def check() -> None:
+        for step, kind in enumerate(skipped, 1):
+            stage._check_skipped(report(step, "the loss" if kind == "x" else ""))
+
+    if not fails:
+        check()
+        return
+    with pytest.raises(LearnerFailure, match=r"the loss is not finite, and 2 steps before it.*max_skipped_steps"):
+        check()
