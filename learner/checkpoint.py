@@ -12,6 +12,7 @@ rename it once every rank has returned.
 import json
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -77,9 +78,16 @@ def load_checkpoint(engine: LearnerEngine, directory: Path, run_directory: Path)
 
 
 def _load(path: str, map_location: Any = None) -> Any:
-    """Read what DeepSpeed wrote: tensors, containers, numbers, and these types of its own; nothing that runs code."""
+    """Read what DeepSpeed wrote: tensors, containers, numbers, and these types of its own.
+
+    Raises:
+        CheckpointError: it holds something else, which might run code; none of it was run.
+    """
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except UnpicklingError as error:
+            raise CheckpointError(f"{path} holds more than numbers: no run of this framework has written it") from error
 
 
 def _setup(engine: LearnerEngine) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class TrainingStage(ABC):
     def __post_init__(self) -> None:
         self._prompts = with_ids(self.prepared.train)
         self._engine_version = 0  # the engines start with the initial student
+        self._readers = list(self.fleet.rollouts.workers)  # the engines that the learner sends its weights to
         self._skipped_in_a_row = 0
         self._weights = asyncio.Lock()  # held while they are made or sent
         self.fleet.rollouts.enlist_with = self._bring_up_to_date
@@ -120,29 +121,34 @@ class TrainingStage(ABC):
             )
 
     async def publish(self) -> None:
-        """Give the engines the learner's weights, unless they have them."""
-        if self._engine_version == self.progress.version:
-            return
+        """Give the engines the learner's weights, unless they have them; those that die meanwhile are left out."""
         engines = self.fleet.rollouts
         with self.progress.clock.span("weight_sync"):
-            readers = list(engines.workers)
-            try:
-                async with self._weights:
-                    await self.fleet.learner.publish(self.progress.version)
-            except WorkerFailure:
-                # Engines that live hold requests and half of the weights until they are sent again.
-                await engines.strike_off_the_dead()
-                if all(reader in engines.workers for reader in readers):
-                    raise
-                if engines.workers:
-                    await self._bring_up_to_date()
-                else:
-                    await engines.present()  # which has them
-        self._engine_version = self.progress.version
+            while self._engine_version != self.progress.version:
+                try:
+                    if self._readers_live:
+                        async with self._weights:
+                            await self.fleet.learner.publish(self.progress.version)
+                        self._engine_version = self.progress.version
+                    elif engines.workers:
+                        # They hold requests and perhaps half of the weights until they are sent again.
+                        await self._bring_up_to_date()
+                    else:
+                        await engines.present()  # which has them
+                except WorkerFailure:
+                    await engines.strike_off_the_dead()
+                    if self._readers_live:
+                        raise
+
+    @property
+    def _readers_live(self) -> bool:
+        """Whether nobody was struck off whom the learner sends its weights to."""
+        return all(reader in self.fleet.rollouts.workers for reader in self._readers)
 
     async def _bring_up_to_date(self, *newcomers: Worker) -> None:
         """Send all engines the weights that the learner has, and enlist those that are new."""
         async with self._weights:
+            self._readers = [*self.fleet.rollouts.workers, *newcomers]
             await self.fleet.connect_readers(*newcomers)
             await self.fleet.learner.publish(self.progress.version, again=True)
             self._engine_version = self.progress.version

@@ -31,7 +31,7 @@ class Teachers:
 
 
 def stage(overrides: list[str], logprob: float, run_dir: Path) -> Distillation:
-    fleet = SimpleNamespace(rollouts=SimpleNamespace(), teacher_rollouts=None, teachers=Teachers(logprob))
+    fleet = SimpleNamespace(rollouts=SimpleNamespace(workers=[]), teacher_rollouts=None, teachers=Teachers(logprob))
     return Distillation(
         configured(*overrides), prepared(overrides), cast(Fleet, fleet),
         cast(Evaluator, SimpleNamespace(verifier=None)), RunProgress(), run_dir,

@@ -81,6 +81,16 @@ def test_where_all_died_the_newcomer_gets_them_before_it_serves() -> None:
     assert learner.sent == [(4, ("newcomer",))] and engines.workers == ["newcomer"]
 
 
+@pytest.mark.parametrize("living", [["one"], []])
+def test_an_engine_that_was_struck_off_before_the_update_is_not_waited_for(living: list[str]) -> None:
+    engines = Engines(living, ["two"])
+    learner = Learner(engines)
+    stage = stage_with(engines, learner)
+    engines.workers.remove("two")  # its requests were lost, and another one is on the way
+    asyncio.run(stage.publish())
+    assert learner.sent == [(4, tuple(living or ["newcomer"]))]
+
+
 def test_an_update_that_fails_while_all_live_ends_the_run() -> None:
     engines = Engines(["one"], [])
     with pytest.raises(WorkerFailure, match="learner-0 failed"):
