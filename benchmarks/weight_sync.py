@@ -5,7 +5,8 @@
 A rollout worker with SmolLM2-135M in bfloat16, one thread; the publisher runs in this process, without sharding, as
 rank 0 of the learner does. A transfer is everything from `publish` to its return (freezing the engine, copying,
 hashing, the calls through Ray, verifying, clearing the cache, resuming) less what vLLM itself spends on loading and
-repacking. It is held against a copy of the same bytes between two buffers in use (memcpy), measured in turn with it.
+repacking. It is held against a copy of the same bytes between two buffers in use (memcpy), measured in turn with it;
+then the same through Ray's object store, as between nodes, though on this one.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from orchestration.prepare.checkpoints import resolve_model
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.lm.packed import load_causal_lm
+from tutelage.settings import WeightTransfer
 
 MODEL = "smollm2-135m-instruct"
 REPEATS = 9
@@ -42,23 +44,29 @@ def transfer_seconds(report: PublishReport) -> float:
     return report.seconds - report.engine_seconds
 
 
-def measure() -> tuple[list[PublishReport], list[float]]:
-    """Publications and copies in turn; the first of each only warms up."""
+def measure() -> tuple[dict[WeightTransfer, list[PublishReport]], list[float]]:
+    """Publications and copies in turn, first through shared memory, then as between nodes; the first only warms up."""
     path = resolve_model(MODEL)
     one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
     actor = ray.remote(RolloutWorker).options(num_cpus=1, runtime_env=one_thread)
-    worker = actor.remote(str(path), RolloutConfig(), "shared_memory", 0)
+    worker = actor.remote(str(path), RolloutConfig(), WeightTransfer.shared_memory.backend, 0)
     model = load_causal_lm(str(path), torch.bfloat16)
-    publisher = WeightPublisher(model, 0, LearnerConfig(zero_stage=0), [worker], DEADLINE)
-    reports, copies = [], []
-    for version in range(1, REPEATS + 2):
-        reports.append(publisher.publish(version))
-        if version == 1:
-            source = torch.ones(reports[0].nbytes, dtype=torch.uint8)
-            target = torch.ones_like(source)
-        copies.append(memcpy_seconds(source, target))
+    reports: dict[WeightTransfer, list[PublishReport]] = {}
+    copies: list[float] = []
+    for index, transfer in enumerate((WeightTransfer.shared_memory, WeightTransfer.object_store)):
+        config = LearnerConfig(zero_stage=0, weight_transfer=transfer)
+        publisher = WeightPublisher(model, 0, config, {"rollout-0": worker}, DEADLINE)
+        first = 1 + index * (REPEATS + 1)
+        warm_up = publisher.publish(first)
+        source = torch.ones(warm_up.nbytes, dtype=torch.uint8)
+        target = torch.ones_like(source)
+        reports[transfer] = []
+        for version in range(first + 1, first + REPEATS + 1):
+            reports[transfer].append(publisher.publish(version))
+            copies.append(memcpy_seconds(source, target))
+        publisher.close()
     ray.get(worker.shutdown.remote(), timeout=DEADLINE)
-    return reports[1:], copies[1:]
+    return reports, copies
 
 
 def main() -> None:
@@ -69,25 +77,28 @@ def main() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     reports, copies = measure()
     ray.shutdown()
-    transfers = [transfer_seconds(report) for report in reports]
+    near, far = reports[WeightTransfer.shared_memory], reports[WeightTransfer.object_store]
     columns = {
         "memcpy": copies,
-        "transfer": transfers,
-        "  of it writing": [report.write_seconds or 0.0 for report in reports],
-        "vLLM's own reload": [report.engine_seconds or 0.0 for report in reports],
-        "total": [report.seconds for report in reports],
+        "shared memory": [transfer_seconds(report) for report in near],
+        "  of it writing": [report.write_seconds or 0.0 for report in near],
+        "object store": [transfer_seconds(report) for report in far],
+        "vLLM's own reload": [report.engine_seconds or 0.0 for report in (*near, *far)],
+        "total, shared memory": [report.seconds for report in near],
+        "total, object store": [report.seconds for report in far],
     }
-    gigabytes = reports[0].nbytes / 1e9
+    gigabytes = near[0].nbytes / 1e9
     rows = [
         (name, *(1e3 * f(seconds) for f in (min, statistics.median, max)), gigabytes / statistics.median(seconds))
         for name, seconds in columns.items()
     ]
-    title = f"Weight sync of {MODEL}, {gigabytes:.3f} GB, {len(reports)} updates"
+    title = f"Weight sync of {MODEL}, {gigabytes:.3f} GB, {len(near)} updates of each kind"
     print_table(title, ("", "min ms", "median ms", "max ms", "GB/s"), rows)
-    ratios = [copy / transfer for copy, transfer in zip(copies, transfers, strict=True)]
+    medians = {name: statistics.median(seconds) for name, seconds in columns.items()}
     figures = {
-        "bandwidth_over_memcpy": statistics.median(ratios),
-        "seconds_total": statistics.median(columns["total"]),
+        "bandwidth_over_memcpy": medians["memcpy"] / medians["shared memory"],
+        "object_store_over_shared_memory": medians["object store"] / medians["shared memory"],
+        "seconds_total": medians["total, shared memory"],
     }
     finish(figures, arguments.json)
 

@@ -70,7 +70,7 @@ class LearnerConfig(Settings):
     overlap_k: int = setting(16, at_least=0, meaning="0: the overlap is not measured")
     gradient_checkpointing: bool = False
     attention: Attention = Attention.packed_sdpa
-    weight_transfer: WeightTransfer = WeightTransfer.shared_memory
+    weight_transfer: WeightTransfer = WeightTransfer.auto
     weight_bucket_mib: int = setting(
         32, at_least=1
     )  # weights leave in buckets of this size: one is written while another is loaded

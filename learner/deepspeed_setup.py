@@ -1,12 +1,14 @@
 """From the learner's configuration to a DeepSpeed engine."""
 
 import os
+import socket
 import warnings
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import deepspeed
+import psutil
 import torch
 import torch.distributed
 from torch import nn
@@ -88,8 +90,11 @@ def join_group(threads: int, timeout_s: float) -> torch.device:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
     backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
     alone = os.environ["WORLD_SIZE"] == "1"
-    if alone or os.environ["MASTER_ADDR"] == "127.0.0.1":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # it would listen where the host's name points to
+    interface = "lo" if alone else _interface_towards(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        # Each would listen where the host's name points to: on many machines an address that no other node reaches.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     if alone and not torch.distributed.is_initialized():
         # One rank needs to meet nobody: the store of env:// would listen on every interface.
         store = torch.distributed.HashStore()
@@ -101,3 +106,15 @@ def join_group(threads: int, timeout_s: float) -> torch.device:
         timeout=timeout,
     )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+
+
+def _interface_towards(host: str) -> str | None:
+    """The network interface from which this node reaches another one, or itself; None where nothing says so."""
+    (family, kind, _, _, address), *_ = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)  # of datagrams: nothing is sent
+        ours = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address.partition("%")[0] == ours for known in addresses):
+            return name
+    return None

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from learner.config import LearnerSetup
 from learner.records import Batch, ExampleDivergence, ExampleTokens, PublishReport, StepReport
 from learner.worker import LearnerWorker
-from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all
+from tutelage.cluster import LEARNER, Cluster, ReuseKey
 from tutelage.errors import LearnerFailure, WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead, MixedHead
-from tutelage.settings import TimeoutConfig
+from tutelage.placement import Resources
+from tutelage.settings import Placement, TimeoutConfig
+from tutelage.worker import Worker
 
 _TELL_SECONDS = 15.0
 
@@ -22,7 +24,7 @@ _TELL_SECONDS = 15.0
 class LearnerGroup:
     """The ranks of one learner, each in a worker of its own; a call goes to all of them."""
 
-    KIND = "learner"
+    KIND = LEARNER
 
     def __init__(self, workers: list[Worker], reuse_key: ReuseKey, timeouts: TimeoutConfig) -> None:
         self.workers, self.reuse_key = workers, reuse_key
@@ -33,18 +35,31 @@ class LearnerGroup:
         cluster.set_idle(self.KIND, self.reuse_key, self.workers)
 
     @classmethod
-    async def start(cls, setup: LearnerSetup, timeouts: TimeoutConfig, cluster: Cluster) -> "LearnerGroup":
-        """Start the ranks, or take idle processes, and load the student in each."""
+    async def start(
+        cls,
+        setup: LearnerSetup,
+        timeouts: TimeoutConfig,
+        cluster: Cluster,
+        patience: float,
+        placement: Placement = Placement.pack,
+    ) -> "LearnerGroup":
+        """Start the ranks, or take idle processes, and load the student in each.
+
+        Args:
+            patience: seconds in which room for them may come free.
+        """
         settings, deadline = setup.learner, timeouts.start
         # The student is loaded anew, so idle processes need nothing else in common.
         reuse_key = (settings.ranks, settings.cpus_per_rank, settings.gpus_per_rank, settings.threads)
-        workers = cluster.reuse(cls.KIND, "learner", reuse_key)
+        workers = cluster.reuse(cls.KIND, LEARNER, reuse_key)
         if not workers:
             workers = await cluster.start(
                 LearnerWorker,
-                names=cluster.names("learner", settings.ranks),
+                names=cluster.names(LEARNER, settings.ranks),
                 resources=Resources(settings.cpus_per_rank, settings.gpus_per_rank, settings.threads),
                 deadline=deadline,
+                patience=patience,
+                placement=placement,
             )
         address = await workers[0].call("address", deadline=deadline)
         setups = (worker.call("setup", setup, rank, address, deadline=deadline) for rank, worker in enumerate(workers))
@@ -71,7 +86,7 @@ class LearnerGroup:
             LearnerFailure: a rank refused the batch, met a value that is not finite, or was lost.
         """
         try:
-            reports = await self._all("step", ray.put(batch), deadline=self._timeouts.learning)
+            reports = await self._on_shares("step", batch)
         except WorkerFailure as error:
             raise LearnerFailure(str(error)) from error
         return reports[0]
@@ -84,7 +99,7 @@ class LearnerGroup:
 
     async def logprobs(self, batch: Batch) -> list[NDArray[np.float32]]:
         """Score each example's loss tokens with the student: log-probs [T] each, in the order of the batch."""
-        everywhere = await self._all("logprobs", ray.put(batch), deadline=self._timeouts.learning)
+        everywhere = await self._on_shares("logprobs", batch)
         values = {index: logprobs for of_rank in everywhere for index, logprobs in of_rank.items()}
         return [values[index] for index in sorted(values)]
 
@@ -97,12 +112,12 @@ class LearnerGroup:
 
     async def evaluate(self, batch: Batch, teacher: str) -> list[ExampleDivergence]:
         """Compare the student with a teacher: one record an example, in the order of the batch."""
-        everywhere = await self._all("evaluate", ray.put(batch), teacher, deadline=self._timeouts.learning)
+        everywhere = await self._on_shares("evaluate", batch, teacher)
         return everywhere[0]
 
     async def examine(self, batch: Batch, k: int, teacher: str) -> list[ExampleTokens]:
         """Compare token by token, with the top `k` ids of both: one record an example, in the order of the batch."""
-        everywhere = await self._all("examine", ray.put(batch), k, teacher, deadline=self._timeouts.learning)
+        everywhere = await self._on_shares("examine", batch, k, teacher)
         return sorted((record for records in everywhere for record in records), key=lambda r: r.example_index)
 
     async def set_teacher_head(self, teacher: str, head: LMHead | MixedHead) -> None:
@@ -117,9 +132,18 @@ class LearnerGroup:
     async def export(self, directory: str) -> None:
         await self._all("export", directory, deadline=self._timeouts.checkpoint)
 
+    async def _on_shares(self, method: str, batch: Batch, *args: Any) -> list[Any]:
+        """Give each rank its own micro-batches and no others: states of a whole vocabulary's teacher are large."""
+        shares = [ray.put(batch.share(rank)) for rank in range(len(self.workers))]
+        return await self._each(method, [(share, *args) for share in shares], self._timeouts.learning)
+
     async def _all(self, method: str, *args: Any, deadline: float) -> list[Any]:
+        return await self._each(method, [args for _ in self.workers], deadline)
+
+    async def _each(self, method: str, arguments: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
+        pairs = zip(self.workers, arguments, strict=True)
         try:
-            return await call_all(self.workers, method, *args, deadline=deadline)
+            return await asyncio.gather(*(worker.call(method, *args, deadline=deadline) for worker, args in pairs))
         except WorkerLost:
             raise
         except WorkerFailure as error:

@@ -5,7 +5,7 @@ teacher's own most likely ids, d hidden size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,6 +150,11 @@ class Batch:
     loss_tokens: int  # over all ranks and micro-batches: the normaliser of the loss
     examples: int
     teacher_top_k: int = 0  # of the teacher's own most likely ids that every example has
+
+    def share(self, rank: int) -> "Batch":
+        """The batch as one rank needs it: the micro-batches of the others are empty."""
+        empty = (None,) * len(self.ranks[rank])
+        return replace(self, ranks=tuple(own if r == rank else empty for r, own in enumerate(self.ranks)))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from rollout.sampling import sampling_params, trajectory
 from tutelage.records.trajectory import RolloutRequest, Trajectory
 from tutelage.stops import AS_THEY_ARE, TurnEnds
 from tutelage.vllm_environment import prepare_environment
-from tutelage.weights import SHARED_MEMORY
+from tutelage.weights import SHARED_MEMORY, SharedBuffer
 
 
 class RolloutEngine:
@@ -63,6 +63,7 @@ class RolloutEngine:
         self.tensor_parallel_size = config.tensor_parallel_size
         self._max_model_len = config.max_model_len
         self._has_extension = transfer_backend == SHARED_MEMORY
+        self._buffer: SharedBuffer | None = None  # that weights from another node are laid in
         self._stop_ids = ends.stop_ids
         args = _engine_args(model_path, config, transfer_backend, seed)
         if ends.merged is not None:
@@ -145,7 +146,15 @@ class RolloutEngine:
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Connect the engine's workers with the learner; `init_info` is the backend's."""
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        self._buffer = None
+        if self._has_extension and not init_info["path"]:
+            self._buffer = SharedBuffer.create(init_info["nbytes"])
+            init_info = {**init_info, "path": str(self._buffer.path)}
+        try:
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        finally:
+            if self._buffer is not None:
+                self._buffer.unlink()  # the workers have it mapped
 
     async def load(self, model_path: str) -> None:
         """Go on with another checkpoint of the same architecture, as policy version 0; nothing may be under way.
@@ -182,8 +191,11 @@ class RolloutEngine:
             await self._llm.start_weight_update()
         self._updating_to, self._complete, self._next_part = version, False, 0
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
+    async def update_weights(self, update_info: dict[str, Any], data: NDArray[np.uint8] | None = None) -> None:
         """Load one part of the new weights, after all earlier ones; a part that fails to load ends the update.
+
+        Args:
+            data: [nbytes], what the part holds, where it does not lie in the memory that learner and engine share.
 
         Raises:
             ValueError: no update is under way, or an earlier part ended it.
@@ -195,6 +207,8 @@ class RolloutEngine:
             try:
                 if self._updating_to is None:
                     raise ValueError(f"part {part} of a weight update has come, and no weight update is under way")
+                if data is not None and self._buffer is not None:
+                    self._buffer.lay(update_info["start"], data)
                 await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
             except Exception:
                 self._updating_to = None

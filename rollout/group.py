@@ -11,12 +11,14 @@ from transformers import PreTrainedConfig
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.aio import merged
-from tutelage.cluster import PING_SECONDS, Cluster, Resources, ReuseKey, Worker, call_all, values_of
+from tutelage.cluster import Cluster, ReuseKey, values_of
 from tutelage.crew import Crew
 from tutelage.errors import WorkerFailure, WorkerLost
+from tutelage.placement import Resources
 from tutelage.records.trajectory import RolloutRequest, Trajectory
-from tutelage.settings import RecoveryConfig, TimeoutConfig, WeightTransfer
+from tutelage.settings import Placement, RecoveryConfig, TimeoutConfig, WeightTransfer
 from tutelage.stops import AS_THEY_ARE, TurnEnds, generation_ends
+from tutelage.worker import PING_SECONDS, Worker, call_all
 
 
 def engine_fingerprint(path: str) -> str:
@@ -77,6 +79,7 @@ class RolloutGroup(Crew):
         recovery: RecoveryConfig,
         name: str = "rollout",
         ends: TurnEnds = AS_THEY_ARE,
+        placement: Placement = Placement.spread,
     ) -> "RolloutGroup":
         """Start `settings.workers` engines with a checkpoint, or take those that an earlier run left idle.
 
@@ -84,19 +87,21 @@ class RolloutGroup(Crew):
             ends: what ends a turn beside the ends of the checkpoint.
         """
         count, deadline = settings.workers, timeouts.start
-        reuse_key = (count, transfer.value, engine_fingerprint(model_path), ends, *values_of(settings))
+        reuse_key = (count, transfer.backend, engine_fingerprint(model_path), ends, *values_of(settings))
 
         async def hire(names: Sequence[str]) -> list[Worker]:
             workers = await cluster.start(
                 RolloutWorker,
                 model_path,
                 settings,
-                transfer.value,
+                transfer.backend,
                 seed,
                 ends,
                 names=names,
                 resources=Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.threads),
                 deadline=deadline,
+                patience=recovery.wait_for_node,
+                placement=placement,
             )
             await call_all(workers, "ready", deadline=deadline)
             return workers
@@ -163,7 +168,7 @@ class RolloutGroup(Crew):
     @property
     def irreplaceable(self) -> str | None:
         transfer = self.reuse_key[1]
-        if transfer == WeightTransfer.shared_memory.value:
+        if transfer == WeightTransfer.shared_memory.backend:
             return None
         return f"no engine can join later with learner.weight_transfer={transfer}"
 

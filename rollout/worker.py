@@ -55,8 +55,8 @@ class RolloutWorker:
     async def start_weight_update(self, version: int) -> None:
         await self._engine.start_weight_update(version)
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(update_info)
+    async def update_weights(self, update_info: dict[str, Any], data: NDArray[np.uint8] | None = None) -> None:
+        await self._engine.update_weights(update_info, data)
 
     async def finish_weight_update(self, version: int) -> float | None:
         return await self._engine.finish_weight_update(version)

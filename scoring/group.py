@@ -19,12 +19,14 @@ from scoring.backends.base import CacheStats, ServerStats
 from scoring.backends.quantization import QuantizationBias
 from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from scoring.worker import ScoringWorker
-from tutelage.cluster import Cluster, Resources, ReuseKey, Worker, call_all, values_of
+from tutelage.cluster import Cluster, ReuseKey, values_of
 from tutelage.crew import Crew
 from tutelage.errors import WorkerLost
 from tutelage.lm.head import LMHead
+from tutelage.placement import Resources
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import RecoveryConfig, TimeoutConfig
+from tutelage.worker import Worker, call_all
 
 
 @dataclass(frozen=True)
@@ -186,4 +188,5 @@ class ScoringGroup(Crew):
             names=names,
             resources=Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000),
             deadline=self._timeouts.start,
+            patience=self._recovery.wait_for_node,
         )

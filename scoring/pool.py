@@ -17,10 +17,11 @@ from scoring.config import ScoringConfig
 from scoring.group import Scorer, ScoringGroup
 from scoring.mixture import score_mixture
 from tutelage.aio import together
-from tutelage.cluster import Cluster, Worker
+from tutelage.cluster import Cluster
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import RecoveryConfig, TimeoutConfig
+from tutelage.worker import Worker
 
 REFERENCE, BASE = "reference", "base"  # roles beside the teachers' keys: objective.reference.model, initial student
 STARVING_STEPS = 10  # in a row without a request

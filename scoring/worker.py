@@ -22,7 +22,7 @@ from scoring.backends.quantization import QuantizationBias, measure_bias
 from scoring.config import Quantization, ScoringConfig, TeacherConfig, TeacherWeights
 from tutelage.lm.head import LMHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
-from tutelage.weights import EngineInfo, SharedBuffer
+from tutelage.weights import BufferInfo, EngineInfo
 
 
 class ScoringWorker:
@@ -109,13 +109,13 @@ class ScoringWorker:
         return EngineInfo(self._settings.dtype.value, 1, self._followed.version)
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._followed.buffer = SharedBuffer.open(Path(init_info["path"]), init_info["nbytes"])
+        self._followed.receive_in(BufferInfo(**init_info))
 
     async def start_weight_update(self, version: int) -> None:
         await self._followed.start_update(version)
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._followed.update(update_info)
+    async def update_weights(self, update_info: dict[str, Any], data: NDArray[np.uint8] | None = None) -> None:
+        await self._followed.update(update_info, data)
 
     async def finish_weight_update(self, version: int) -> None:
         await self._followed.finish_update()

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joining it, starting workers in it, calling them with deadlines, and who died of what.
+"""The Ray cluster of a run: joining it, starting workers where there is room, and keeping them for the next run.
 
     Session ─► Cluster ─► start, or reuse of what an earlier run left idle ─► Worker ─► call, stream
     (several runs)                                                             └─► WorkerLost, WorkerFailure
@@ -8,134 +8,39 @@ fails the message names it and shows the end of its log.
 """
 
 import asyncio
+import atexit
 import logging
 import os
-import re
 import secrets
 import shutil
 import socket
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Sequence, Set
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayActorError, RayTaskError
+from ray._private.state import available_resources_per_node
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tutelage.errors import WorkerFailure, WorkerLate, WorkerLost
-from tutelage.settings import ClusterConfig, ConfigError, Refusal
+from tutelage.errors import WorkerFailure, WorkerLost
+from tutelage.placement import ClusterNode, NoRoom, Resources, choose_seats
+from tutelage.scratch import Scratch
+from tutelage.settings import ClusterConfig, ConfigError, Placement, Refusal
+from tutelage.worker import Worker, first_line, read_logs, root_cause, says_engine_died, within
 
 log = logging.getLogger("tutelage")
-T = TypeVar("T")
 ReuseKey = tuple[Any, ...]  # all that two runs must have in common to share workers
-TAIL_LINES = 25
-PING_SECONDS = 5.0
+LEARNER = "learner"  # the role whose nodes others may belong near or away from
 _NEWEST_LOGS = 8
-_ENGINE_DIED = re.compile(r"EngineDeadError|EngineCore encountered|Engine core initialization failed|EngineCore failed")
-_ENGINE_IS_DEAD = "EngineDeadError"  # of vLLM, which the driver does not import
-_LOGGED_ERROR = re.compile(
-    r"EngineCore.*?(?:^|\s)(?P<kind>(?:\w+\.)*(?:\w*Error|\w*Exception)): (?P<words>.+)$", re.MULTILINE
-)
-_ADVICE = {  # by what an engine says
-    r"kv cache|cache blocks": "raise {room}.kv_cache_gib (on GPUs {room}.gpu_memory_utilization), or lower "
-    "rollout.max_model_len",
-    r"out of ?memory|cannot allocate|bad_alloc": "lower {room}.kv_cache_gib (on GPUs {room}.gpu_memory_utilization) or "
-    "{room}.max_num_seqs",
-    r"free memory on device": "lower {room}.gpu_memory_utilization, or free the GPU",
-    r"max_model_len|max_position_embeddings": "lower rollout.max_model_len",
-}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one worker takes of the cluster."""
-
-    cpus: float
-    gpus: float
-    threads: int  # of its process
-    concurrency: int | None = None  # calls at a time; None: Ray's own bound
-
-    def options(self) -> dict[str, Any]:
-        """Write them as Ray wants them; the threads are bounded before any library reads the environment."""
-        threads = str(self.threads)
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": environment}}
-        return options if self.concurrency is None else {**options, "max_concurrency": self.concurrency}
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A Ray actor with a name people can read."""
-
-    name: str
-    handle: Any
-    pid: int
-    node: str
-    session_dir: Path
-
-    @property
-    def log_files(self) -> list[Path]:
-        """What its process printed, on this node; empty where it runs on another one."""
-        return sorted((self.session_dir / "logs").glob(f"worker-*-{self.pid}.*"))
-
-    async def call(self, method: str, *args: Any, deadline: float) -> Any:
-        """Call a method of the actor and wait for its result.
-
-        Raises:
-            WorkerLost: it died, or did not answer within `deadline` seconds.
-            WorkerFailure: the method raised.
-        """
-        return await self._wait(getattr(self.handle, method).remote(*args), method, deadline)
-
-    async def stream(self, method: str, *args: Any, deadline: float) -> AsyncIterator[Any]:
-        """Iterate over what a generator method yields; `deadline` holds from one item to the next.
-
-        Raises:
-            WorkerFailure: as `call`.
-        """
-        items = getattr(self.handle, method).remote(*args)
-        iterator = aiter(items)
-        while True:
-            try:
-                ref = await self._wait(anext(iterator), method, deadline)
-            except StopAsyncIteration:
-                return
-            yield await self._wait(ref, method, deadline)
-
-    async def _wait(self, waitable: Awaitable[T], method: str, deadline: float) -> T:
-        try:
-            return await _within(waitable, deadline, f"{self.name}.{method}")
-        except RayActorError as error:
-            raise WorkerLost(f"{self.name} died during {method}: {_first_line(error)}\n{self._log_tail()}") from None
-        except RayTaskError as error:
-            root = _root_cause(self.name, self.log_files)
-            said = f"{root}\n{error.cause!r}" if root else repr(error.cause)
-            # The process of a worker's engine is gone: what another worker could do in its place, this one cannot.
-            is_lost = isinstance(error.cause, WorkerLost) or type(error.cause).__name__ == _ENGINE_IS_DEAD
-            kind = WorkerLost if is_lost else WorkerFailure
-            raise kind(f"{self.name} failed in {method}: {said}\n{self._log_tail()}") from error
-
-    async def death_report(self) -> str | None:
-        """Tell who died and what it last printed; None for a worker that lives or cannot say. Never raises."""
-        try:
-            await asyncio.wait_for(self.handle.__ray_call__.remote(lambda _self: None), PING_SECONDS)
-        except RayActorError as error:
-            return f"{self.name} died: {_first_line(error)}\n{self._log_tail()}"
-        except Exception:  # too busy; a cluster that is gone itself
-            return None
-        return None
-
-    def _log_tail(self) -> str:
-        tails = [tail for path in self.log_files if (tail := _tail(path))]
-        if not tails:
-            return f"its log is on node {self.node}, in {self.session_dir / 'logs'}, under worker-*-{self.pid}.err"
-        return "\n".join(tails)
-
-    def stop(self) -> None:
-        """Kill its process."""
-        ray.kill(self.handle)
+_ROOM_SECONDS = 0.5  # between two looks for room
+_TELL_SECONDS = 10.0  # after which whoever waits for room says so
+_COLLECT_SECONDS = 30.0  # for another node's logs
 
 
 @dataclass(frozen=True)
@@ -143,11 +48,13 @@ class Cluster:
     """A Ray that this process has joined, the workers of the present run, and those that earlier ones left idle."""
 
     session_dir: Path
+    scratch: Scratch | None = None  # of a Ray of one's own
     workers: list[Worker] = field(default_factory=list)  # every one that was up in this run
     restarts: Counter[str] = field(default_factory=Counter)  # in this run, by role
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # that look after workers
     _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier starts
     numbers: Counter[str] = field(default_factory=Counter)  # names given in this run, by role
+    _arriving: dict[str, tuple[str, Resources]] = field(default_factory=dict)  # node and needs of those in their start
 
     @classmethod
     def join(cls, settings: ClusterConfig) -> "Cluster":
@@ -156,14 +63,17 @@ class Cluster:
         Raises:
             ConfigError: no cluster at `cluster.address`.
         """
-        is_local = settings.address == "local"
+        is_local, scratch = settings.address == "local", None
         # Without it a node of one's own takes the machine's address and is offered to the network; Ray has no setting
         # for that, and turns _node_ip_address="127.0.0.1" into that address.
         ray_constants.ENABLE_RAY_CLUSTER = not is_local
         if is_local:
+            scratch = Scratch()
+            atexit.register(scratch.remove)  # where Ray does not come up
             _keep_token_private()
             context = ray.init(
                 address="local",
+                _temp_dir=str(scratch.path),
                 num_cpus=local_cpus(settings),
                 object_store_memory=int(settings.object_store_gib * 2**30),
                 include_dashboard=False,
@@ -174,50 +84,119 @@ class Cluster:
             try:
                 context = ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError) as error:  # nobody there; no address at all
-                fix = f"no Ray cluster can be joined there ({_first_line(error)}); start one, or set local"
+                fix = f"no Ray cluster can be joined there ({first_line(error)}); start one, or set local"
                 raise ConfigError(Refusal("cluster.address", settings.address, fix)) from error
-        return cls(Path(context.address_info["session_dir"]))
+        return cls(Path(context.address_info["session_dir"]), scratch)
 
     @staticmethod
-    def resources() -> tuple[float, float]:
-        """Count all CPUs and GPUs of the cluster, whoever holds them."""
-        total = ray.cluster_resources()
-        return total.get("CPU", 0.0), total.get("GPU", 0.0)
+    def nodes(free: bool) -> list[ClusterNode]:
+        """The nodes that live, with what is free of them, or with all that they have, whoever holds it."""
+        left = available_resources_per_node()
+        nodes = []
+        for entry in ray.nodes():
+            if entry["Alive"]:
+                has = left.get(entry["NodeID"], {}) if free else entry["Resources"]
+                nodes.append(
+                    ClusterNode(entry["NodeID"], entry["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0))
+                )
+        return nodes
+
+    @property
+    def node_count(self) -> int:
+        return len(self.nodes(free=False))
 
     async def start(
-        self, actor_class: type, *arguments: Any, names: Sequence[str], resources: Resources, deadline: float
+        self,
+        actor_class: type,
+        *arguments: Any,
+        names: Sequence[str],
+        resources: Resources,
+        deadline: float,
+        patience: float,
+        placement: Placement = Placement.spread,
     ) -> list[Worker]:
         """Start an actor for each name, all with the same arguments, and wait until their processes are up.
 
         Where not all of them come, none is left behind.
 
+        Args:
+            deadline: seconds, once there is room.
+            patience: seconds in which room for them may come free, or nodes join that have some.
+
         Raises:
+            NoRoom: there is none for them.
             WorkerLost: one of them died, or took more than `deadline` seconds.
             WorkerFailure: its constructor raised.
         """
-        actor = ray.remote(actor_class).options(**resources.options())
-        handles = [actor.remote(*arguments) for _ in names]
-        arriving = (self._arrival(name, handle, deadline) for name, handle in zip(names, handles, strict=True))
+        options, handles, given = resources.options(), list[Any](), Counter(names)
+        seats = await self._seats(names, resources, placement, patience)
+        self._arriving.update({name: (seat, resources) for name, seat in zip(names, seats, strict=True)})
         try:
+            for seat in seats:
+                # Where the place is a wish, Ray finds another one if the node is gone or full by now.
+                wish = placement in (Placement.spread, Placement.pack)
+                strategy = NodeAffinitySchedulingStrategy(seat, soft=wish, _spill_on_unavailable=wish)
+                actor = ray.remote(actor_class).options(**options, scheduling_strategy=strategy)
+                handles.append(actor.remote(*arguments))
+            arriving = (self._arrival(name, handle, deadline) for name, handle in zip(names, handles, strict=True))
             return list(await asyncio.gather(*arriving))
         except BaseException:
             for handle in handles:
                 ray.kill(handle)
             raise
+        finally:
+            for name in given:
+                self._arriving.pop(name, None)
+
+    async def _seats(
+        self, names: Sequence[str], resources: Resources, placement: Placement, patience: float
+    ) -> list[str]:
+        """The id of a node for each name.
+
+        Raises:
+            NoRoom: for longer than `patience` seconds.
+        """
+        began, has_told = time.monotonic(), False
+        while True:
+            try:
+                return choose_seats(self._free_nodes(), resources, len(names), placement, self._learner_nodes())
+            except NoRoom as error:
+                waited, what = time.monotonic() - began, f"{', '.join(names)}: {error}"
+                if waited > patience:
+                    raise NoRoom(f"no room for {what} (waited {patience:g} s: recovery.wait_for_node)") from None
+                if waited > _TELL_SECONDS and not has_told:
+                    log.warning("waiting for room, or for a node that has some: %s", what)
+                    has_told = True
+            await asyncio.sleep(_ROOM_SECONDS)
+
+    def _free_nodes(self) -> list[ClusterNode]:
+        """What is free of each node, less what those take that are in their start, whom Ray does not count yet."""
+        nodes = {node.id: node for node in self.nodes(free=True)}
+        for seat, needs in self._arriving.values():
+            if seat in nodes:
+                nodes[seat] = nodes[seat].without(needs, 1)
+        return list(nodes.values())
+
+    def _learner_nodes(self) -> set[str]:
+        seats = {name: seat for name, (seat, _) in self._arriving.items()}
+        seats |= {worker.name: worker.node_id for worker in self.workers}
+        return {seat for name, seat in seats.items() if name.startswith(f"{LEARNER}-")}
 
     async def _arrival(self, name: str, handle: Any, deadline: float) -> Worker:
-        place = handle.__ray_call__.remote(lambda _self: (os.getpid(), ray.util.get_node_ip_address()))
+        place = handle.__ray_call__.remote(
+            lambda _self: (os.getpid(), ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+        )
         try:
-            pid, node = await _within(place, deadline, name)
+            pid, node, node_id = await within(place, deadline, name)
         except RayActorError as error:  # its constructor's error is in the text
             logs = sorted((self.session_dir / "logs").glob("worker-*"), key=lambda path: path.stat().st_mtime)
-            engine_died = _ENGINE_DIED.search(str(error)) is not None
-            root = _root_cause(name, logs[-_NEWEST_LOGS:]) if engine_died else None
+            engine_died = says_engine_died(str(error))
+            root = root_cause(name, logs[-_NEWEST_LOGS:]) if engine_died else None
             # What raises will raise again; an engine that dies without a word of its own was killed.
             raises_again = error.actor_init_failed and (root is not None or not engine_died)
             kind = WorkerFailure if raises_again else WorkerLost
             raise kind(f"{name} did not start: {root or ''}\n{error}") from None
-        worker = Worker(name, handle, pid, node, self.session_dir)
+        worker = Worker(name, handle, pid, node, node_id, self.session_dir)
         self.workers.append(worker)
         return worker
 
@@ -271,12 +250,34 @@ class Cluster:
     def leave(self) -> None:
         """Leave the cluster; one of the run's own ends."""
         ray.shutdown()
+        if self.scratch is not None:
+            self.scratch.remove()
+            atexit.unregister(self.scratch.remove)
 
     def keep_logs(self, folder: Path) -> None:
-        """Copy what the workers of this node printed into the run's folder."""
+        """Copy what the workers printed into the run's folder; of nodes that do not answer, nothing."""
+        away = {worker.node_id: list[Worker]() for worker in self.workers if not worker.log_files}
         for worker in self.workers:
             for path in worker.log_files:
                 shutil.copyfile(path, folder / f"{worker.name}{path.suffix}")
+            if worker.node_id in away:
+                away[worker.node_id].append(worker)
+        reading = {}
+        for node_id, workers in away.items():
+            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            read = ray.remote(read_logs).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            reading[read.remote(self.session_dir, [worker.pid for worker in workers])] = workers
+        if reading:
+            answered, _ = ray.wait(list(reading), num_returns=len(reading), timeout=_COLLECT_SECONDS)
+            for answer in answered:
+                with suppress(RayError):
+                    _write_logs(folder, reading[answer], ray.get(answer))
+
+
+def _write_logs(folder: Path, workers: Sequence[Worker], logs: dict[int, dict[str, bytes]]) -> None:
+    for worker in workers:
+        for suffix, content in logs.get(worker.pid, {}).items():
+            (folder / f"{worker.name}{suffix}").write_bytes(content)
 
 
 def _keep_token_private() -> None:
@@ -348,50 +349,6 @@ def free_address() -> tuple[str, int]:
         return host, listener.getsockname()[1]
 
 
-async def _within(waitable: Awaitable[T], deadline: float, what: str) -> T:
-    try:
-        return await asyncio.wait_for(waitable, deadline)
-    except TimeoutError:
-        raise WorkerLate(f"{what} did not answer within {deadline:g} s; see timeouts.* in the config") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), repr(error))
-
-
-def _root_cause(name: str, logs: Sequence[Path]) -> str | None:
-    """The first error that the engine of a worker has logged, and the setting to change; None: no engine died of one.
-
-    An engine of vLLM's is a process of its own: what the worker raises says only that it is gone.
-    """
-    for path in logs:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        errors = [match for match in _LOGGED_ERROR.finditer(text) if not _ENGINE_DIED.search(match[0])]
-        if errors and _ENGINE_DIED.search(text):
-            words = f"{errors[0]['kind']}: {errors[0]['words'].strip()}"
-            room = "rollout" if "rollout" in name else "scoring.engine"
-            advice = next((fix for pattern, fix in _ADVICE.items() if re.search(pattern, words, re.IGNORECASE)), None)
-            return f"{words}; {advice.format(room=room)}" if advice else words
-    return None
-
-
-def _tail(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    except OSError:  # Ray tidies up
-        return ""
-    return "\n".join([f"--- the end of {path.name} ---", *lines]) if lines else ""
-
-
 def values_of(settings: Any) -> ReuseKey:
     """List all values of a settings dataclass, as part of a reuse key."""
     return tuple(asdict(settings).items())
-
-
-async def call_all(workers: Sequence[Worker], method: str, *args: Any, deadline: float) -> list[Any]:
-    """Call the same method of all workers at once; returns their results, in the order of the workers.
-
-    Raises:
-        WorkerFailure: the first failure of any of them.
-    """
-    return list(await asyncio.gather(*(worker.call(method, *args, deadline=deadline) for worker in workers)))

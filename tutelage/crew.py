@@ -12,9 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from tutelage.cluster import PING_SECONDS, Cluster, Worker
+from tutelage.cluster import Cluster
 from tutelage.errors import WorkerFailure, WorkerLate, WorkerLost
+from tutelage.placement import NoRoom
 from tutelage.settings import RecoveryConfig
+from tutelage.worker import PING_SECONDS, Worker
 
 log = logging.getLogger("tutelage")
 HEALTH_SECONDS = 10.0  # between two looks at whether the workers live
@@ -149,7 +151,7 @@ class Crew:
             await asyncio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0)
             hired: list[Worker] = []
             try:
-                hired = await self._hire([name])
+                hired = await self._hire_with_patience(name)
                 for worker in hired:
                     await self.join(worker)
             except WorkerFailure as another:
@@ -159,6 +161,19 @@ class Crew:
                 continue
             log.warning("%s takes the place of the one that was lost", name)
             return
+
+    async def _hire_with_patience(self, name: str) -> list[Worker]:
+        """Hire as soon as there is room: as long as others work, a node may take its time to come back.
+
+        Raises:
+            NoRoom: there is none, and nobody is left to work meanwhile.
+        """
+        while True:
+            try:
+                return await self._hire([name])
+            except NoRoom:
+                if not self.workers:
+                    raise
 
     def _fail(self, failure: WorkerFailure) -> None:
         self._failure = failure

@@ -190,9 +190,40 @@ class Attention(Enum):
 
 
 class WeightTransfer(Enum):
+    auto = "auto"  # whichever of the others fits
     shared_memory = "shared_memory"  # CPU engines on the learner's node
+    object_store = "object_store"  # CPU engines, any node
     nccl = "nccl"  # GPUs, any node
     ipc = "ipc"  # learner and engine on the same GPU
+
+    @property
+    def backend(self) -> str:
+        """Its name in vLLM's registries: an engine reads shared memory, whoever has brought the weights there."""
+        return (WeightTransfer.shared_memory if self is WeightTransfer.object_store else self).value
+
+
+class Placement(Enum):
+    """Where the workers of a role go."""
+
+    spread = "spread"  # over as many nodes as there are
+    pack = "pack"  # to as few nodes as hold them
+    near = "near"  # to the learner's nodes only
+    away = "away"  # to other nodes than the learner's only
+
+
+@dataclass
+class PlacementConfig(Settings):
+    """Which nodes of a cluster the workers go to."""
+
+    learner: Placement = Placement.pack
+    engines: Placement = Placement.spread  # of rollout
+
+    def refusals(self, prefix: str = "") -> Iterator[Refusal]:
+        yield from super().refusals(prefix)
+        if self.learner in (Placement.near, Placement.away):
+            yield Refusal(
+                f"{prefix}learner", self.learner.value, "is about others than the learner; use pack or spread"
+            )
 
 
 @dataclass
@@ -200,6 +231,7 @@ class ClusterConfig(Settings):
     address: str = "local"  # "local": a Ray of this run's own; "auto" or host:port: one that runs already
     cpus: int | None = setting(None, at_least=1)  # logical CPUs of a local cluster; none: what the workers ask for
     object_store_gib: float = setting(1.0, above=0)  # of a local cluster
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
 
 @dataclass
@@ -208,6 +240,8 @@ class RecoveryConfig(Settings):
 
     # of the workers of one role, before the next death ends the run
     max_restarts: int = setting(3, at_least=0, meaning="0: a lost worker ends the run")
+    # seconds in which a lost node may come back, or room come free elsewhere, for workers that are missing
+    wait_for_node: float = setting(600, at_least=0)
     # in a row, whose loss or gradient is not finite, before the next one ends the run
     max_skipped_steps: int = setting(3, at_least=0, meaning="0: the first ends the run")
 

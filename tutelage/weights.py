@@ -4,6 +4,7 @@
                    ── Bucket ──► (by Ray: where it lies, what is in it)
 
 The buffer holds the bytes, end to end as a checkpoint has them; the small record that describes them travels by Ray.
+Between nodes the bytes travel beside it, through Ray's object store, and each reader lays them in a buffer of its own.
 """
 
 import mmap
@@ -12,8 +13,10 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.settings import WeightTransfer
@@ -66,13 +69,17 @@ class SharedBuffer:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError as error:
             raise ValueError(
-                f"{path} does not exist here: learner.weight_transfer=shared_memory needs the rollout worker "
-                "on the learner's node; across nodes use nccl"
+                f"{path} does not exist here: learner.weight_transfer=shared_memory needs its readers on the learner's "
+                "node; set auto"
             ) from error
         try:
             return cls(path, mmap.mmap(descriptor, nbytes))
         finally:
             os.close(descriptor)
+
+    def lay(self, start: int, data: NDArray[np.uint8]) -> None:
+        """Put bytes that came by another way where a reader looks for them."""
+        self.data.numpy()[start : start + len(data)] = data
 
     def unlink(self) -> None:
         """Take the name away; mappings stay valid. Does nothing the second time."""
@@ -92,7 +99,7 @@ class EngineInfo:
 class BufferInfo:
     """Where the buckets will lie."""
 
-    path: str
+    path: str  # empty: each bucket comes with its record, and its reader has a buffer of its own
     nbytes: int
 
 

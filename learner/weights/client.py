@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from vllm.distributed.weight_transfer.base import WeightTransferUpdatePayload
@@ -56,9 +58,17 @@ class RayWeightSyncClient:
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
         self.wait(self.begin_update_weights(update_info))
 
-    def begin_update_weights(self, update_info: WeightTransferUpdatePayload) -> Call:
-        """As `update_weights`, without waiting; the engines take what they are sent in order."""
-        return self._send("update_weights", [(update_info,) for _ in self._handles])
+    def begin_update_weights(
+        self, update_info: WeightTransferUpdatePayload, data: NDArray[np.uint8] | None = None
+    ) -> Call:
+        """As `update_weights`, without waiting; the engines take what they are sent in order.
+
+        Args:
+            data: [nbytes], what the record describes, where it cannot be read in shared memory: it is copied, and goes
+                to each node once.
+        """
+        arguments = (update_info,) if data is None else (update_info, ray.put(data))
+        return self._send("update_weights", [arguments for _ in self._handles])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Put the new weights to use, as the version given to `begin`: vLLM's trainer engines pass none."""

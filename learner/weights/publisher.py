@@ -18,7 +18,7 @@ from learner.weights.shared_memory import SharedMemoryTrainerInitInfo, SharedMem
 from learner.weights.source import CausalLMSource
 from tutelage.cluster import free_address
 from tutelage.settings import WeightTransfer
-from tutelage.weights import EngineInfo
+from tutelage.weights import SHARED_MEMORY, EngineInfo
 
 
 class WeightPublisher:
@@ -91,8 +91,9 @@ class WeightPublisher:
 
 
 def _init_info(config: LearnerConfig, rank: int, engines: Sequence[EngineInfo], bucket_bytes: int) -> TrainerInitInfo:
-    if config.weight_transfer is WeightTransfer.shared_memory:
-        return SharedMemoryTrainerInitInfo(rank=rank)
+    if config.weight_transfer.backend == SHARED_MEMORY:
+        between_nodes = config.weight_transfer is WeightTransfer.object_store
+        return SharedMemoryTrainerInitInfo(rank=rank, between_nodes=between_nodes)
     if config.weight_transfer is WeightTransfer.ipc:
         return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=bucket_bytes)
     host, port = free_address()

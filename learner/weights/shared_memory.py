@@ -1,6 +1,7 @@
 """The learner's end of the shared-memory weight transfer, a backend of vLLM's weight-transfer interface.
 
     weights ─► bucket: cast, copied, hashed ─► slot of a shared buffer ─► engines verify and load it; the slot is free
+                                            └► between nodes: Ray's object store ─► the same slot of each engine's own
 
 Its counterpart is `rollout.weight_receiver`.
 """
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
@@ -33,15 +36,17 @@ CHUNK_BYTES = 2**18  # copied, then hashed while still in the cache
 
 @dataclass
 class SharedMemoryTrainerInitInfo(TrainerInitInfo):
-    """Which rank this is: the engine needs nothing else, since the buffer is made for what the source has."""
+    """Which rank this is, and how far away the engines may be; the buffer is made for what the source has."""
 
     backend: ClassVar[str] = SHARED_MEMORY
+    between_nodes: bool = False
 
 
 class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
     """Rank 0 copies buckets in turn into the slots of a buffer that it shares with the engines of its node.
 
-    While the engines verify and load one, the next already lies ready and the one after it is being written.
+    While the engines verify and load one, the next already lies ready and the one after it is being written. Engines on
+    other nodes have such a buffer each, and are sent every bucket.
     """
 
     init_info_cls = SharedMemoryTrainerInitInfo
@@ -55,8 +60,10 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
         source: CausalLMSource,
         is_sender: bool,
         buffer: SharedBuffer | None,
+        between_nodes: bool = False,
     ) -> None:
         super().__init__(client=client, source=source, is_sender=is_sender)
+        self._between_nodes = between_nodes
         self.checksum = ""  # of the latest update: xxh3_64 of its buckets' checksums
         self.write_seconds = 0.0  # of the latest update: copying and hashing
         self._buffer = buffer
@@ -78,10 +85,12 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
         nbytes = SLOTS * source.largest_bucket_bytes
         buffer = SharedBuffer.create(nbytes)
         try:
-            client.init_weight_transfer_engine(asdict(BufferInfo(str(buffer.path), nbytes)))
+            path = "" if init_info.between_nodes else str(buffer.path)
+            client.init_weight_transfer_engine(asdict(BufferInfo(path, nbytes)))
         finally:
             buffer.unlink()  # everyone has it mapped by now; nothing is left behind if this process is killed
-        return cls(client=client, source=source, is_sender=True, buffer=buffer)
+        between_nodes = init_info.between_nodes
+        return cls(client=client, source=source, is_sender=True, buffer=buffer, between_nodes=between_nodes)
 
     def send_weights(self) -> None:
         """Bring all weights to the engines; a collective, of which rank 0 does the sending."""
@@ -109,10 +118,16 @@ class SharedMemoryTrainerWeightTransferEngine(TrainerWeightTransferEngine[Shared
             if info is not None:
                 checksums.append(info.checksum)
                 # Not awaited: engines load buckets in the order of their index even if the calls overtake each other.
-                loading.append(self.client.begin_update_weights(asdict(info)))
+                loading.append(self.client.begin_update_weights(asdict(info), self._bytes_of(info)))
         for call in loading:
             self.client.wait(call)
         return checksums
+
+    def _bytes_of(self, bucket: Bucket) -> NDArray[np.uint8] | None:
+        """What a bucket holds, where engines cannot read it in the buffer."""
+        if self._buffer is None or not self._between_nodes:
+            return None
+        return self._buffer.data[bucket.start : bucket.start + bucket.nbytes].numpy()
 
     def _write(self, update: str, index: int, bucket: Sequence[NamedWeight]) -> Bucket | None:
         """Copy a bucket into its slot and describe it; None on ranks that do not send."""

@@ -11,6 +11,7 @@ from scoring.backends.factory import kind_of
 from scoring.capabilities import Capabilities, mixed
 from scoring.config import TEACHER, TeacherConfig
 from tutelage.records.signal import SignalNeeds
+from tutelage.settings import WeightTransfer
 
 
 def run_facts(config: RunConfig) -> RunFacts:
@@ -48,6 +49,18 @@ def needs_teacher_rollouts(config: RunConfig) -> bool:
     """Whether engines have to sample from the teacher all through the run."""
     kind = STAGES[config.stage]
     return kind.has_teacher and not kind.collects and learns_from_teacher(config)
+
+
+def weight_transfer(config: RunConfig, nodes: int) -> WeightTransfer:
+    """How weights travel in a cluster of so many nodes, where the configuration leaves it open."""
+    rollout, learner = config.rollout, config.learner
+    if learner.weight_transfer is not WeightTransfer.auto:
+        return learner.weight_transfer
+    if rollout.gpus_per_worker == 0:
+        return WeightTransfer.shared_memory if nodes == 1 else WeightTransfer.object_store
+    is_pair = rollout.workers == learner.ranks == rollout.tensor_parallel_size == 1
+    shares_a_gpu = is_pair and 0 < learner.gpus_per_rank <= 1 - rollout.gpus_per_worker
+    return WeightTransfer.ipc if shares_a_gpu else WeightTransfer.nccl
 
 
 def teachers_of(config: RunConfig) -> dict[str, TeacherConfig]:

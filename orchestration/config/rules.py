@@ -11,7 +11,13 @@ from pathlib import Path
 from diagnostics.metrics import unknown_metric
 from learner.objectives import requirements
 from learner.objectives.rules import refusals as objective_rules
-from orchestration.config.facts import learns_from_teacher, named_teachers, run_facts, signal_needs
+from orchestration.config.facts import (
+    learns_from_teacher,
+    named_teachers,
+    run_facts,
+    signal_needs,
+    weight_transfer,
+)
 from orchestration.config.keys import unknown_key_refusals
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
@@ -73,11 +79,14 @@ def _stage(config: RunConfig) -> Iterator[Refusal]:
 
 def _engines(config: RunConfig) -> Iterator[Refusal]:
     transfer, gpus = config.learner.weight_transfer, config.rollout.gpus_per_worker
-    if transfer is WeightTransfer.shared_memory and gpus > 0:
-        fix = "serves CPU engines on the learner's node; with rollout.gpus_per_worker > 0 use nccl or ipc"
+    if transfer in (WeightTransfer.shared_memory, WeightTransfer.object_store) and gpus > 0:
+        fix = "serves CPU engines; with rollout.gpus_per_worker > 0 use auto, nccl or ipc"
         yield Refusal("learner.weight_transfer", transfer, fix)
-    if transfer is not WeightTransfer.shared_memory and gpus == 0:
-        fix = "needs GPU engines; with rollout.gpus_per_worker=0 use shared_memory"
+    if gpus > 0 == config.learner.gpus_per_rank:
+        fix = "weights reach engines on GPUs from GPUs only; set learner=gpu, or rollout=cpu"
+        yield Refusal("learner.gpus_per_rank", config.learner.gpus_per_rank, fix)
+    if transfer in (WeightTransfer.nccl, WeightTransfer.ipc) and gpus == 0:
+        fix = "needs GPU engines; with rollout.gpus_per_worker=0 use auto, shared_memory or object_store"
         yield Refusal("learner.weight_transfer", transfer, fix)
     if config.rollout.tensor_parallel_size > 1 and gpus == 0:
         fix = "needs rollout.gpus_per_worker > 0; on CPU use 1"
@@ -173,9 +182,8 @@ def _moving(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Ref
         yield Refusal(
             name, value, f"follows the student's weights; set {teacher_setting(key)}.model={config.student.model}"
         )
-    if config.learner.weight_transfer is not WeightTransfer.shared_memory:
-        transfer = config.learner.weight_transfer.value
-        fix = f"follows the student through shared memory, and learner.weight_transfer={transfer}; use weights=fixed"
+    if (transfer := weight_transfer(config, nodes=1)).backend != WeightTransfer.shared_memory.value:
+        fix = f"follows the student in CPU memory, and learner.weight_transfer={transfer.value}; use weights=fixed"
         yield Refusal(name, value, fix)
     if requirements(config.objective).hidden_states:
         fix = (

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from learner.config import LearnerSetup
 from learner.group import LearnerGroup
-from orchestration.config.facts import needs_teacher_rollouts
+from orchestration.config.facts import needs_teacher_rollouts, weight_transfer
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.prepare.inputs import Prepared
@@ -23,8 +23,10 @@ from rollout.group import RolloutGroup
 from scoring.config import TEACHER
 from scoring.pool import BASE, TeacherPool
 from tutelage.aio import together
-from tutelage.cluster import Cluster, Worker
+from tutelage.cluster import Cluster
+from tutelage.settings import Placement
 from tutelage.stops import Swap, TurnEnds
+from tutelage.worker import Worker
 
 
 async def start_engines(
@@ -34,6 +36,7 @@ async def start_engines(
     ends: TurnEnds,
     name: str = "rollout",
     count: int | None = None,
+    placement: Placement = Placement.spread,
 ) -> RolloutGroup:
     """Start a run's rollout engines with a checkpoint, or take idle ones.
 
@@ -42,9 +45,9 @@ async def start_engines(
         count: of workers; None: as many as the configuration says.
     """
     settings = config.rollout if count is None else replace(config.rollout, workers=count)
-    transfer = config.learner.weight_transfer
+    transfer = weight_transfer(config, cluster.node_count)
     return await RolloutGroup.start(
-        model_path, settings, transfer, config.seed, config.timeouts, cluster, config.recovery, name, ends
+        model_path, settings, transfer, config.seed, config.timeouts, cluster, config.recovery, name, ends, placement
     )
 
 
@@ -98,17 +101,18 @@ class Fleet:
         setup = LearnerSetup(
             prepared.student_path,
             config.student,
-            config.learner,
+            replace(config.learner, weight_transfer=weight_transfer(config, cluster.node_count)),
             config.objective,
             config.pipeline.steps,
             config.seed,
             config.rollout.max_model_len,
             prepared.ends,
         )
-        rollouts, teachers, learner, teacher_rollouts = await together(
-            start_engines(config, prepared.student_path, cluster, prepared.ends),
-            TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, config.timeouts, cluster, config.recovery),
-            LearnerGroup.start(setup, config.timeouts, cluster),
+        timeouts, recovery, placement = config.timeouts, config.recovery, config.cluster.placement
+        learner, rollouts, teachers, teacher_rollouts = await together(
+            LearnerGroup.start(setup, timeouts, cluster, recovery.wait_for_node, placement.learner),  # others go by it
+            start_engines(config, prepared.student_path, cluster, prepared.ends, placement=placement.engines),
+            TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, timeouts, cluster, recovery),
             _start_teacher_rollouts(config, prepared, cluster),
         )
         swaps, uncommon = prepared.ends.swaps, uncommon_ids(config, prepared)

@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from scoring.config import TeacherConfig, TeacherWeights
 from scoring.context import ContextTemplate
 from tutelage.cluster import Cluster, Session, local_cpus
 from tutelage.console import PlainConsole
-from tutelage.settings import Refusal, Refusals
+from tutelage.placement import ClusterNode, NoRoom, Resources, choose_seats
+from tutelage.settings import Placement, Refusal, Refusals, WeightTransfer
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -125,8 +127,39 @@ def join_cluster(config: RunConfig, roles: Roles, session: Session) -> Cluster:
         ConfigError: no cluster at `cluster.address`, or more workers than it has room for.
     """
     cluster = session.cluster(config.cluster)
-    check_resources(config, roles, *cluster.resources())
+    nodes = cluster.nodes(free=False)
+    check_resources(config, roles, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+    refusals = Refusals()
+    if len(nodes) > 1 and config.learner.weight_transfer is WeightTransfer.shared_memory:
+        fix = f"reaches engines of the learner's node only, and the cluster has {len(nodes)} nodes; set auto"
+        refusals.append(Refusal("learner.weight_transfer", WeightTransfer.shared_memory, fix))
+    refusals.extend(_unplaceable(config, roles, nodes))
+    refusals.raise_all()
     return cluster
+
+
+def _unplaceable(config: RunConfig, roles: Roles, nodes: Sequence[ClusterNode]) -> Iterator[Refusal]:
+    """The first role whose workers the nodes cannot hold one by one, though they could all together."""
+    learner, rollout, scoring, placement = config.learner, config.rollout, config.scoring, config.cluster.placement
+    rank = Resources(learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
+    engine = Resources(rollout.cpus_per_worker, rollout.gpus_per_worker, rollout.threads)
+    scorer = Resources(scoring.cpus_per_worker, scoring.gpus_per_worker, scoring.threads)
+    asked = (
+        ("learner.ranks", rank, learner.ranks, placement.learner),
+        ("rollout.workers", engine, rollout.workers, placement.engines),
+        ("scoring.workers", scorer, _scoring_workers(config, roles), Placement.spread),
+        ("rollout.workers", engine, _rollout_workers(config) - rollout.workers, Placement.spread),
+    )
+    learners: set[str] = set()
+    for key, need, count, where in asked:
+        try:
+            seats = choose_seats(nodes, need, count, where, learners)
+        except NoRoom as error:
+            fix = f"{error}, beside those before them; lower it or its share of CPUs and GPUs, or join larger nodes"
+            yield Refusal(key, count, f"{fix}; see cluster.placement" if where is not Placement.spread else fix)
+            return
+        learners = learners or set(seats)
+        nodes = [node.without(need, seats.count(node.id)) for node in nodes]
 
 
 def _student(config: RunConfig, prepared: Prepared) -> str:

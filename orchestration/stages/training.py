@@ -21,10 +21,10 @@ from orchestration.pipeline.progress import Cursor, RunProgress
 from orchestration.pipeline.weighting import keeps, with_loss_reduction
 from orchestration.prepare.inputs import Prepared
 from orchestration.results.summary import Answers
-from tutelage.cluster import Worker, call_all
 from tutelage.errors import LearnerFailure, WorkerFailure
 from tutelage.lm.packed import shares_prefixes
 from tutelage.records.prompt import with_ids
+from tutelage.worker import Worker, call_all
 
 WHOLE_RUN = "run"  # beside the roles of workers, in the cluster's count of restarts
 TEACHERS = "teachers"  # in a checkpoint: the averages of teachers that keep one
@@ -125,16 +125,17 @@ class TrainingStage(ABC):
         engines = self.fleet.rollouts
         with self.progress.clock.span("weight_sync"):
             while self._engine_version != self.progress.version:
+                if not engines.workers:
+                    await engines.present()  # who comes has them
+                    continue
                 try:
                     if self._readers_live:
                         async with self._weights:
                             await self.fleet.learner.publish(self.progress.version)
                         self._engine_version = self.progress.version
-                    elif engines.workers:
+                    else:
                         # They hold requests and perhaps half of the weights until they are sent again.
                         await self._bring_up_to_date()
-                    else:
-                        await engines.present()  # which has them
                 except WorkerFailure:
                     await engines.strike_off_the_dead()
                     if self._readers_live:

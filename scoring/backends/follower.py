@@ -12,14 +12,16 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scoring.backends.model import TeacherModel
 from scoring.config import TeacherConfig, TeacherWeights
-from tutelage.weights import Bucket, SharedBuffer, read_bucket
+from tutelage.weights import Bucket, BufferInfo, SharedBuffer, read_bucket
 
 T = TypeVar("T")
 _VERSION = "policy_version"  # in the metadata of a file
@@ -51,10 +53,22 @@ class Follower:
         # Each once, under the first of its names.
         distinct = {id(weight): (name, weight) for name, weight in reversed(self._parameters.items())}
         self._masters = {name: weight.detach().float().clone() for name, weight in distinct.values() if self._averages}
-        self.buffer: SharedBuffer | None = None  # that the weights come through
+        self._buffer: SharedBuffer | None = None  # that the weights come through
         self._pause = AsyncExitStack()
         self._incoming = 0  # version of the update under way
         self._taken: set[int] = set()  # parameters that the update under way has brought
+
+    def receive_in(self, info: BufferInfo) -> None:
+        """Prepare for the buckets that will come.
+
+        Raises:
+            ValueError: the learner's buffer is on another node, or there is no room for one here.
+        """
+        if info.path:
+            self._buffer = SharedBuffer.open(Path(info.path), info.nbytes)
+        else:
+            self._buffer = SharedBuffer.create(info.nbytes)
+            self._buffer.unlink()  # nobody else maps it
 
     async def start_update(self, version: int) -> None:
         """Forwards wait from here to `finish_update`; one that is under way is waited for."""
@@ -65,17 +79,24 @@ class Follower:
             self._taken = set()
         self._incoming = version
 
-    async def update(self, bucket: dict[str, Any]) -> None:
+    async def update(self, record: dict[str, Any], data: NDArray[np.uint8] | None = None) -> None:
         """Take in one bucket; an average takes a version once, however often it is published.
+
+        Args:
+            record: of a `Bucket`.
+            data: [nbytes], what is in it, where it does not lie in shared memory.
 
         Raises:
             ChecksumMismatch: the bytes are not those that were sent.
         """
         if self._averages and self._incoming <= self.version:
             return
-        if self.buffer is None:
+        if self._buffer is None:
             raise RuntimeError("the shared-memory weight transfer has not been initialised")
-        weights = read_bucket(self.buffer.data, Bucket(**bucket))
+        bucket = Bucket(**record)
+        if data is not None:
+            self._buffer.lay(bucket.start, data)
+        weights = read_bucket(self._buffer.data, bucket)
         await self._teacher.in_turn(lambda: self._take(weights))
 
     async def finish_update(self) -> None:

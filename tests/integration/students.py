@@ -17,7 +17,7 @@ from learner.weights.publisher import WeightPublisher
 from rollout.config import RolloutConfig
 from rollout.worker import RolloutWorker
 from tutelage.records.trajectory import RolloutRequest, Trajectory
-from tutelage.settings import DType
+from tutelage.settings import DType, WeightTransfer
 from tutelage.stops import AS_THEY_ARE, TurnEnds
 
 MAX_MODEL_LEN = 384
@@ -58,13 +58,24 @@ class Student:
     def prompt_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         return ray.get(self.worker.prompt_logprobs.remote(token_ids), timeout=60)
 
-    def publisher(self, model: PreTrainedModel, timeout_s: float = 60, bucket_mib: float = 512) -> WeightPublisher:
-        config = LearnerConfig(zero_stage=0, weight_bucket_mib=bucket_mib)  # type: ignore[arg-type]
+    def publisher(
+        self,
+        model: PreTrainedModel,
+        timeout_s: float = 60,
+        bucket_mib: float = 512,
+        transfer: WeightTransfer = WeightTransfer.shared_memory,
+    ) -> WeightPublisher:
+        config = LearnerConfig(zero_stage=0, weight_bucket_mib=bucket_mib, weight_transfer=transfer)  # type: ignore[arg-type]
         return WeightPublisher(model, 0, config, {"rollout-0": self.worker}, timeout_s)
 
-    def publish(self, model: PreTrainedModel, bucket_mib: float = 512) -> PublishReport:
+    def publish(
+        self,
+        model: PreTrainedModel,
+        bucket_mib: float = 512,
+        transfer: WeightTransfer = WeightTransfer.shared_memory,
+    ) -> PublishReport:
         self.model = model
-        return self.publisher(model, bucket_mib=bucket_mib).publish(self.version + 1)
+        return self.publisher(model, bucket_mib=bucket_mib, transfer=transfer).publish(self.version + 1)
 
 
 def load(path: Path) -> PreTrainedModel:

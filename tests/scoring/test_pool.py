@@ -112,7 +112,7 @@ def test_each_teacher_that_needs_workers_of_its_own_is_counted(two: Callable[...
         (["teacher.weights=current", "teacher.model=x"], ["teacher.weights=current", "teacher.model=smollm2"]),
         (["teacher.weights=ema", "teacher.ema_rate=1"], ["teacher.ema_rate=1"]),
         (["teacher.weights=current", "objective=full_reverse_kl"], ["another LM head", "student_topk_reverse_kl"]),
-        (["teacher.weights=current", "learner=gpu", "rollout=gpu"], ["shared memory"]),
+        (["teacher.weights=current", "learner=gpu", "rollout=gpu"], ["nccl"]),
         (["teacher.weights=ema", "scoring.cache_dir=x"], ["scoring.cache_dir=x"]),
         (["teacher.backend=server", "teacher.quantization=int8"], ["quantization=int8"]),
         (["teacher.twin_candidates=0"], ["teacher.twin_candidates=0", "at least 1"]),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import ray
 
-from tutelage.cluster import Cluster, Worker, _keep_token_private, _root_cause
+from tutelage.cluster import Cluster, _keep_token_private
+from tutelage.worker import Worker, root_cause
 
 ROOT = Path(__file__).parents[2]
 # Joins a Ray of its own, and meets nobody as the only rank; prints the addresses that its processes listen on.
@@ -83,12 +84,12 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 def test_the_cause_of_an_engines_death_comes_first_with_its_key(tmp_path: Path) -> None:
     log = tmp_path / "worker-1.err"
     log.write_text(ENGINE_LOG)
-    cause = _root_cause("rollout-0", [log])
+    cause = root_cause("rollout-0", [log])
     assert cause is not None and cause.startswith("ValueError: 0.5 GiB KV cache is needed")
     assert "raise rollout.kv_cache_gib" in cause and "\n" not in cause
-    assert "scoring.engine.kv_cache_gib" in str(_root_cause("teacher-0", [log]))
+    assert "scoring.engine.kv_cache_gib" in str(root_cause("teacher-0", [log]))
     log.write_text("ValueError: of something else\n")
-    assert _root_cause("rollout-0", [log]) is None
+    assert root_cause("rollout-0", [log]) is None
 
 
 class Handle:

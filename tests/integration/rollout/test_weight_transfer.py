@@ -17,6 +17,7 @@ from learner.weights.shared_memory import SLOTS, write_bucket
 from learner.weights.source import CausalLMSource
 from rollout.weight_receiver import SharedMemoryUpdateInfo
 from tests.integration.students import Student, load, perturbed, reference_logprobs, request, sampled, start_worker
+from tutelage.settings import WeightTransfer
 from tutelage.weights import DIRECTORY, PREFIX, SharedBuffer
 
 pytestmark = pytest.mark.integration
@@ -34,12 +35,13 @@ def assert_agrees(student: Student, temperature: float = 1.0) -> None:
         np.testing.assert_allclose(trajectory.sampling_logprobs, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("transfer", [WeightTransfer.shared_memory, WeightTransfer.object_store])
 @pytest.mark.parametrize("bucket_mib", [512, 0.3])  # 0.3 cuts gate_proj from up_proj, which engines fuse
-def test_logprobs_agree_after_updates(student: Student, bucket_mib: float) -> None:
+def test_logprobs_agree_after_updates(student: Student, bucket_mib: float, transfer: WeightTransfer) -> None:
     """The same prompts each time: a stale prefix cache or LM head would show."""
     before = student.generate([request(0)])[0]
     for seed in (round(bucket_mib) + 1, round(bucket_mib) + 2):
-        report = student.publish(perturbed(student.path, seed), bucket_mib)
+        report = student.publish(perturbed(student.path, seed), bucket_mib, transfer)
         assert report.version == student.version
         for temperature in (1.0, 0.7):
             assert_agrees(student, temperature)

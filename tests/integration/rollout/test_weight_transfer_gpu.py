@@ -31,7 +31,7 @@ class Publisher:
 
     def __init__(self, path: str, seed: int, config: LearnerConfig, worker: ActorHandle) -> None:
         self.model: PreTrainedModel = perturbed(Path(path), seed).cuda()
-        self.publisher = WeightPublisher(self.model, 0, config, [worker], 120)
+        self.publisher = WeightPublisher(self.model, 0, config, {"rollout-0": worker}, 120)
 
     def publish(self, version: int) -> PublishReport:
         return self.publisher.publish(version)

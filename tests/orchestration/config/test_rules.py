@@ -58,7 +58,7 @@ def test_a_built_config_is_read_only() -> None:
         ("student.lora.targets=[q_proj]", ["student.lora.targets=['q_proj']", "student.lora.rank=0", "set a rank"]),
         ("sampling.max_tokens=4096", ["rollout.max_model_len"]),
         ("learner.weight_transfer=nccl", ["learner.weight_transfer=nccl", "shared_memory"]),
-        ("rollout=gpu", ["learner.weight_transfer", "nccl"]),
+        ("rollout=gpu", ["learner.gpus_per_rank", "learner=gpu"]),
         ("data.train.path=''", ["data.train.path"]),
         ("data.verifier=reasoning_gym", ["data.verifier=reasoning_gym"]),
         ("probe.prompts=201", ["probe.prompts=201", "200"]),

@@ -26,7 +26,7 @@ class Engines:
 
     def __init__(self, living: list[str], dead: list[str]) -> None:
         self.workers, self.dead = [*living, *dead], dead
-        self.waited = False
+        self.waited = self.nobody_comes = False
 
     async def strike_off_the_dead(self) -> list[str]:
         self.workers = [worker for worker in self.workers if worker not in self.dead]
@@ -34,6 +34,8 @@ class Engines:
 
     async def present(self) -> None:
         self.waited = True
+        if self.nobody_comes:
+            raise WorkerFailure("rollout: 0 workers were replaced already (recovery.max_restarts)")
         await self.enlist_with("newcomer")
 
     def enlist(self, worker: str) -> None:
@@ -79,6 +81,13 @@ def test_where_all_died_the_newcomer_gets_them_before_it_serves() -> None:
     learner = Learner(engines)
     asyncio.run(stage_with(engines, learner).publish())
     assert learner.sent == [(4, ("newcomer",))] and engines.workers == ["newcomer"]
+
+
+def test_where_all_died_and_nobody_comes_the_update_fails() -> None:
+    engines = Engines([], ["one"])
+    engines.nobody_comes = True
+    with pytest.raises(WorkerFailure, match="max_restarts"):
+        asyncio.run(asyncio.wait_for(stage_with(engines, Learner(engines)).publish(), 5))
 
 
 @pytest.mark.parametrize("living", [["one"], []])

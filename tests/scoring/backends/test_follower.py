@@ -17,7 +17,7 @@ from scoring.config import ScoringConfig, TeacherConfig, TeacherWeights
 from tests.scoring.reference import load_teacher, random_request
 from tutelage.records.signal import TeacherSignal
 from tutelage.settings import DType
-from tutelage.weights import Bucket, ChecksumMismatch, SharedBuffer
+from tutelage.weights import Bucket, BufferInfo, ChecksumMismatch, SharedBuffer
 
 RATE = 0.75
 REQUEST = random_request(6, 9, seed=1, top_k=3)
@@ -50,7 +50,7 @@ def make(path: Path, kind: TeacherWeights) -> tuple[BatchingTeacher, Follower, S
     config = TeacherConfig(weights=kind, ema_rate=RATE)
     teacher = BatchingTeacher(str(path), config, ScoringConfig(dtype=DType.float32))
     follower, sender = Follower(teacher, config), Sender(8 * 2**20)
-    follower.buffer = SharedBuffer.open(sender.buffer.path, 8 * 2**20)
+    follower.receive_in(BufferInfo(str(sender.buffer.path), 8 * 2**20))
     sender.buffer.unlink()
     return teacher, follower, sender
 
