@@ -154,6 +154,9 @@ class Crew:
                 hired = await self._hire_with_patience(name)
                 for worker in hired:
                     await self.join(worker)
+            except NoRoom as another:
+                self._fail(NoRoom(f"{error}\n{another}"))
+                return
             except WorkerFailure as another:
                 for worker in hired:
                     worker.stop()  # it lives, and nobody would ever ask it

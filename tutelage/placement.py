@@ -79,19 +79,26 @@ def choose_seats(
         where = {Placement.near: " beside the learner", Placement.away: " away from the learner"}.get(placement, "")
         free = "; ".join(map(str, allowed)) or "no such node is there"
         raise NoRoom(f"{count} times {need} are asked for{where}; free there: {free}")
+    if placement is Placement.pack:
+        return _packed(room, count)
     taken = Counter[str]()
     for _ in range(count):
-        left = [node for node in allowed if room[node.id] > taken[node.id]]
-        if placement is Placement.pack:
-            # The smallest node that holds all who are still to come, else the one that holds the most of them.
-            missing = count - taken.total()
-            rests = {node.id: room[node.id] - taken[node.id] for node in left}
-            fits = [node for node in left if rests[node.id] >= missing]
-            best = min(fits, key=lambda n: rests[n.id]) if fits else max(left, key=lambda n: rests[n.id])
-        else:
-            best = min(left, key=lambda node: (taken[node.id], taken[node.id] - room[node.id]))
-        taken[best.id] += 1
+        taken[
+            min((seat for seat in room if room[seat] > taken[seat]), key=lambda s: (taken[s], taken[s] - room[s]))
+        ] += 1
     return list(taken.elements())
+
+
+def _packed(room: dict[str, int], count: int) -> list[str]:
+    """Fill the nodes that hold the most, and for the rest take the smallest that holds it."""
+    seats: list[str] = []
+    left = dict(room)
+    while len(seats) < count:
+        missing = count - len(seats)
+        fits = [seat for seat in left if left[seat] >= missing]
+        best = min(fits, key=lambda seat: left[seat]) if fits else max(left, key=lambda seat: left[seat])
+        seats += [best] * min(missing, left.pop(best))
+    return seats
 
 
 def _may_go(node: ClusterNode, placement: Placement, learners: Set[str]) -> bool:

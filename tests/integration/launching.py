@@ -73,9 +73,20 @@ class Run:
 class Launched(Run):
     """A run in its own process group, so that a signal reaches it as it would from a terminal."""
 
-    def __init__(self, run_dir: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *overrides: str,
+        environment: Mapping[str, str] | None = None,
+        through: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            through: a command that starts it elsewhere.
+        """
         super().__init__(run_dir)
-        command = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
+        launch = [sys.executable, "-m", "orchestration.launch", f"run_dir={run_dir}", "resume=auto", *overrides]
+        command = [*through, *launch]
         with self.output.open("a") as file:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,

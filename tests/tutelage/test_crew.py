@@ -11,6 +11,7 @@ from tutelage import crew
 from tutelage.cluster import Cluster
 from tutelage.crew import Crew
 from tutelage.errors import WorkerLate, WorkerLost
+from tutelage.placement import NoRoom
 from tutelage.settings import RecoveryConfig
 
 
@@ -76,6 +77,31 @@ def test_a_crew_is_whole_if_all_answer_and_nobody_is_on_the_way() -> None:
         return answers
 
     assert asyncio.run(run()) == [True, False, False]
+
+
+@pytest.mark.parametrize("others", [1, 0])
+def test_room_is_waited_for_as_long_as_others_work(others: int) -> None:
+    async def run() -> None:
+        made, cluster, _ = crew_of(*(Fake(f"scoring-{i}") for i in range(1 + others)))
+        hire, looks = made._hire, []
+
+        async def hire_at_last(names: Sequence[str]) -> Any:
+            looks.append(names)
+            await asyncio.sleep(0)
+            if len(looks) < 4:
+                raise NoRoom("1 times 2 CPUs are asked for; free there: none")
+            return await hire(names)
+
+        made._hire = hire_at_last
+        made.lose(made.workers[0], WorkerLost("its node is gone"))
+        await asyncio.sleep(0.05)
+        if others:
+            assert len(looks) == 4 and cluster.restarts == {"scoring": 1} and len(made.workers) == 2
+        else:
+            with pytest.raises(NoRoom, match="asked for"):
+                await made.present()
+
+    asyncio.run(run())
 
 
 def test_a_crew_replaces_nobody_once_its_start_of_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+"""A run over three nodes, the learner's ranks on two and the engine on the third; and what becomes of lost nodes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.faults.nodes import Nodes, why_not
+from tests.integration.launching import ONE_THREAD, Launched, tiny_run_settings
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200), pytest.mark.faults]
+
+HEAD, SECOND, ENGINE = range(3)  # ranks on the first two
+SETTINGS = (
+    "cluster.address=auto", "cluster.placement.learner=spread", "cluster.placement.engines=away", "learner.ranks=2",
+    "learner.zero_stage=2", "pipeline.max_staleness=0", "pipeline.steps=30", "checkpoint.every=5",
+    "scoring.max_tokens_per_forward=1", "preflight.enabled=false",
+)  # fmt: skip
+WHERE = "three nodes, step 7 of 30"
+Start = Callable[..., Launched]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    if reason := why_not():
+        pytest.skip(reason)
+    made = Nodes(tmp_path_factory.mktemp("nodes"), (3, 2, 1), ONE_THREAD)
+    try:
+        for number in range(3):
+            made.boot(number)
+        made.wait_for(3, 180)
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def submit(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path, tiny_untied: Path) -> Start:
+    settings = tiny_run_settings(tmp_path_factory.mktemp("data"), tiny_tied, tiny_untied)
+
+    def start(run_dir: Path, *overrides: str) -> Launched:
+        through = [*nodes.head.enter(), "ray", "job", "submit", "--"]
+        return Launched(run_dir, *settings, *SETTINGS, *overrides, environment=nodes.environment, through=through)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(submit: Start, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    run = submit(tmp_path_factory.mktemp("undisturbed") / "run")
+    assert run.wait(500) == 0, run.text()
+    return run
+
+
+def assert_same(run: Launched, undisturbed: Launched) -> None:
+    assert run.steps() == undisturbed.steps() == list(range(1, 31))
+    assert [r["train/loss"] for r in run.step_rows()] == [r["train/loss"] for r in undisturbed.step_rows()]
+    ours, theirs = (load_file(r.run_dir / "final" / "model.safetensors") for r in (run, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_logs_of_all_nodes_are_in_the_run_folder(undisturbed: Launched) -> None:
+    logs = {path.stem for path in (undisturbed.run_dir / "logs").iterdir() if path.stat().st_size}
+    assert {"learner-0", "learner-1", "rollout-0"} <= logs
+    assert undisturbed.summary()["restarts"] == {}
+
+
+def test_the_engine_s_node_is_waited_for(
+    nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
+) -> None:
+    matrix_row += [
+        "node of the engine",
+        "power fails, back after 60 s",
+        "three nodes, step 7 of 30",
+        "rows and `final/` bit-equal",
+    ]
+    run = submit(tmp_path / "run")
+    run.wait_for_step(7)
+    nodes.nodes[ENGINE].kill()
+    nodes.wait_for(2, 120)
+    nodes.boot(ENGINE)
+    assert run.wait(500) == 0, run.text()
+    assert run.summary()["restarts"] == {"rollout": 1}
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_a_link_that_is_down_for_a_while(
+    seconds: int, nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
+) -> None:
+    matrix_row += [
+        "link of the engine's node",
+        f"down for {seconds} s",
+        "three nodes, step 7 of 30",
+        "rows and `final/` bit-equal",
+    ]
+    run = submit(tmp_path / "run")
+    run.wait_for_step(7)
+    nodes.nodes[ENGINE].cut(seconds)
+    assert run.wait(500) == 0, run.text()
+    nodes.wait_for(3, 120)
+    assert_same(run, undisturbed)
+
+
+def test_a_rank_whose_node_is_lost_goes_on_elsewhere(
+    nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
+) -> None:
+    matrix_row += [
+        "node of a learner rank",
+        "power fails, for good",
+        "three nodes, step 7 of 30",
+        "its rank on another node; rows and `final/` bit-equal",
+    ]
+    run = submit(tmp_path / "run")
+    run.wait_for_step(7)
+    nodes.nodes[SECOND].kill()
+    assert run.wait(500) == 0, run.text()
+    assert run.summary()["restarts"]["run"] == 1
+    assert_same(run, undisturbed)

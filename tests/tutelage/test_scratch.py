@@ -1,0 +1,71 @@
+"""What a run leaves among the system's temporary files: nothing, however it ended."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tutelage.scratch import Scratch
+
+KILLED = """
+import multiprocessing, os, signal, subprocess, sys, tempfile
+from tutelage.scratch import Scratch
+scratch = Scratch()
+lock = multiprocessing.get_context("spawn").Lock()
+tempfile.mkdtemp()
+print(scratch.path, flush=True)
+os.killpg(0, signal.SIGKILL)  # nobody is left to tidy up
+"""
+
+
+@pytest.fixture(autouse=True)
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def semaphores() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("sem.mp-*")}
+
+
+def test_temporary_files_go_to_it_and_with_it(system: Path) -> None:
+    scratch = Scratch()
+    made = Path(tempfile.mkdtemp())
+    child = subprocess.run(
+        [sys.executable, "-c", "import tempfile; print(tempfile.mkdtemp())"], capture_output=True, text=True
+    )
+    assert made.parent == Path(child.stdout.strip()).parent == scratch.path
+    assert scratch.path.stat().st_mode & 0o777 == 0o700
+    scratch.remove()
+    assert list(system.iterdir()) == [] and tempfile.gettempdir() == str(system)
+
+
+def test_what_a_killed_driver_left_goes_with_the_next_and_what_lives_stays(system: Path) -> None:
+    before = semaphores()
+    living = Scratch()
+    os.environ["TMPDIR"] = str(system)  # as in another process
+    tempfile.tempdir = None
+    lock = multiprocessing.get_context("spawn").Lock()
+    ours = semaphores() - before
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, start_new_session=True)
+    left = Path(done.stdout.strip())
+    assert left.is_dir() and ours and semaphores() - before > ours
+    other = Scratch()
+    assert not left.exists() and living.path.is_dir()
+    assert ours <= semaphores()  # in use, and `lock` keeps it so
+    assert semaphores() - before == ours, lock
+    other.remove()
+    living.remove()
+
+
+def test_another_users_and_foreign_folders_are_left_alone(system: Path) -> None:
+    (system / "tutelage-notes").mkdir()
+    (system / "tutelage-notes" / "in_use.txt").touch()
+    Scratch().remove()
+    assert (system / "tutelage-notes" / "in_use.txt").exists()
