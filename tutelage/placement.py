@@ -83,9 +83,8 @@ def choose_seats(
         return _packed(room, count)
     taken = Counter[str]()
     for _ in range(count):
-        taken[
-            min((seat for seat in room if room[seat] > taken[seat]), key=lambda s: (taken[s], taken[s] - room[s]))
-        ] += 1
+        left = [seat for seat in room if room[seat] > taken[seat]]
+        taken[min(left, key=lambda seat: (taken[seat], taken[seat] - room[seat]))] += 1
     return list(taken.elements())
 
 
