@@ -19,6 +19,7 @@ from tutelage.settings import Placement, TimeoutConfig
 from tutelage.worker import Worker
 
 _TELL_SECONDS = 15.0
+_FIND_OUT_SECONDS = 60.0  # for Ray to notice that a node is gone
 
 
 class LearnerGroup:
@@ -141,15 +142,29 @@ class LearnerGroup:
         return await self._each(method, [args for _ in self.workers], deadline)
 
     async def _each(self, method: str, arguments: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
+        """Call each rank with arguments of its own.
+
+        Raises:
+            WorkerLost: of the rank that is gone, though another one may have noticed it first.
+            WorkerFailure: the first of a rank that raised.
+        """
         pairs = zip(self.workers, arguments, strict=True)
+        calls = [asyncio.create_task(worker.call(method, *args, deadline=deadline)) for worker, args in pairs]
         try:
-            return await asyncio.gather(*(worker.call(method, *args, deadline=deadline) for worker, args in pairs))
+            return list(await asyncio.gather(*calls))
         except WorkerLost:
             raise
         except WorkerFailure as error:
-            # A rank that lives raises in the collective that a dead one has left: the dead one is the cause.
+            # A rank that lives raises at once in the collective that a dead one has left. The dead one is the cause;
+            # where its node is gone with it, Ray needs its time to find out.
+            await asyncio.wait(calls, timeout=_FIND_OUT_SECONDS)
+            ended = [call.exception() for call in calls if call.done() and not call.cancelled()]
             reports = await asyncio.gather(*(worker.death_report() for worker in self.workers))
-            dead = [report for report in reports if report is not None]
+            dead = [str(one) for one in ended if isinstance(one, WorkerLost)]
+            dead = dead or [text for text in reports if text is not None]
             if dead:
                 raise WorkerLost("\n".join(dead)) from error
             raise
+        finally:
+            for call in calls:
+                call.cancel()

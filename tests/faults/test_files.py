@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.fa
 SETTINGS = (
     "pipeline.max_staleness=0", "pipeline.steps=4", "checkpoint.every=1", "checkpoint.keep=2", "cluster.cpus=3",
     "scoring.max_tokens_per_forward=1", "preflight.enabled=false", "teacher.weights=ema",
+    "teacher.context=Think.",
 )  # fmt: skip
 
 
