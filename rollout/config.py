@@ -99,6 +99,8 @@ class RolloutConfig(Settings):
     """vLLM workers; each is one Ray actor around one engine."""
 
     workers: int = setting(1, at_least=1)
+    # more than `workers`: so many, once nodes have room for them, while the run goes on
+    max_workers: int | None = setting(None, at_least=1)
     tensor_parallel_size: int = setting(1, at_least=1)
     cpus_per_worker: float = setting(1, at_least=0)
     gpus_per_worker: float = setting(0, at_least=0)  # bundles of tensor_parallel_size GPUs

@@ -56,12 +56,15 @@ class RolloutGroup(Crew):
         timeouts: TimeoutConfig,
         cluster: Cluster,
         recovery: RecoveryConfig,
+        needs: Resources,
+        placement: Placement = Placement.spread,
+        most: int = 0,
     ) -> None:
         """
         Args:
             hire: starts a worker of each name, with the group's checkpoint.
         """
-        super().__init__(name, hire, cluster, recovery)
+        super().__init__(name, hire, cluster, recovery, needs, placement, most)
         self.workers.extend(workers)
         self.reuse_key = reuse_key
         self.enlist_with: Callable[[Worker], Awaitable[None]] | None = None
@@ -87,6 +90,7 @@ class RolloutGroup(Crew):
             ends: what ends a turn beside the ends of the checkpoint.
         """
         count, deadline = settings.workers, timeouts.start
+        needs = Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.threads)
         reuse_key = (count, transfer.backend, engine_fingerprint(model_path), ends, *values_of(settings))
 
         async def hire(names: Sequence[str]) -> list[Worker]:
@@ -98,7 +102,7 @@ class RolloutGroup(Crew):
                 seed,
                 ends,
                 names=names,
-                resources=Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.threads),
+                resources=needs,
                 deadline=deadline,
                 patience=recovery.wait_for_node,
                 placement=placement,
@@ -112,15 +116,18 @@ class RolloutGroup(Crew):
             await call_all(workers, "ready", deadline=deadline)
         else:
             workers = await hire(cluster.names(name, count))
-        group = cls(name, workers, hire, reuse_key, timeouts, cluster, recovery)
+        most = settings.max_workers or 0
+        group = cls(name, workers, hire, reuse_key, timeouts, cluster, recovery, needs, placement, most)
         group.begin_watch()
         return group
 
     async def set_idle(self) -> None:
         """Keep the engines for whoever asks next; those that could not take another model are shut down."""
         self.end_watch()
-        if self.irreplaceable is None and len(self.workers) == self._count:
-            self._cluster.set_idle(self.KIND, self.reuse_key, self.workers)
+        if self.irreplaceable is None and len(self.workers) >= self._count:
+            for worker in self.workers[self._count :]:
+                worker.stop()
+            self._cluster.set_idle(self.KIND, self.reuse_key, self.workers[: self._count])
         else:
             await self.stop()
 
@@ -143,7 +150,7 @@ class RolloutGroup(Crew):
     async def stop(self) -> None:
         """End the engines and their workers."""
         self.end_watch()
-        for task in self._replacing:
+        for task in self._hiring:
             task.cancel()
         await call_all(self.workers, "shutdown", deadline=self._timeouts.rollout)
         for worker in self.workers:

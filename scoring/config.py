@@ -85,6 +85,8 @@ class ScoringConfig(Settings):
     """Teacher forwards; each worker is one Ray actor around one model."""
 
     workers: int = setting(1, at_least=1)  # replicas of each teacher
+    # more than `workers`: so many, once nodes have room for them, while the run goes on
+    max_workers: int | None = setting(None, at_least=1)
     cpus_per_worker: float = setting(0.5, at_least=0)
     gpus_per_worker: float = setting(0, at_least=0)  # a share of one, or several that the model is spread over
     threads: int = setting(1, at_least=1)

@@ -59,10 +59,12 @@ class ScoringGroup(Crew):
         cluster: Cluster,
         recovery: RecoveryConfig,
     ) -> None:
-        super().__init__(scorer.name, self._start_workers, cluster, recovery)
-        self.counts = RequestCounts()
         self._replicas = 1 if scorer.occasional else settings.workers
         self._cpus = 0 if scorer.occasional else settings.cpus_per_worker
+        needs = Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000)
+        most = 0 if scorer.occasional else settings.max_workers or 0
+        super().__init__(scorer.name, self._start_workers, cluster, recovery, needs, most=most)
+        self.counts = RequestCounts()
         self._scorer, self._settings, self._timeouts = scorer, settings, timeouts
         self._outstanding: Counter[str] = Counter()  # tokens, by the name of a worker
 
@@ -179,14 +181,13 @@ class ScoringGroup(Crew):
         self.enlist(worker)
 
     async def _start_workers(self, names: Sequence[str]) -> list[Worker]:
-        settings = self._settings
         return await self._cluster.start(
             ScoringWorker,
             self._scorer.path,
             self._scorer.teacher,
-            settings,
+            self._settings,
             names=names,
-            resources=Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000),
+            resources=self._needs,
             deadline=self._timeouts.start,
             patience=self._recovery.wait_for_node,
         )

@@ -148,6 +148,14 @@ class Cluster:
             for name in given:
                 self._arriving.pop(name, None)
 
+    def has_room(self, needs: Resources, placement: Placement) -> bool:
+        """Whether one more worker could be started now."""
+        try:
+            choose_seats(self._free_nodes(), needs, 1, placement, self._learner_nodes())
+        except NoRoom:
+            return False
+        return True
+
     async def _seats(
         self, names: Sequence[str], resources: Resources, placement: Placement, patience: float
     ) -> list[str]:
@@ -331,6 +339,7 @@ class Session:
         if self._cluster is None:
             self._cluster, self._settings = Cluster.join(settings), values
         else:
+            self._cluster.dismiss_all_but_idle()  # one that failed has left them as they were
             for of_the_run_before in (self._cluster.workers, self._cluster.restarts, self._cluster.numbers):
                 of_the_run_before.clear()
         return self._cluster

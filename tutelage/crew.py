@@ -14,8 +14,8 @@ from typing import Any
 
 from tutelage.cluster import Cluster
 from tutelage.errors import WorkerFailure, WorkerLate, WorkerLost
-from tutelage.placement import NoRoom
-from tutelage.settings import RecoveryConfig
+from tutelage.placement import NoRoom, Resources
+from tutelage.settings import Placement, RecoveryConfig
 from tutelage.worker import PING_SECONDS, Worker
 
 log = logging.getLogger("tutelage")
@@ -32,15 +32,21 @@ class Crew:
         hire: Callable[[Sequence[str]], Awaitable[list[Worker]]],
         cluster: Cluster,
         recovery: RecoveryConfig,
+        needs: Resources,
+        placement: Placement = Placement.spread,
+        most: int = 0,
     ) -> None:
         """
         Args:
             role: in names of workers, and under which the cluster counts those that were replaced.
             hire: starts a worker of each name.
+            needs: of each.
+            most: as many as there may be once nodes have room for more than the crew began with.
         """
         self.role, self.workers = role, list[Worker]()
         self._hire, self._cluster, self._recovery = hire, cluster, recovery
-        self._replacing: set[asyncio.Task[None]] = set()
+        self._needs, self._placement, self._most = needs, placement, most
+        self._hiring: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._failure: WorkerFailure | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -85,9 +91,7 @@ class Crew:
         self.workers.remove(worker)
         worker.stop()  # it may only be late
         log.warning("%s", error)
-        task = self._spawn(self._replace(error))
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing.discard)
+        self._begin_hiring(self._replace(error))
 
     async def strike_off_the_dead(self) -> list[str]:
         """Ask all workers whether they live, and replace those that do not say so; returns their names."""
@@ -105,6 +109,11 @@ class Crew:
             self._watch.cancel()
             self._watch = None
 
+    def _begin_hiring(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._spawn(work)
+        self._hiring.add(task)
+        task.add_done_callback(self._hiring.discard)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._cluster.tasks.add(task)  # it ends with the start of the run that the crew belongs to
@@ -117,14 +126,28 @@ class Crew:
             for worker, error in await self._silent():
                 if not isinstance(error, WorkerLate):  # it may be busy: its callers have deadlines of their own
                     self.lose(worker, error)
+            may_grow = len(self.workers) + len(self._hiring) < self._most and self.irreplaceable is None
+            if may_grow and self._cluster.has_room(self._needs, self._placement):
+                self._begin_hiring(self._grow())
+
+    async def _grow(self) -> None:
+        """Have one more, of nodes that have room now; where that fails it is not tried again."""
+        (name,) = self._cluster.names(self.role, 1)
+        try:
+            await self._bring_in(name)
+        except WorkerFailure as error:
+            self._most = 0
+            log.warning("no more workers than there are: %s", error)
+        else:
+            log.warning("%s joins: there is room for it", name)
 
     async def disband(self) -> bool:
         """Hire nobody any more; returns whether all who should be there are, and answer."""
         self.end_watch()
-        is_whole = self._failure is None and not self._replacing
-        for task in self._replacing:
+        is_whole = self._failure is None and not self._hiring
+        for task in self._hiring:
             task.cancel()
-        await asyncio.gather(*self._replacing, return_exceptions=True)
+        await asyncio.gather(*self._hiring, return_exceptions=True)
         return is_whole and not await self._silent()
 
     async def _silent(self) -> list[tuple[Worker, WorkerLost]]:
@@ -149,34 +172,38 @@ class Crew:
             self._cluster.restarts[self.role] += 1
             (name,) = self._cluster.names(self.role, 1)
             await asyncio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0)
-            hired: list[Worker] = []
             try:
-                hired = await self._hire_with_patience(name)
-                for worker in hired:
-                    await self.join(worker)
+                await self._bring_in(name)
             except NoRoom as another:
                 self._fail(NoRoom(f"{error}\n{another}"))
                 return
             except WorkerFailure as another:
-                for worker in hired:
-                    worker.stop()  # it lives, and nobody would ever ask it
                 error = another
                 continue
             log.warning("%s takes the place of the one that was lost", name)
             return
 
-    async def _hire_with_patience(self, name: str) -> list[Worker]:
-        """Hire as soon as there is room: as long as others work, a node may take its time to come back.
+    async def _bring_in(self, name: str) -> None:
+        """Hire and enlist, as soon as there is room: as long as others work, a node may take its time to come back.
 
         Raises:
             NoRoom: there is none, and nobody is left to work meanwhile.
+            WorkerFailure: the newcomer failed, and is ended.
         """
-        while True:
+        hired: list[Worker] = []
+        while not hired:
             try:
-                return await self._hire([name])
+                hired = await self._hire([name])
             except NoRoom:
                 if not self.workers:
                     raise
+        try:
+            for worker in hired:
+                await self.join(worker)
+        except BaseException:
+            for worker in hired:
+                worker.stop()  # it lives, and nobody would ever ask it
+            raise
 
     def _fail(self, failure: WorkerFailure) -> None:
         self._failure = failure

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rollout.group import RolloutGroup
 from tutelage.cluster import Cluster
 from tutelage.errors import WorkerFailure, WorkerLost
+from tutelage.placement import Resources
 from tutelage.settings import RecoveryConfig, TimeoutConfig, WeightTransfer
 
 KEY = (2, WeightTransfer.shared_memory.value)
@@ -59,7 +60,9 @@ class Group(RolloutGroup):
         cluster = Cluster(Path())
         cluster.names("rollout", len(engines))
         recovery = RecoveryConfig(max_restarts)
-        super().__init__("rollout", engines, self._hire_one, KEY, TimeoutConfig(), cluster, recovery)
+        super().__init__(
+            "rollout", engines, self._hire_one, KEY, TimeoutConfig(), cluster, recovery, Resources(1, 0, 1)
+        )
 
     async def _hire_one(self, names: Sequence[str]) -> Any:
         await asyncio.sleep(0.001)

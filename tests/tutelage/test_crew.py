@@ -11,7 +11,7 @@ from tutelage import crew
 from tutelage.cluster import Cluster
 from tutelage.crew import Crew
 from tutelage.errors import WorkerLate, WorkerLost
-from tutelage.placement import NoRoom
+from tutelage.placement import NoRoom, Resources
 from tutelage.settings import RecoveryConfig
 
 
@@ -32,7 +32,7 @@ class Fake:
         self.stopped = True
 
 
-def crew_of(*workers: Fake, start_seconds: float = 0.0) -> tuple[Crew, Cluster, list[str]]:
+def crew_of(*workers: Fake, start_seconds: float = 0.0, most: int = 0) -> tuple[Crew, Cluster, list[str]]:
     cluster, hired = Cluster(Path()), list[str]()
 
     async def hire(names: Sequence[str]) -> Any:
@@ -40,7 +40,7 @@ def crew_of(*workers: Fake, start_seconds: float = 0.0) -> tuple[Crew, Cluster, 
         await asyncio.sleep(start_seconds)
         return [Fake(name) for name in names]
 
-    made = Crew("scoring", hire, cluster, RecoveryConfig())
+    made = Crew("scoring", hire, cluster, RecoveryConfig(), Resources(1, 0, 1), most=most)
     cluster.names("scoring", len(workers))
     for worker in workers:
         made.enlist(worker)  # type: ignore[arg-type]
@@ -100,6 +100,39 @@ def test_room_is_waited_for_as_long_as_others_work(others: int) -> None:
         else:
             with pytest.raises(NoRoom, match="asked for"):
                 await made.present()
+
+    asyncio.run(run())
+
+
+def test_a_crew_grows_as_far_as_it_may_and_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "HEALTH_SECONDS", 0.01)
+    room = iter([False, False, True, True, True])
+    monkeypatch.setattr(Cluster, "has_room", lambda *_: next(room))
+
+    async def run() -> None:
+        made, cluster, _ = crew_of(Fake("scoring-0"), most=3)
+        made.begin_watch()
+        assert await names_after(made, 0.2) == ["scoring-0", "scoring-1", "scoring-2"]
+        assert not cluster.restarts and next(room)  # nobody has looked for more
+        made.end_watch()
+
+    asyncio.run(run())
+
+
+def test_a_newcomer_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "HEALTH_SECONDS", 0.01)
+    monkeypatch.setattr(Cluster, "has_room", lambda *_: True)
+
+    async def run() -> None:
+        made, _, hired = crew_of(Fake("scoring-0"), most=3)
+
+        async def refuse(worker: Any) -> None:
+            raise WorkerLost(f"{worker.name} died")
+
+        made.join = refuse  # type: ignore[method-assign]
+        made.begin_watch()
+        assert await names_after(made) == ["scoring-0"] and hired == ["scoring-1"]
+        made.end_watch()
 
     asyncio.run(run())
 
