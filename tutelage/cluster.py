@@ -40,6 +40,7 @@ LEARNER = "learner"  # the role whose nodes others may belong near or away from
 _NEWEST_LOGS = 8
 _ROOM_SECONDS = 0.5  # between two looks for room
 _TELL_SECONDS = 10.0  # after which whoever waits for room says so
+_ANSWER_SECONDS = 2.0  # within which a node takes a connection
 _COLLECT_SECONDS = 30.0  # for another node's logs
 
 
@@ -166,8 +167,10 @@ class Cluster:
         """
         began, has_told = time.monotonic(), False
         while True:
+            silent = await asyncio.to_thread(_silent_nodes)
+            nodes = [node for node in self._free_nodes() if node.id not in silent]
             try:
-                return choose_seats(self._free_nodes(), resources, len(names), placement, self._learner_nodes())
+                return choose_seats(nodes, resources, len(names), placement, self._learner_nodes())
             except NoRoom as error:
                 waited, what = time.monotonic() - began, f"{', '.join(names)}: {error}"
                 if waited > patience:
@@ -286,6 +289,17 @@ def _write_logs(folder: Path, workers: Sequence[Worker], logs: dict[int, dict[st
     for worker in workers:
         for suffix, content in logs.get(worker.pid, {}).items():
             (folder / f"{worker.name}{suffix}").write_bytes(content)
+
+
+def _silent_nodes() -> set[str]:
+    """Ids of nodes that do not answer: Ray takes half a minute to find out that one is gone, or cut off."""
+    silent, nodes = set(), [entry for entry in ray.nodes() if entry["Alive"]]
+    for entry in nodes if len(nodes) > 1 else ():
+        try:
+            socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), _ANSWER_SECONDS).close()
+        except OSError:
+            silent.add(entry["NodeID"])
+    return silent
 
 
 def _keep_token_private() -> None:

@@ -18,6 +18,7 @@ from orchestration.config.facts import needs_teacher_rollouts, weight_transfer
 from orchestration.config.schema import RunConfig
 from orchestration.config.stages import STAGES
 from orchestration.prepare.inputs import Prepared
+from orchestration.prepare.plan import learner_placement
 from orchestration.prepare.teachers import uncommon_ids
 from rollout.group import RolloutGroup
 from scoring.config import TEACHER
@@ -109,8 +110,9 @@ class Fleet:
             prepared.ends,
         )
         timeouts, recovery, placement = config.timeouts, config.recovery, config.cluster.placement
+        learners_go = learner_placement(config, roles, cluster.nodes(free=True))
         learner, rollouts, teachers, teacher_rollouts = await together(
-            LearnerGroup.start(setup, timeouts, cluster, recovery.wait_for_node, placement.learner),  # others go by it
+            LearnerGroup.start(setup, timeouts, cluster, recovery.wait_for_node, learners_go),  # others go by it
             start_engines(config, prepared.student_path, cluster, prepared.ends, placement=placement.engines),
             TeacherPool.start(roles.scorers, roles.mixtures, config.scoring, timeouts, cluster, recovery),
             _start_teacher_rollouts(config, prepared, cluster),

@@ -133,19 +133,28 @@ def join_cluster(config: RunConfig, roles: Roles, session: Session) -> Cluster:
     if len(nodes) > 1 and config.learner.weight_transfer is WeightTransfer.shared_memory:
         fix = f"reaches engines of the learner's node only, and the cluster has {len(nodes)} nodes; set auto"
         refusals.append(Refusal("learner.weight_transfer", WeightTransfer.shared_memory, fix))
-    refusals.extend(_unplaceable(config, roles, nodes))
+    refusals.extend(_unplaceable(config, roles, nodes, learner_placement(config, roles, nodes)))
     refusals.raise_all()
     return cluster
 
 
-def _unplaceable(config: RunConfig, roles: Roles, nodes: Sequence[ClusterNode]) -> Iterator[Refusal]:
+def learner_placement(config: RunConfig, roles: Roles, nodes: Sequence[ClusterNode]) -> Placement:
+    """Where the learner's ranks go: as configured if all others find room then, else as they do."""
+    configured = config.cluster.placement.learner
+    choices = (configured, Placement.pack, Placement.spread)
+    return next((choice for choice in choices if not [*_unplaceable(config, roles, nodes, choice)]), configured)
+
+
+def _unplaceable(
+    config: RunConfig, roles: Roles, nodes: Sequence[ClusterNode], learners_go: Placement
+) -> Iterator[Refusal]:
     """The first role whose workers the nodes cannot hold one by one, though they could all together."""
     learner, rollout, scoring, placement = config.learner, config.rollout, config.scoring, config.cluster.placement
     rank = Resources(learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
     engine = Resources(rollout.cpus_per_worker, rollout.gpus_per_worker, rollout.threads)
     scorer = Resources(scoring.cpus_per_worker, scoring.gpus_per_worker, scoring.threads)
     asked = (
-        ("learner.ranks", rank, learner.ranks, placement.learner),
+        ("learner.ranks", rank, learner.ranks, learners_go),
         ("rollout.workers", engine, rollout.workers, placement.engines),
         ("scoring.workers", scorer, _scoring_workers(config, roles), Placement.spread),
         ("rollout.workers", engine, _rollout_workers(config) - rollout.workers, Placement.spread),
