@@ -5,6 +5,7 @@ The same run without faults comes first; the one with faults takes at least the 
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from orchestration.results.provenance import machine
 from tests.integration.launching import Launched, tiny_run_settings
 from tests.models import make_tiny_model
 
-STEPS_PER_MINUTE = 25  # that a run without faults is given for each minute of the one with them
+STEPS_PER_MINUTE = 100  # that a run without faults is given for each minute of the one with them
 VICTIMS = ("ray::LearnerWorker", "ray::RolloutWorker", "ray::ScoringWorker", "EngineCore", "orchestration.launch")
 
 
@@ -79,7 +80,9 @@ def main() -> None:
     once = run.steps() == undisturbed.steps()
     print(f"{dict(killed)} killed in {(time.monotonic() - started - alone) / 60:.1f} minutes; {alone / 60:.1f} without")
     print(f"{len(run.steps())} steps, each once: {once}; the same model: {same}; {machine()}")
-    sys.exit(not (same and once))
+    if not (same and once):
+        sys.exit(f"see {folder}")
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
