@@ -20,6 +20,7 @@ from orchestration.results.tracker import check_login
 from orchestration.runs.recipe import compose_stages
 from orchestration.runs.recipe_run import carry_out, plan
 from orchestration.runs.run import execute
+from orchestration.runs.supervisor import is_supervised, supervise
 from tutelage.cluster import Session
 
 register_schema()
@@ -31,6 +32,10 @@ def main(composed: DictConfig) -> None:
     config_name = started_with.job.config_name or "config"
     overrides = cast(list[str], OmegaConf.to_container(started_with.overrides.task))  # interpolations as written
     preset = started_with.runtime.choices["objective"]
+    if not is_supervised() and composed.recovery.restart_driver and not composed.dry_run:
+        with refusing_wrong_settings():
+            config = cast(RunConfig, OmegaConf.to_object(composed))  # the driver checks it
+            sys.exit(supervise(sys.argv[1:], locate(config), config.recovery.max_restarts))
     with Session() as session:
         exit_code = launch(composed, preset, config_name, overrides, session)
     if exit_code:

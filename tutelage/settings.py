@@ -240,6 +240,8 @@ class RecoveryConfig(Settings):
 
     # of the workers of one role, before the next death ends the run
     max_restarts: int = setting(3, at_least=0, meaning="0: a lost worker ends the run")
+    # the driver too is started again where it is killed, or Ray dies under it
+    restart_driver: bool = False
     # seconds in which a lost node may come back, or room come free elsewhere, for workers that are missing
     wait_for_node: float = setting(600, at_least=0)
     # in a row, whose loss or gradient is not finite, before the next one ends the run

@@ -70,6 +70,21 @@ def assert_ended(run: Launched, exit_code: int, status: str | None, seconds: flo
         assert run.summary()["status"] == status
 
 
+def assert_same_model(run: Launched, undisturbed: Launched) -> None:
+    assert run.steps() == undisturbed.steps() == [1, 2, 3, 4]
+    losses = [[row["train/loss"] for row in one.step_rows()] for one in (run, undisturbed)]
+    assert losses[0] == losses[1]
+    ours, theirs = (load_file(one.run_dir / "final" / "model.safetensors") for one in (run, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def process_of_ray(run: Launched, name: str) -> int:
+    listing = subprocess.run(["ps", "-wweo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in listing.splitlines()[1:]]
+    (pid,) = (int(pid) for pid, sid, args in lines if int(sid) == run.process.pid and f"/{name} " in f"{args} ")
+    return pid
+
+
 @pytest.fixture(scope="module")
 def undisturbed(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> Launched:
     run = launch(tmp_path_factory.mktemp("undisturbed") / "run")
@@ -100,11 +115,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     assert_ended(launch(tmp_path / "run"), -signal.SIGKILL, None, 400)
     again = launch(tmp_path / "run")
     assert_ended(again, 0, "completed", 400)
-    assert again.steps() == undisturbed.steps() == [1, 2, 3, 4]
-    losses = [[row["train/loss"] for row in run.step_rows()] for run in (again, undisturbed)]
-    assert losses[0] == losses[1]
-    ours, theirs = (load_file(run.run_dir / "final" / "model.safetensors") for run in (again, undisturbed))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_model(again, undisturbed)
 
 
 def test_a_second_ctrl_c_ends_a_run_whose_learner_hangs(
@@ -171,6 +182,42 @@ def test_where_nobody_may_be_replaced_the_dead_one_is_named(
     assert max(row["rollout/staleness_max"] for row in run.step_rows()) == 1
 
 
+def test_a_supervised_driver_that_is_killed_is_started_again(
+    launch: Callable[..., Launched], plan: Plan, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
+) -> None:
+    where = "Recorder.step, call 3, recovery.restart_driver=true"
+    matrix_row += ["driver", "kill", where, "started again by itself; the same losses and `final/`"]
+    plan(f"{RECORDER}.step", 3, "kill")
+    run = launch(tmp_path / "run", "recovery.restart_driver=true")
+    assert run.wait(400) == 0 and "the driver died (SIGKILL); it is started again" in run.text(), run.text()
+    assert_same_model(run, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_supervised_driver_outlives_its_ray(
+    name: str, launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
+) -> None:
+    result = "the driver goes with it and is started again by itself; every step once"
+    matrix_row += [name, "kill", "in a step, recovery.restart_driver=true", result]
+    run = launch(tmp_path / "run", "recovery.restart_driver=true", "pipeline.steps=60", "checkpoint.every=10")
+    run.wait_until(lambda: bool(whole_checkpoints(run.run_dir)), 200)
+    os.kill(process_of_ray(run, name), signal.SIGKILL)
+    assert run.wait(500) == 0 and "it is started again" in run.text(), run.text()
+    assert run.steps() == list(range(1, 61)) and run.summary()["status"] == "completed"
+
+
+def test_a_supervised_driver_is_interrupted_and_refused_like_any(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    refused = launch(tmp_path / "refused", "recovery.restart_driver=true", "pipeline.batch_size=0")
+    assert refused.wait(100) == 1 and refused.text().count("pipeline.batch_size=0") == 1
+    for number, exit_code, status in ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted")):
+        run = launch(tmp_path / status, "recovery.restart_driver=true", "pipeline.steps=2000", "checkpoint.every=0")
+        run.wait_for_step(2)
+        os.kill(run.process.pid, number) if number == signal.SIGTERM else run.kill(number)
+        assert_ended(run, exit_code, status, 60)
+
+
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_ray_that_dies_ends_the_run_in_order(
     name: str, launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
@@ -179,9 +226,6 @@ def test_a_ray_that_dies_ends_the_run_in_order(
     matrix_row += [name, "kill", "in a step", result]
     run = launch(tmp_path / "run", "pipeline.steps=2000")
     run.wait_until(lambda: len(list((run.run_dir / "checkpoints").glob("step-*[0-9]"))) > 0, 200)
-    listing = subprocess.run(["ps", "-wweo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
-    lines = [line.split(None, 2) for line in listing.splitlines()[1:]]
-    (pid,) = (int(pid) for pid, sid, args in lines if int(sid) == run.process.pid and f"/{name} " in f"{args} ")
-    os.kill(pid, signal.SIGKILL)
+    os.kill(process_of_ray(run, name), signal.SIGKILL)
     assert_ended(run, 1, None, 120)
     assert whole_checkpoints(run.run_dir)

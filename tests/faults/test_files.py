@@ -86,10 +86,11 @@ def test_a_spoilt_file_is_named_or_makes_no_difference(
     shutil.copytree(killed, tmp_path / "whole" / "run")
     expected, exit_code = go_on("whole")
     assert exit_code == 0 and expected.steps() == [1, 2, 3, 4], expected.text()
-    files = [path.relative_to(killed) for path in sorted(killed.rglob("*")) if path.is_file() and path.stat().st_size]
+    there = [path.relative_to(killed) for path in sorted(killed.rglob("*")) if path.is_file() and path.stat().st_size]
+    files = [path for path in there if "logs" not in path.parts and "step-000001" not in path.parts]  # never read
     wrong = {}
     for file in files:
-        for spoil in (flip, cut) if file.parts[0] != "logs" else ():
+        for spoil in (flip, cut):
             name = f"{spoil.__name__}-{file}".replace("/", "_")
             shutil.copytree(killed, tmp_path / name / "run")
             spoil(tmp_path / name / "run" / file)
