@@ -39,6 +39,7 @@ ReuseKey = tuple[Any, ...]  # all that two runs must have in common to share wor
 LEARNER = "learner"  # the role whose nodes others may belong near or away from
 _NEWEST_LOGS = 8
 _ROOM_SECONDS = 0.5  # between two looks for room
+_COUNTED_SECONDS = 3.0  # after which Ray counts whoever has begun to start
 _TELL_SECONDS = 10.0  # after which whoever waits for room says so
 _ANSWER_SECONDS = 2.0  # within which a node takes a connection
 _COLLECT_SECONDS = 30.0  # for another node's logs
@@ -55,7 +56,8 @@ class Cluster:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # that look after workers
     _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier starts
     numbers: Counter[str] = field(default_factory=Counter)  # names given in this run, by role
-    _arriving: dict[str, tuple[str, Resources]] = field(default_factory=dict)  # node and needs of those in their start
+    # node and needs of those in their start, and since when
+    _arriving: dict[str, tuple[str, Resources, float]] = field(default_factory=dict)
 
     @classmethod
     def join(cls, settings: ClusterConfig) -> "Cluster":
@@ -102,10 +104,6 @@ class Cluster:
                 )
         return nodes
 
-    @property
-    def node_count(self) -> int:
-        return len(self.nodes(free=False))
-
     async def start(
         self,
         actor_class: type,
@@ -131,7 +129,8 @@ class Cluster:
         """
         options, handles, given = resources.options(), list[Any](), Counter(names)
         seats = await self._seats(names, resources, placement, patience)
-        self._arriving.update({name: (seat, resources) for name, seat in zip(names, seats, strict=True)})
+        now = time.monotonic()
+        self._arriving.update({name: (seat, resources, now) for name, seat in zip(names, seats, strict=True)})
         try:
             for seat in seats:
                 # Where the place is a wish, Ray finds another one if the node is gone or full by now.
@@ -181,15 +180,15 @@ class Cluster:
             await asyncio.sleep(_ROOM_SECONDS)
 
     def _free_nodes(self) -> list[ClusterNode]:
-        """What is free of each node, less what those take that are in their start, whom Ray does not count yet."""
+        """What is free of each node, less what those take that have just begun to start: Ray does not count them."""
         nodes = {node.id: node for node in self.nodes(free=True)}
-        for seat, needs in self._arriving.values():
-            if seat in nodes:
+        for seat, needs, since in self._arriving.values():
+            if seat in nodes and time.monotonic() - since < _COUNTED_SECONDS:
                 nodes[seat] = nodes[seat].without(needs, 1)
         return list(nodes.values())
 
     def _learner_nodes(self) -> set[str]:
-        seats = {name: seat for name, (seat, _) in self._arriving.items()}
+        seats = {name: seat for name, (seat, *_) in self._arriving.items()}
         seats |= {worker.name: worker.node_id for worker in self.workers}
         return {seat for name, seat in seats.items() if name.startswith(f"{LEARNER}-")}
 

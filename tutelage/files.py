@@ -13,6 +13,7 @@ from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", f"os error {errno.ENOSPC}")  # of other languages
+_SEAL = "sha256"  # in an object, of all else in it
 _NOTHING_LEFT = 2**20  # bytes; what is written last may have been taken away again
 
 
@@ -64,6 +65,30 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: a number in `value` is not finite.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as `write_json` does, with a digest of it, for `read_sealed`."""
+    write_json(path, {_SEAL: _digest(value), **value})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any], bool] | None:
+    """Read what `write_sealed` wrote, and whether it has a digest: older versions wrote none.
+
+    None where it is missing, cut short or altered, even by one bit.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        seal = value.pop(_SEAL, None)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    if not isinstance(value, dict) or (seal is not None and seal != _digest(value)):
+        return None
+    return value, seal is not None
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -51,13 +51,14 @@ def needs_teacher_rollouts(config: RunConfig) -> bool:
     return kind.has_teacher and not kind.collects and learns_from_teacher(config)
 
 
-def weight_transfer(config: RunConfig, nodes: int) -> WeightTransfer:
-    """How weights travel in a cluster of so many nodes, where the configuration leaves it open."""
+def weight_transfer(config: RunConfig) -> WeightTransfer:
+    """How weights travel, where the configuration leaves it open; to a cluster of one node others may come."""
     rollout, learner = config.rollout, config.learner
     if learner.weight_transfer is not WeightTransfer.auto:
         return learner.weight_transfer
     if rollout.gpus_per_worker == 0:
-        return WeightTransfer.shared_memory if nodes == 1 else WeightTransfer.object_store
+        is_one_node = config.cluster.address == "local"
+        return WeightTransfer.shared_memory if is_one_node else WeightTransfer.object_store
     is_pair = rollout.workers == learner.ranks == rollout.tensor_parallel_size == 1
     shares_a_gpu = is_pair and 0 < learner.gpus_per_rank <= 1 - rollout.gpus_per_worker
     return WeightTransfer.ipc if shares_a_gpu else WeightTransfer.nccl

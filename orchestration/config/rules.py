@@ -182,7 +182,7 @@ def _moving(key: str, teacher: TeacherConfig, config: RunConfig) -> Iterator[Ref
         yield Refusal(
             name, value, f"follows the student's weights; set {teacher_setting(key)}.model={config.student.model}"
         )
-    if (transfer := weight_transfer(config, nodes=1)).backend != WeightTransfer.shared_memory.value:
+    if (transfer := weight_transfer(config)).backend != WeightTransfer.shared_memory.value:
         fix = f"follows the student in CPU memory, and learner.weight_transfer={transfer.value}; use weights=fixed"
         yield Refusal(name, value, fix)
     if requirements(config.objective).hidden_states:

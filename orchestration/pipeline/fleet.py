@@ -46,7 +46,7 @@ async def start_engines(
         count: of workers; None: as many as the configuration says.
     """
     settings = config.rollout if count is None else replace(config.rollout, workers=count)
-    transfer = weight_transfer(config, cluster.node_count)
+    transfer = weight_transfer(config)
     return await RolloutGroup.start(
         model_path, settings, transfer, config.seed, config.timeouts, cluster, config.recovery, name, ends, placement
     )
@@ -102,7 +102,7 @@ class Fleet:
         setup = LearnerSetup(
             prepared.student_path,
             config.student,
-            replace(config.learner, weight_transfer=weight_transfer(config, cluster.node_count)),
+            replace(config.learner, weight_transfer=weight_transfer(config)),
             config.objective,
             config.pipeline.steps,
             config.seed,

@@ -1,13 +1,12 @@
 """The folder that a run owns: who may write to it, where its checkpoints lie, and what it resumes from."""
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,14 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from orchestration.config.keys import RENAMED
 from orchestration.config.schema import Resume, RunConfig
 from orchestration.pipeline.progress import Cursor
-from tutelage.files import sync, sync_all, write_json, write_text
+from tutelage.files import read_sealed, sync, sync_all, write_sealed, write_text
 from tutelage.settings import ConfigError, Refusal, Refusals
 
 STAGES_KEY = "recipe.stages"
 _OF_A_START = ("output_root", "run_dir", "resume", "dry_run")  # may be others each time, and mean the same
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 _REPLACED = ".replaced"  # a checkpoint that is about to be, until the new one is in its place
-_DIGEST = "sha256"  # in state.json, of all else in it
 log = logging.getLogger("tutelage")
 
 
@@ -75,8 +73,7 @@ class RunDirectory:
         return partial
 
     def commit_checkpoint(self, partial: Path, state: RunState, keep: int) -> Path:
-        content = asdict(state)
-        write_json(partial / "state.json", {_DIGEST: _digest(content), **content})
+        write_sealed(partial / "state.json", asdict(state))
         sync_all(partial)
         final = partial.with_suffix("")
         replaced = final.with_suffix(_REPLACED)
@@ -148,24 +145,21 @@ def read_state(checkpoint: Path) -> RunState | None:
     Raises:
         ConfigError: a newer version has written it.
     """
-    known = {item.name for item in fields(RunState)}
-    try:
-        raw = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        digest = raw.pop(_DIGEST, None)  # versions before 0.3 wrote none
-        if (raw.keys() - known if digest is None else digest != _digest(raw)) or "step" not in raw:
-            return None
-        cursor = Cursor(**{**raw["cursor"], "pending": tuple(raw["cursor"]["pending"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    read = read_sealed(checkpoint / "state.json")
+    if read is None:
         return None
-    unknown = sorted(raw.keys() - known)
+    raw, is_sealed = read
+    unknown = sorted(raw.keys() - {item.name for item in fields(RunState)})
+    try:
+        cursor = Cursor(**{**raw["cursor"], "pending": tuple(raw["cursor"]["pending"])})
+    except (ValueError, KeyError, TypeError):
+        return None
+    if "step" not in raw or (unknown and not is_sealed):
+        return None
     if unknown:
         fix = f"written by a newer version, whose {', '.join(unknown)} this one does not know; continue with that one"
         raise ConfigError(Refusal("run_dir", checkpoint, fix))
     return RunState(**{**raw, "cursor": cursor})
-
-
-def _digest(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _lock(path: Path) -> IO[str]:

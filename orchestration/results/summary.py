@@ -1,13 +1,14 @@
 """What a run found out: evaluations, kept so that a resumed run does not repeat them, and summary.json."""
 
-import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from diagnostics.intervals import Interval
-from tutelage.files import write_json
+from tutelage.files import read_sealed, write_sealed
 
+log = logging.getLogger("tutelage")
 ROLES = ("student_before", "student_after", "teacher")  # whose evaluations a run has
 STAGES = ("rollout", "scoring", "learning", "weight_sync", "waiting")  # that a run's seconds are counted for
 
@@ -41,25 +42,37 @@ class Answers:
 
 
 class EvaluationStore:
-    """One JSON file a role, so that a resumed run does not evaluate the untrained student again."""
+    """One JSON file a role, so that a resumed run does not evaluate the untrained student again.
+
+    One that is damaged counts as none, so it is evaluated again.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / "evaluations"
         self._folder.mkdir(exist_ok=True)
 
     def has(self, role: str) -> bool:
-        return self._path(role).is_file()
+        return role in self.load()
 
     def keep(self, role: str, answers: Answers) -> None:
-        write_json(self._path(role), asdict(answers))
+        write_sealed(self._path(role), asdict(answers))
 
     def load(self) -> dict[str, Answers]:
         """Return what is kept, by role."""
         answers = {}
-        for role in filter(self.has, ROLES):
-            raw = json.loads(self._path(role).read_text("utf-8"))
-            intervals = {name: Interval(**value) for name, value in raw["evaluation"].pop("intervals").items()}
-            answers[role] = Answers(Evaluation(intervals=intervals, **raw["evaluation"]), raw["texts"])
+        for role in ROLES:
+            path = self._path(role)
+            read = read_sealed(path)
+            try:
+                if read is not None:
+                    evaluation, texts = read[0]["evaluation"], read[0]["texts"]
+                    intervals = {name: Interval(**value) for name, value in evaluation.pop("intervals").items()}
+                    answers[role] = Answers(Evaluation(intervals=intervals, **evaluation), texts)
+            except (KeyError, TypeError, AttributeError):  # of another version
+                read = None
+            if read is None and path.exists():
+                path.rename(path.with_suffix(".damaged"))
+                log.warning("%s is damaged: put aside, and evaluated again where that can still be done", path)
         return answers
 
     def _path(self, role: str) -> Path:

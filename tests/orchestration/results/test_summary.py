@@ -1,13 +1,14 @@
 """Gap recovery, intervals and the stage clock."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diagnostics.intervals import ratio_interval
+from diagnostics.intervals import Interval, ratio_interval
 from orchestration.pipeline.progress import StageClock
-from orchestration.results.summary import Evaluation, gap_recovery
+from orchestration.results.summary import Answers, Evaluation, EvaluationStore, gap_recovery
 
 
 def scores(before: float | None, after: float | None, teacher: float | None) -> dict[str, Evaluation | None]:
@@ -52,3 +53,24 @@ def test_overlapping_spans_of_a_stage_count_once() -> None:
         assert clock.active("rollout") == 2
         time.sleep(0.05)
     assert 5.05 <= clock.seconds("rollout") < 5.09
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "another version"])
+def test_a_damaged_evaluation_is_put_aside_and_counts_as_none(damage: str, tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path)
+    answers = Answers(Evaluation(4, 8.0, 0.5, intervals={"accuracy": Interval(0.5, 0.25, 0.75)}), {"p": "é"})
+    store.keep("student_before", answers)
+    store.keep("teacher", answers)
+    assert store.load() == {"student_before": answers, "teacher": answers}
+    path = tmp_path / "evaluations" / "student_before.json"
+    content = path.read_bytes()
+    damaged = {
+        "cut": content[: len(content) // 2],
+        "flip": content.replace(b"8.0", b"9.0"),
+        "another version": b'{"evaluation": {"prompts": 4, "intervals": {}}, "texts": {}}',
+    }
+    path.write_bytes(damaged[damage])
+    assert not store.has("student_before") and store.load() == {"teacher": answers}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["student_before.damaged", "teacher.json"]
+    store.keep("student_before", answers)
+    assert store.load() == {"student_before": answers, "teacher": answers}
