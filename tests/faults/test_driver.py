@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ REPEATABLE = (
     "pipeline.max_staleness=0", "pipeline.steps=4", "checkpoint.every=2", "scoring.max_tokens_per_forward=1",
     "preflight.enabled=false",
 )  # fmt: skip
+TEMPORARY: dict[Path, Path] = {}  # folder for temporary files of a run's processes, by the run's own
 Plan = Callable[[str, int, str], Callable[[], bool]]
 RECORDER = "orchestration.runs.recorder:Recorder"
 
@@ -37,13 +40,18 @@ def launch(
     started: list[Launched] = []
 
     def start(run_dir: Path, *overrides: str) -> Launched:
-        started.append(Launched(run_dir, *settings, *REPEATABLE, *overrides, environment=injected(folder)))
+        # A short name: Ray puts sockets below it.
+        temporary = TEMPORARY.setdefault(run_dir, Path(mkdtemp(prefix="t")))
+        environment = injected(folder) | {"TMPDIR": str(temporary)}
+        started.append(Launched(run_dir, *settings, *REPEATABLE, *overrides, environment=environment))
         return started[-1]
 
     yield start
     for run in started:
         if run.process.poll() is None:
             run.kill(signal.SIGKILL)
+    for temporary in TEMPORARY.values():
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture
@@ -68,6 +76,7 @@ def assert_ended(run: Launched, exit_code: int, status: str | None, seconds: flo
     assert left == [] and "Traceback" not in run.text()
     if status is not None:
         assert run.summary()["status"] == status
+        assert list(TEMPORARY[run.run_dir].iterdir()) == []
 
 
 def assert_same_model(run: Launched, undisturbed: Launched) -> None:
