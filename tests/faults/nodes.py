@@ -7,6 +7,7 @@
 Linux namespaces do it, so it takes root. The file system is common to all, as a network file system is.
 """
 
+import ctypes
 import os
 import secrets
 import signal
@@ -48,7 +49,7 @@ class Node:
         self._init = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc",
              "sleep", "infinity"],
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
         deadline = time.monotonic() + 10
         while not self._children():
@@ -141,6 +142,11 @@ class Nodes:
         for node in self.nodes:
             node.kill()
         _ip("link", "del", self._bridge)
+
+
+def _end_with_parent() -> None:
+    """A machine is switched off with the process that has booted it, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _ip(*arguments: str) -> None:
