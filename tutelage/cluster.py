@@ -56,6 +56,7 @@ class Cluster:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # that look after workers
     _idle: dict[str, tuple[ReuseKey, list[Worker]]] = field(default_factory=dict)  # by kind, from earlier starts
     numbers: Counter[str] = field(default_factory=Counter)  # names given in this run, by role
+    _learner_nodes: set[str] = field(default_factory=set)  # ids, of its latest ranks
     # node and needs of those in their start, and since when
     _arriving: dict[str, tuple[str, Resources, float]] = field(default_factory=dict)
 
@@ -127,8 +128,9 @@ class Cluster:
             WorkerLost: one of them died, or took more than `deadline` seconds.
             WorkerFailure: its constructor raised.
         """
-        options, handles, given = resources.options(), list[Any](), Counter(names)
+        options, handles = resources.options(), list[Any]()
         seats = await self._seats(names, resources, placement, patience)
+        self._mark_learner(names, seats)
         now = time.monotonic()
         self._arriving.update({name: (seat, resources, now) for name, seat in zip(names, seats, strict=True)})
         try:
@@ -145,13 +147,13 @@ class Cluster:
                 ray.kill(handle)
             raise
         finally:
-            for name in given:
+            for name in names:
                 self._arriving.pop(name, None)
 
     def has_room(self, needs: Resources, placement: Placement) -> bool:
         """Whether one more worker could be started now."""
         try:
-            choose_seats(self._free_nodes(), needs, 1, placement, self._learner_nodes())
+            choose_seats(self._free_nodes(), needs, 1, placement, self._learner_nodes)
         except NoRoom:
             return False
         return True
@@ -169,7 +171,7 @@ class Cluster:
             silent = await asyncio.to_thread(_silent_nodes)
             nodes = [node for node in self._free_nodes() if node.id not in silent]
             try:
-                return choose_seats(nodes, resources, len(names), placement, self._learner_nodes())
+                return choose_seats(nodes, resources, len(names), placement, self._learner_nodes)
             except NoRoom as error:
                 waited, what = time.monotonic() - began, f"{', '.join(names)}: {error}"
                 if waited > patience:
@@ -187,10 +189,11 @@ class Cluster:
                 nodes[seat] = nodes[seat].without(needs, 1)
         return list(nodes.values())
 
-    def _learner_nodes(self) -> set[str]:
-        seats = {name: seat for name, (seat, *_) in self._arriving.items()}
-        seats |= {worker.name: worker.node_id for worker in self.workers}
-        return {seat for name, seat in seats.items() if name.startswith(f"{LEARNER}-")}
+    def _mark_learner(self, names: Sequence[str], seats: Sequence[str]) -> None:
+        """Keep where the learner's latest ranks are, if these are they."""
+        if all(name.startswith(f"{LEARNER}-") for name in names):
+            self._learner_nodes.clear()
+            self._learner_nodes.update(seats)
 
     async def _arrival(self, name: str, handle: Any, deadline: float) -> Worker:
         place = handle.__ray_call__.remote(
@@ -230,6 +233,7 @@ class Cluster:
                 worker = replace(worker, name=self.names(name, 1)[0])
                 self.workers.append(worker)
             taken.append(worker)
+        self._mark_learner([worker.name for worker in taken], [worker.node_id for worker in taken])
         return taken
 
     def names(self, role: str, count: int) -> list[str]:
