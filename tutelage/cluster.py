@@ -191,7 +191,7 @@ class Cluster:
 
     def _mark_learner(self, names: Sequence[str], seats: Sequence[str]) -> None:
         """Keep where the learner's latest ranks are, if these are they."""
-        if all(name.startswith(f"{LEARNER}-") for name in names):
+        if names and all(name.startswith(f"{LEARNER}-") for name in names):
             self._learner_nodes.clear()
             self._learner_nodes.update(seats)
 
