@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from orchestration.config.keys import RENAMED
 from orchestration.config.schema import Resume, RunConfig
@@ -116,7 +118,22 @@ class RunDirectory:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read the configuration of a run, a recipe or a diagnosis as plain values."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    return cast(dict[str, Any], OmegaConf.to_container(_read_config(folder / "config.yaml")))
+
+
+def _read_config(path: Path) -> DictConfig:
+    """
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(Refusal("run_dir", path, f"damaged ({said}); restore it, or start anew elsewhere")) from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(Refusal("run_dir", path, "damaged (no settings); restore it, or start anew elsewhere"))
+    return config
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -267,7 +284,7 @@ def check_identity(path: Path, config: DictConfig, flag: str = "resume") -> None
     stored_file = path / "config.yaml"
     if not stored_file.is_file():
         return
-    stored = cast(DictConfig, OmegaConf.load(stored_file))
+    stored = _read_config(stored_file)
     plain = cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(config, resolve=True)))
     _check_origin(path, stored, plain)
     refusals = Refusals()
@@ -332,7 +349,7 @@ def _changes(path: Path, composed: DictConfig) -> list[str]:
     stored_file = path / "config.yaml"
     if not stored_file.is_file():
         return []
-    before = cast(DictConfig, OmegaConf.load(stored_file))
+    before = _read_config(stored_file)
     now = cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(composed, resolve=True)))
     differ = [
         refusal
@@ -379,7 +396,7 @@ def open_recipe_directory(path: Path, composed: DictConfig, stages: Sequence[str
     directory = RunDirectory(path, _lock(path))
     stored_file = path / "config.yaml"
     if stored_file.is_file():  # each stage checks its own settings
-        _check_origin(path, cast(DictConfig, OmegaConf.load(stored_file)), composed)
+        _check_origin(path, _read_config(stored_file), composed)
     foreign = [folder.name for folder in stage_folders(path) if folder.name not in stages]
     if foreign:
         fix = (

@@ -285,3 +285,13 @@ def test_the_stages_of_another_recipe_are_refused(tmp_path: Path) -> None:
     open_run_directory(*config(tmp_path, run_dir=str(path / "2-b"))).close()
     with pytest.raises(ConfigError, match="holds 2-b, which is no stage of this recipe"):
         open_recipe_directory(path, recipe(tmp_path)[1], ["1-a", "2-c"])
+
+
+@pytest.mark.parametrize("content", ["name: [a\n", "name: \udcff", "- a\n- b\n", "", "a: ${b", "? {}\n: 1", "&a [*a]"])
+def test_a_damaged_config_is_named(content: str, tmp_path: Path) -> None:
+    run_dir = str(tmp_path / "run")
+    open_run_directory(*config(tmp_path, run_dir=run_dir)).close()
+    (tmp_path / "run" / "config.yaml").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError) as caught:
+        open_run_directory(*config(tmp_path, run_dir=run_dir, resume=Resume.auto))
+    assert "config.yaml" in str(caught.value)
