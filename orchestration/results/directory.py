@@ -43,10 +43,9 @@ class RunState:
 
 
 class RunDirectory:
-    """Holds the lock of its folder while it lives."""
+    """Holds the lock of its folder while it lives; `changes`: what a resumed run did not begin with, in words."""
 
     def __init__(self, path: Path, lock: IO[str], changes: Sequence[str] = ()) -> None:
-        """`changes`: settings that a resumed run goes on with and did not begin with, in words."""
         self.path, self.changes = path, changes
         self._lock = lock  # an open file: the kernel frees it when the process ends, however it ends
 
@@ -117,23 +116,20 @@ class RunDirectory:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the configuration of a run, a recipe or a diagnosis as plain values."""
-    return cast(dict[str, Any], OmegaConf.to_container(_read_config(folder / "config.yaml")))
+    """Read the configuration of a run, a recipe or a diagnosis as plain values.
 
-
-def _read_config(path: Path) -> DictConfig:
-    """
     Raises:
         ConfigError: the file is damaged.
     """
+    path = folder / "config.yaml"
     try:
-        config = OmegaConf.load(path)
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(settings, dict) and settings:
+            return cast(dict[str, Any], settings)
+        said = "no settings"
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())[:200]
-        raise ConfigError(Refusal("run_dir", path, f"damaged ({said}); restore it, or start anew elsewhere")) from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(Refusal("run_dir", path, "damaged (no settings); restore it, or start anew elsewhere"))
-    return config
+    raise ConfigError(Refusal("run_dir", path, f"damaged ({said}); restore it, or start anew elsewhere"))
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -205,11 +201,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 
 
 def is_finished(path: Path, if_damaged: bool = False) -> bool:
-    """Whether a run is over.
-
-    Args:
-        if_damaged: what to say where its summary cannot be read.
-    """
+    """Whether a run is over; `if_damaged` is what to say where its summary cannot be read."""
     summary = read_summary(path)
     if summary is None:
         return if_damaged and (path / "summary.json").exists()
@@ -284,7 +276,7 @@ def check_identity(path: Path, config: DictConfig, flag: str = "resume") -> None
     stored_file = path / "config.yaml"
     if not stored_file.is_file():
         return
-    stored = _read_config(stored_file)
+    stored = OmegaConf.create(read_settings(path))
     plain = cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(config, resolve=True)))
     _check_origin(path, stored, plain)
     refusals = Refusals()
@@ -349,7 +341,7 @@ def _changes(path: Path, composed: DictConfig) -> list[str]:
     stored_file = path / "config.yaml"
     if not stored_file.is_file():
         return []
-    before = _read_config(stored_file)
+    before = OmegaConf.create(read_settings(path))
     now = cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(composed, resolve=True)))
     differ = [
         refusal
@@ -394,9 +386,8 @@ def open_recipe_directory(path: Path, composed: DictConfig, stages: Sequence[str
     """
     path.mkdir(parents=True, exist_ok=True)
     directory = RunDirectory(path, _lock(path))
-    stored_file = path / "config.yaml"
-    if stored_file.is_file():  # each stage checks its own settings
-        _check_origin(path, _read_config(stored_file), composed)
+    if (path / "config.yaml").is_file():  # each stage checks its own settings
+        _check_origin(path, OmegaConf.create(read_settings(path)), composed)
     foreign = [folder.name for folder in stage_folders(path) if folder.name not in stages]
     if foreign:
         fix = (
