@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _PREFIX = "tutelage-"
+_LONGEST = 23  # letters of a folder below which Ray's sockets have names that the system takes (107)
 _LOCK = "in_use"  # held by the driver while it lives; as old as the folder
 _SEMAPHORES = "sem.[lm]*"  # of multiprocessing and loky
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # which torch keeps among temporary files, for later processes too
@@ -28,11 +29,13 @@ class Scratch:
             OSError: the system's folder for temporary files cannot be written.
         """
         system = Path(tempfile.gettempdir())
+        if len(str(system)) > _LONGEST:
+            system = Path("/tmp")
         for lock in system.glob(f"{_PREFIX}*/{_LOCK}"):
             with suppress(OSError), lock.open("r+") as file:  # another user's, or in use
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(lock.parent)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=system))
         self._lock = (self.path / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         compiled = os.environ.get(_COMPILED, str(system / f"torchinductor_{os.getuid()}"))

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tutelage import scratch
 from tutelage.scratch import Scratch
 
 KILLED = """
 import multiprocessing, os, signal, subprocess, sys, tempfile
-from tutelage.scratch import Scratch
-scratch = Scratch()
+from tutelage import scratch
+scratch._LONGEST = 999
+ours = scratch.Scratch()
 lock = multiprocessing.get_context("spawn").Lock()
 tempfile.mkdtemp()
-print(scratch.path, flush=True)
+print(ours.path, flush=True)
 os.killpg(0, signal.SIGKILL)  # nobody is left to tidy up
 """
 
@@ -26,6 +28,7 @@ os.killpg(0, signal.SIGKILL)  # nobody is left to tidy up
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The system's folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(scratch, "_LONGEST", len(str(tmp_path)))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
 
@@ -35,14 +38,14 @@ def semaphores() -> set[str]:
 
 
 def test_temporary_files_go_to_it_and_with_it(system: Path) -> None:
-    scratch = Scratch()
+    ours = Scratch()
     made = Path(tempfile.mkdtemp())
     child = subprocess.run(
         [sys.executable, "-c", "import tempfile; print(tempfile.mkdtemp())"], capture_output=True, text=True
     )
-    assert made.parent == Path(child.stdout.strip()).parent == scratch.path
-    assert scratch.path.stat().st_mode & 0o777 == 0o700
-    scratch.remove()
+    assert made.parent == Path(child.stdout.strip()).parent == ours.path
+    assert ours.path.stat().st_mode & 0o777 == 0o700
+    ours.remove()
     assert list(system.iterdir()) == [] and tempfile.gettempdir() == str(system)
 
 
@@ -62,6 +65,18 @@ def test_what_a_killed_driver_left_goes_with_the_next_and_what_lives_stays(syste
     assert semaphores() - before == ours, lock
     other.remove()
     living.remove()
+
+
+def test_where_names_of_sockets_would_be_too_long_it_lies_elsewhere(
+    system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = system / ("deep" * 9)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    ours = Scratch()
+    assert ours.path.parent == Path("/tmp") and tempfile.gettempdir() == str(ours.path)
+    ours.remove()
+    assert not ours.path.exists()
 
 
 def test_another_users_and_foreign_folders_are_left_alone(system: Path) -> None:
