@@ -135,6 +135,9 @@ def _start_wandb(
     if config.wandb is WandbMode.disabled:
         return None
     logging.getLogger("wandb").setLevel(logging.ERROR)
+    if wandb_id is None:  # begun again before its first checkpoint: its folders there end with it
+        begun = sorted((run_dir / "wandb").glob("*run-*_*-*"))
+        wandb_id = begun[-1].name.rpartition("-")[2] if begun else None
     try:
         run = wandb.init(
             project=config.project,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.config.schema import TrackingConfig, WandbMode
-from orchestration.results.tracker import check_login
+from orchestration.results.tracker import Tracker, check_login
 from tutelage.settings import ConfigError
 
 
@@ -18,3 +18,13 @@ def test_a_key_that_is_not_taken_is_one_message(key: str, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"^tracking\.wandb=online: .*WANDB_API_KEY.*offline$"):
         check_login(TrackingConfig(wandb=WandbMode.online))
     check_login(TrackingConfig(wandb=WandbMode.offline))
+
+
+@pytest.mark.integration
+def test_a_run_that_begins_again_without_a_checkpoint_is_the_same_there(tmp_path: Path) -> None:
+    ids = []
+    for _ in range(2):
+        tracker = Tracker(tmp_path, TrackingConfig(wandb=WandbMode.offline), {"name": "n"})
+        ids.append(tracker.wandb_id)
+        tracker.close(succeeded=False)
+    assert ids[0] is not None and ids[0] == ids[1]
