@@ -100,7 +100,7 @@ def test_a_name_is_of_one_worker_of_a_run_and_stays_with_it(tmp_path: Path, monk
     stopped: list[Any] = []
     monkeypatch.setattr(ray, "kill", stopped.append)
     cluster = Cluster(tmp_path)
-    workers = [Worker(name, Handle(), 1, "node", tmp_path) for name in cluster.names("rollout", 2)]
+    workers = [Worker(name, Handle(), 1, "node", "id", tmp_path) for name in cluster.names("rollout", 2)]
     cluster.workers.extend(workers)
     assert cluster.names("rollout", 1) == ["rollout-2"] and cluster.names("learner", 1) == ["learner-0"]
 

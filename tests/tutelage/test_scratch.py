@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ scratch._LONGEST = 999
 ours = scratch.Scratch()
 lock = multiprocessing.get_context("spawn").Lock()
 tempfile.mkdtemp()
-print(ours.path, flush=True)
+print(ours.path, lock._semlock.name, flush=True)
 os.killpg(0, signal.SIGKILL)  # nobody is left to tidy up
 """
 
@@ -33,8 +34,8 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def semaphores() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("sem.mp-*")}
+def semaphore(name: str) -> Path:
+    return Path("/dev/shm", f"sem.{name.strip('/')}")
 
 
 def test_temporary_files_go_to_it_and_with_it(system: Path) -> None:
@@ -50,21 +51,19 @@ def test_temporary_files_go_to_it_and_with_it(system: Path) -> None:
 
 
 def test_what_a_killed_driver_left_goes_with_the_next_and_what_lives_stays(system: Path) -> None:
-    before = semaphores()
     living = Scratch()
     os.environ["TMPDIR"] = str(system)  # as in another process
     tempfile.tempdir = None
-    lock = multiprocessing.get_context("spawn").Lock()
-    ours = semaphores() - before
+    lock: Any = multiprocessing.get_context("spawn").Lock()
     done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, start_new_session=True)
-    left = Path(done.stdout.strip())
-    assert left.is_dir() and ours and semaphores() - before > ours
+    left, name = done.stdout.split()
+    assert Path(left).is_dir() and semaphore(name).exists() and semaphore(lock._semlock.name).exists()
     other = Scratch()
-    assert not left.exists() and living.path.is_dir()
-    assert ours <= semaphores()  # in use, and `lock` keeps it so
-    assert semaphores() - before == ours, lock
+    assert not Path(left).exists() and not semaphore(name).exists()
+    assert living.path.is_dir() and semaphore(lock._semlock.name).exists()
     other.remove()
     living.remove()
+    assert semaphore(lock._semlock.name).exists()  # in use
 
 
 def test_where_names_of_sockets_would_be_too_long_it_lies_elsewhere(

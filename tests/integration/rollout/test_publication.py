@@ -15,7 +15,7 @@ from learner.objectives import ObjectiveConfig
 from learner.records import PublishReport
 from learner.worker import LearnerWorker
 from tests.integration.students import ONE_THREAD, Student, load, perturbed, reference_logprobs, request, sampled
-from tutelage.settings import DType
+from tutelage.settings import DType, WeightTransfer
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +55,13 @@ def publish(ranks: Sequence[ActorHandle], student: Student) -> list[PublishRepor
 def test_every_zero_stage_sends_whole_weights(tied_student: Student, tmp_path: Path, ranks: int, stage: int) -> None:
     model = perturbed(tied_student.path, 51 + stage)
     model.save_pretrained(tmp_path)
-    config = LearnerConfig(ranks=ranks, zero_stage=stage, dtype=DType.float32, weight_bucket_mib=1)
+    config = LearnerConfig(
+        ranks=ranks,
+        zero_stage=stage,
+        dtype=DType.float32,
+        weight_bucket_mib=1,
+        weight_transfer=WeightTransfer.shared_memory,
+    )
     with learner(tmp_path, config) as processes:
         reports = publish(processes, tied_student)
     expected = tied_student.publish(model, bucket_mib=1)  # from this process, unsharded
