@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tutelage.errors import WorkerFailure, WorkerLost
 from tutelage.placement import ClusterNode, NoRoom, Resources, choose_seats
-from tutelage.scratch import Scratch
+from tutelage.scratch import RAY, Scratch
 from tutelage.settings import ClusterConfig, ConfigError, Placement, Refusal
 from tutelage.worker import Worker, first_line, read_logs, root_cause, says_engine_died, within
 
@@ -77,7 +77,7 @@ class Cluster:
             _keep_token_private()
             context = ray.init(
                 address="local",
-                _temp_dir=str(scratch.path),
+                _temp_dir=str(scratch.path / RAY),
                 num_cpus=local_cpus(settings),
                 object_store_memory=int(settings.object_store_gib * 2**30),
                 include_dashboard=False,

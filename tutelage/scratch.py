@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _PREFIX = "tutelage-"
-_LONGEST = 23  # letters of a folder below which Ray's sockets have names that the system takes (107)
+_LONGEST = 21  # letters of a folder below which Ray's sockets have names that the system takes (107)
+RAY = "r"  # its folder in ours, which it opens to everybody; sockets have no room for a longer name
 _LOCK = "in_use"  # held by the driver while it lives; as old as the folder
 _SEMAPHORES = "sem.[lm]*"  # of multiprocessing and loky
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # which torch keeps among temporary files, for later processes too
@@ -31,6 +32,9 @@ class Scratch:
         system = Path(tempfile.gettempdir())
         if len(str(system)) > _LONGEST:
             system = Path("/tmp")
+        for folder in system.glob(f"{_PREFIX}*/{RAY}"):
+            if [path.name for path in folder.parent.iterdir()] == [RAY]:  # made anew by whoever outlived its removal
+                shutil.rmtree(folder.parent, ignore_errors=True)
         for lock in system.glob(f"{_PREFIX}*/{_LOCK}"):
             with suppress(OSError), lock.open("r+") as file:  # another user's, or in use
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -81,5 +81,7 @@ def test_where_names_of_sockets_would_be_too_long_it_lies_elsewhere(
 def test_another_users_and_foreign_folders_are_left_alone(system: Path) -> None:
     (system / "tutelage-notes").mkdir()
     (system / "tutelage-notes" / "in_use.txt").touch()
+    (system / "tutelage-outlived" / "r" / "session").mkdir(parents=True)
     Scratch().remove()
     assert (system / "tutelage-notes" / "in_use.txt").exists()
+    assert not (system / "tutelage-outlived").exists()
