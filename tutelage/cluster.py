@@ -38,6 +38,7 @@ log = logging.getLogger("tutelage")
 ReuseKey = tuple[Any, ...]  # all that two runs must have in common to share workers
 LEARNER = "learner"  # the role whose nodes others may belong near or away from
 _NEWEST_LOGS = 8
+_RAY_STARTS = 3
 _ROOM_SECONDS = 0.5  # between two looks for room
 _COUNTED_SECONDS = 3.0  # after which Ray counts whoever has begun to start
 _TELL_SECONDS = 10.0  # after which whoever waits for room says so
@@ -66,6 +67,7 @@ class Cluster:
 
         Raises:
             ConfigError: no cluster at `cluster.address`.
+            WorkerLost: one of one's own does not come up.
         """
         is_local, scratch = settings.address == "local", None
         # Without it a node of one's own takes the machine's address and is offered to the network; Ray has no setting
@@ -75,15 +77,7 @@ class Cluster:
             scratch = Scratch()
             atexit.register(scratch.remove)  # where Ray does not come up
             _keep_token_private()
-            context = ray.init(
-                address="local",
-                _temp_dir=str(scratch.path / RAY),
-                num_cpus=local_cpus(settings),
-                object_store_memory=int(settings.object_store_gib * 2**30),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            context = _start_ray(settings, scratch.path / RAY)
         else:
             try:
                 context = ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -292,6 +286,28 @@ def _write_logs(folder: Path, workers: Sequence[Worker], logs: dict[int, dict[st
     for worker in workers:
         for suffix, content in logs.get(worker.pid, {}).items():
             (folder / f"{worker.name}{suffix}").write_bytes(content)
+
+
+def _start_ray(settings: ClusterConfig, folder: Path) -> Any:
+    """
+    Raises:
+        WorkerLost: it does not come up; on a machine that is very busy it gets several times its own half a minute.
+    """
+    for _ in range(_RAY_STARTS):
+        try:
+            return ray.init(
+                address="local",
+                _temp_dir=str(folder),
+                num_cpus=local_cpus(settings),
+                object_store_memory=int(settings.object_store_gib * 2**30),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:  # Ray raises it as such
+            said = error
+            ray.shutdown()
+    raise WorkerLost(f"Ray did not start, tried {_RAY_STARTS} times: {first_line(said)}") from said
 
 
 def _silent_nodes() -> set[str]:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import ray
 
-from tutelage.cluster import Cluster, _keep_token_private
+from tutelage.cluster import Cluster, _keep_token_private, _start_ray
+from tutelage.errors import WorkerLost
+from tutelage.settings import ClusterConfig
 from tutelage.worker import Worker, root_cause
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +115,23 @@ def test_a_name_is_of_one_worker_of_a_run_and_stays_with_it(tmp_path: Path, monk
     assert renamed.name == "teacher-rollout-0" and renamed.handle is workers[0].handle
     cluster.set_idle("rollout", ("key",), [renamed])
     assert cluster.reuse("rollout", "rollout", ("other key",)) == [] and stopped[-1] is renamed.handle
+
+
+@pytest.mark.parametrize(("failures", "comes"), [(2, True), (3, False)])
+def test_a_ray_that_is_slow_to_start_is_started_again(
+    failures: int, comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Any] = []
+
+    def init(**_: Any) -> str:
+        tries.append(None)
+        if len(tries) <= failures:
+            raise Exception("The current node timed out during startup.")
+        return "context"
+
+    monkeypatch.setattr(ray, "init", init)
+    if comes:
+        assert _start_ray(ClusterConfig(), Path("x")) == "context"
+    else:
+        with pytest.raises(WorkerLost, match=r"tried 3 times: The current node timed out"):
+            _start_ray(ClusterConfig(), Path("x"))

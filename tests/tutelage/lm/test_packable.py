@@ -31,7 +31,7 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
 def test_the_usual_architectures_agree(name: str) -> None:
     trial = try_packing(CONFIG_MAPPING[name]())
     assert not trial.untried and not trial.refused
-    assert trial.difference is not None and trial.difference < 1e-5
+    assert trial.difference is not None and trial.difference < 1e-4
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -46,7 +46,7 @@ def test_a_large_model_is_tried_in_the_size_of_its_heads() -> None:
         num_key_value_heads=8, vocab_size=128256, bos_token_id=128000, eos_token_id=[128001, 128009],
     )  # fmt: skip
     trial = try_packing(config)
-    assert trial.difference is not None and trial.difference < 1e-5
+    assert trial.difference is not None and trial.difference < 1e-4
 
 
 def test_what_cannot_be_made_small_is_not_judged() -> None:
