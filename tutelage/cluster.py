@@ -86,6 +86,11 @@ class Cluster:
                 raise ConfigError(Refusal("cluster.address", settings.address, fix)) from error
         return cls(Path(context.address_info["session_dir"]), scratch)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was this run's own and its node has died: nothing can be started in it any more."""
+        return self.scratch is not None and not self.nodes(free=False)
+
     @staticmethod
     def nodes(free: bool) -> list[ClusterNode]:
         """The nodes that live, with what is free of them, or with all that they have, whoever holds it."""
@@ -167,6 +172,8 @@ class Cluster:
             try:
                 return choose_seats(nodes, resources, len(names), placement, self._learner_nodes)
             except NoRoom as error:
+                if self.is_gone:
+                    raise NoRoom("Ray's own node is gone; start again with resume=auto") from None
                 waited, what = time.monotonic() - began, f"{', '.join(names)}: {error}"
                 if waited > patience:
                     raise NoRoom(f"no room for {what} (waited {patience:g} s: recovery.wait_for_node)") from None

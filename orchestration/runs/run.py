@@ -33,6 +33,7 @@ from tutelage.files import explained, write_json
 from tutelage.records.trajectory import Trajectory
 
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3, "interrupted": 130, "preempted": 143}
+TRY_AGAIN = 75  # Ray died under the run: another start goes on with it
 Guard = Callable[[Awaitable[Any]], Awaitable[Any]]
 _ANSWER_SECONDS = 30.0  # within which whoever has something to save says that it lives
 _FIRST_PAUSE = 1.0  # seconds before a run begins again; then twice as long each time
@@ -64,6 +65,7 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
                     f"no checkpoint of step {run.recorder.progress.version}: the {config.timeouts.preemption:g} s that "
                     "SIGTERM leaves (timeouts.preemption) are over"
                 )
+        ray_is_gone = status == "failed" and cluster.is_gone
         run.recorder.conclude(status, cluster.restarts)
         if status == "completed" and run.stage is not None:
             await run.stage.fleet.set_idle()
@@ -71,7 +73,7 @@ async def execute(config: RunConfig, prepared: Prepared, directory: RunDirectory
         cluster.keep_logs(directory.logs)
         log.removeHandler(handler)
         directory.close()
-    return EXIT_CODES[status]
+    return TRY_AGAIN if ray_is_gone else EXIT_CODES[status]
 
 
 class Run:

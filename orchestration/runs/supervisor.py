@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestration.runs.run import TRY_AGAIN
+
 _END = "TUTELAGE_DRIVER_END"  # the descriptor that a driver writes to when it ends in order
 _FIRST_PAUSE = 1.0  # seconds before it is started again; then twice as long each time
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
@@ -41,7 +43,7 @@ def supervise(arguments: Sequence[str], run_dir: Path, max_restarts: int) -> int
     command = [sys.executable, "-m", "orchestration.launch", *arguments, f"run_dir='{quoted}'"]
     for attempt in range(max_restarts + 1):
         exit_code, in_order = _run([*command, "resume=auto"] if attempt else command)
-        if in_order:
+        if in_order and exit_code != TRY_AGAIN:
             return exit_code
         died = f"the driver died ({signal.Signals(-exit_code).name if exit_code < 0 else f'exit code {exit_code}'})"
         if attempt == max_restarts:
