@@ -1,10 +1,7 @@
 """The Ray cluster of a run: joining it, starting workers where there is room, and keeping them for the next run.
 
-    Session ─► Cluster ─► start, or reuse of what an earlier run left idle ─► Worker ─► call, stream
-    (several runs)                                                             └─► WorkerLost, WorkerFailure
-
-A worker is a Ray actor under a name that people can read. Nothing waits for it longer than a deadline, and where it
-fails the message names it and shows the end of its log.
+Session ─► Cluster ─► start, or reuse of what an earlier run left idle ─► Worker ─► call, stream
+(several runs)                                                             └─► WorkerLost, WorkerFailure
 """
 
 import asyncio
@@ -96,12 +93,10 @@ class Cluster:
         """The nodes that live, with what is free of them, or with all that they have, whoever holds it."""
         left = available_resources_per_node()
         nodes = []
-        for entry in ray.nodes():
-            if entry["Alive"]:
-                has = left.get(entry["NodeID"], {}) if free else entry["Resources"]
-                nodes.append(
-                    ClusterNode(entry["NodeID"], entry["NodeManagerAddress"], has.get("CPU", 0.0), has.get("GPU", 0.0))
-                )
+        for entry in [entry for entry in ray.nodes() if entry["Alive"]]:
+            where = entry["NodeID"], entry["NodeManagerAddress"]
+            has = left.get(where[0], {}) if free else entry["Resources"]
+            nodes.append(ClusterNode(*where, has.get("CPU", 0.0), has.get("GPU", 0.0)))
         return nodes
 
     async def start(
@@ -176,7 +171,7 @@ class Cluster:
                     raise NoRoom("Ray's own node is gone; start again with resume=auto") from None
                 waited, what = time.monotonic() - began, f"{', '.join(names)}: {error}"
                 if waited > patience:
-                    raise NoRoom(f"no room for {what} (waited {patience:g} s: recovery.wait_for_node)") from None
+                    raise NoRoom(f"{what} (waited {patience:g} s: recovery.wait_for_node)") from None
                 if waited > _TELL_SECONDS and not has_told:
                     log.warning("waiting for room, or for a node that has some: %s", what)
                     has_told = True
