@@ -14,6 +14,7 @@ from tutelage.files import write_text
 from tutelage.settings import ConfigError, Refusal
 
 X_AXIS = "policy_version"
+log = logging.getLogger("tutelage")
 
 
 class Tracker:
@@ -125,8 +126,12 @@ def _forget_after(run_dir: Path, version: int) -> None:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return
-    kept = [json.dumps(row) for row in read_metrics(run_dir) if row[X_AXIS] <= version]
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    kept = [row for row in read_metrics(run_dir) if row[X_AXIS] <= version]
+    steps = {row[X_AXIS] for row in kept if any(name.startswith("train/") for name in row)}
+    if lost := set(range(1, version + 1)) - steps:
+        shown = ", ".join(map(str, sorted(lost)[:5])) + (", …" if len(lost) > 5 else "")
+        log.warning("%s is damaged: the rows of %d steps are lost (%s)", path, len(lost), shown)
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
 
 def _start_wandb(

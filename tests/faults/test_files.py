@@ -65,9 +65,9 @@ def outcome(run: Run, exit_code: int, expected: Run, name: str) -> str:
         return "" if told else f"ends with {exit_code} and does not name the file:\n{run.text()[-1500:]}"
     if exit_code:
         return f"ends with {exit_code}"
-    if run.steps() != expected.steps():
-        return f"has steps {run.steps()}"
-    losses = [[row["train/loss"] for row in one.step_rows()] for one in (run, expected)]
+    if run.steps() != expected.steps() and not (name in text and run.steps() == expected.steps()[-len(run.steps()) :]):
+        return f"has steps {run.steps()}"  # rows that the file has lost are told
+    losses = [[row["train/loss"] for row in one.step_rows()][-len(run.steps()) :] for one in (run, expected)]
     ours, theirs = (load_file(one.run_dir / "final" / "model.safetensors") for one in (run, expected))
     same = losses[0] == losses[1] and all(torch.equal(ours[name], theirs[name]) for name in ours)
     return "" if same else "ends with other weights"

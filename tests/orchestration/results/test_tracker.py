@@ -1,11 +1,12 @@
 """Weights & Biases is asked whether it takes the key before anything is started."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from orchestration.config.schema import TrackingConfig, WandbMode
-from orchestration.results.tracker import Tracker, check_login
+from orchestration.results.tracker import X_AXIS, Tracker, check_login
 from tutelage.settings import ConfigError
 
 
@@ -28,3 +29,15 @@ def test_a_run_that_begins_again_without_a_checkpoint_is_the_same_there(tmp_path
         ids.append(tracker.wandb_id)
         tracker.close(succeeded=False)
     assert ids[0] is not None and ids[0] == ids[1]
+
+
+def test_rows_that_are_lost_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{X_AXIS: step, "train/loss": 1.0} for step in (1, 2, 3, 4)] + [{X_AXIS: 3, "eval/accuracy": 1.0}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = TrackingConfig(wandb=WandbMode.disabled)
+    Tracker(tmp_path, settings, {}, from_version=3).close(succeeded=True)
+    assert not caplog.records
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[2:]))
+    Tracker(tmp_path, settings, {}, from_version=3).close(succeeded=True)
+    assert f"{path} is damaged: the rows of 2 steps are lost (1, 2)" in caplog.text
