@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from orchestration.results.directory import whole_checkpoints
+from orchestration.runs.run import TRY_AGAIN
 from tests.integration.launching import Launched, descendants, injected, left_in_session, tiny_run_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.faults]
@@ -69,8 +70,8 @@ def plan(folder: Path) -> Iterator[Plan]:
     (folder / "fault.json").unlink(missing_ok=True)
 
 
-def assert_ended(run: Launched, exit_code: int, status: str | None, seconds: float = 90) -> None:
-    assert run.wait(seconds) == exit_code, run.text()
+def assert_ended(run: Launched, exit_code: int, status: str | None, seconds: float = 90, or_code: int = 0) -> None:
+    assert run.wait(seconds) in (exit_code, or_code or exit_code), run.text()
     left = left_in_session(run.process.pid)
     if status is None:  # Ray was killed, or by its driver's death; two agents of it try for minutes to tell its server
         left = [args for args in left if args.strip() not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
@@ -234,10 +235,10 @@ def test_a_supervised_driver_is_interrupted_and_refused_like_any(
 def test_a_ray_that_dies_ends_the_run_in_order(
     name: str, launch: Callable[..., Launched], tmp_path: Path, matrix_row: list[str]
 ) -> None:
-    result = "Ray ends the driver: status 1 without a summary, the checkpoints are whole, none of our processes is left"
+    result = "Ray ends the driver (status 1, no summary), or it ends itself (75); checkpoints whole, no process left"
     matrix_row += [name, "kill", "in a step", result]
     run = launch(tmp_path / "run", "pipeline.steps=2000")
     run.wait_until(lambda: len(list((run.run_dir / "checkpoints").glob("step-*[0-9]"))) > 0, 200)
     os.kill(process_of_ray(run, name), signal.SIGKILL)
-    assert_ended(run, 1, None, 120)
+    assert_ended(run, 1, None, 120, or_code=TRY_AGAIN)
     assert whole_checkpoints(run.run_dir)
