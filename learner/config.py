@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from tutelage.placement import Resources
 from tutelage.settings import Attention, DType, Refusal, Settings, WeightTransfer, setting
 from tutelage.stops import AS_THEY_ARE, TurnEnds
 
@@ -79,6 +80,11 @@ class LearnerConfig(Settings):
         """Refuse an attention that the ranks cannot run."""
         yield from super().refusals(prefix)
         yield from self.attention.refusals(f"{prefix}attention", f"{prefix}gpus_per_rank", self.gpus_per_rank)
+
+    @property
+    def needs(self) -> Resources:
+        """What one rank takes."""
+        return Resources(self.cpus_per_rank, self.gpus_per_rank, self.threads)
 
     @property
     def examined_k(self) -> int:

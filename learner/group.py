@@ -14,7 +14,6 @@ from learner.worker import LearnerWorker
 from tutelage.cluster import LEARNER, Cluster, ReuseKey
 from tutelage.errors import LearnerFailure, WorkerFailure, WorkerLost
 from tutelage.lm.head import LMHead, MixedHead
-from tutelage.placement import Resources
 from tutelage.settings import Placement, TimeoutConfig
 from tutelage.worker import Worker
 
@@ -57,7 +56,7 @@ class LearnerGroup:
             workers = await cluster.start(
                 LearnerWorker,
                 names=cluster.names(LEARNER, settings.ranks),
-                resources=Resources(settings.cpus_per_rank, settings.gpus_per_rank, settings.threads),
+                resources=settings.needs,
                 deadline=deadline,
                 patience=patience,
                 placement=placement,

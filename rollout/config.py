@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from tutelage.placement import Resources
 from tutelage.settings import SEEDS, TEMPLATE_TIME, DType, Refusal, Settings, setting
 
 GREEDY = "greedy sampling has no sampling distribution"
@@ -111,3 +112,8 @@ class RolloutConfig(Settings):
     kv_cache_gib: float = setting(1.0, above=0)  # CPU engine only
     gpu_memory_utilization: float = setting(0.85, above=0, at_most=1)  # GPU engine only
     enforce_eager: bool = True
+
+    @property
+    def needs(self) -> Resources:
+        """What one worker takes."""
+        return Resources(self.cpus_per_worker, self.gpus_per_worker, self.threads)

@@ -90,7 +90,6 @@ class RolloutGroup(Crew):
             ends: what ends a turn beside the ends of the checkpoint.
         """
         count, deadline = settings.workers, timeouts.start
-        needs = Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.threads)
         reuse_key = (count, transfer.backend, engine_fingerprint(model_path), ends, *values_of(settings))
 
         async def hire(names: Sequence[str]) -> list[Worker]:
@@ -102,7 +101,7 @@ class RolloutGroup(Crew):
                 seed,
                 ends,
                 names=names,
-                resources=needs,
+                resources=settings.needs,
                 deadline=deadline,
                 patience=recovery.wait_for_node,
                 placement=placement,
@@ -117,7 +116,7 @@ class RolloutGroup(Crew):
         else:
             workers = await hire(cluster.names(name, count))
         most = settings.max_workers or 0
-        group = cls(name, workers, hire, reuse_key, timeouts, cluster, recovery, needs, placement, most)
+        group = cls(name, workers, hire, reuse_key, timeouts, cluster, recovery, settings.needs, placement, most)
         group.begin_watch()
         return group
 

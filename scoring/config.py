@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from tutelage.placement import Resources
 from tutelage.settings import Attention, DType, Refusal, Settings, setting
 
 TEACHER = "teacher"  # key of the teacher that every run has
@@ -99,6 +100,11 @@ class ScoringConfig(Settings):
     head_chunk_tokens: int = setting(256, at_least=1)  # the LM head sees this many positions at a time
     attention: Attention = Attention.packed_sdpa
     cache_dir: str | None = None  # scores are kept here by the content of their requests, and not computed twice
+
+    @property
+    def needs(self) -> Resources:
+        """What one worker takes; it is asked for many scores at a time."""
+        return Resources(self.cpus_per_worker, self.gpus_per_worker, self.threads, concurrency=1000)
 
     def refusals(self, prefix: str = "") -> Iterator[Refusal]:
         """Refuse a share of more than one GPU, and an attention that the workers cannot run."""

@@ -23,7 +23,6 @@ from tutelage.cluster import Cluster, ReuseKey, values_of
 from tutelage.crew import Crew
 from tutelage.errors import WorkerLost
 from tutelage.lm.head import LMHead
-from tutelage.placement import Resources
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import RecoveryConfig, TimeoutConfig
 from tutelage.worker import Worker, call_all
@@ -60,8 +59,7 @@ class ScoringGroup(Crew):
         recovery: RecoveryConfig,
     ) -> None:
         self._replicas = 1 if scorer.occasional else settings.workers
-        self._cpus = 0 if scorer.occasional else settings.cpus_per_worker
-        needs = Resources(self._cpus, settings.gpus_per_worker, settings.threads, concurrency=1000)
+        needs = replace(settings.needs, cpus=0) if scorer.occasional else settings.needs
         most = 0 if scorer.occasional else settings.max_workers or 0
         super().__init__(scorer.name, self._start_workers, cluster, recovery, needs, most=most)
         self.counts = RequestCounts()
@@ -91,7 +89,7 @@ class ScoringGroup(Crew):
         return group
 
     def _reuse_key(self, replicas: int) -> ReuseKey:
-        return (replicas, self._cpus, *values_of(self._settings))
+        return (replicas, self._needs.cpus, *values_of(self._settings))
 
     @property
     def moves(self) -> bool:

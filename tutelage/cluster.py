@@ -86,7 +86,9 @@ class Cluster:
     @property
     def is_gone(self) -> bool:
         """Whether it was this run's own and its node has died: nothing can be started in it any more."""
-        return self.scratch is not None and not self.nodes(free=False)
+        with suppress(Exception):  # of Ray's, without its server
+            return self.scratch is not None and not self.nodes(free=False)
+        return True
 
     @staticmethod
     def nodes(free: bool) -> list[ClusterNode]:

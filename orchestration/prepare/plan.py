@@ -20,7 +20,7 @@ from scoring.config import TeacherConfig, TeacherWeights
 from scoring.context import ContextTemplate
 from tutelage.cluster import Cluster, Session, local_cpus
 from tutelage.console import PlainConsole
-from tutelage.placement import ClusterNode, NoRoom, Resources, choose_seats
+from tutelage.placement import ClusterNode, NoRoom, choose_seats
 from tutelage.settings import Placement, Refusal, Refusals, WeightTransfer
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -150,14 +150,11 @@ def _unplaceable(
 ) -> Iterator[Refusal]:
     """The first role whose workers the nodes cannot hold one by one, though they could all together."""
     learner, rollout, scoring, placement = config.learner, config.rollout, config.scoring, config.cluster.placement
-    rank = Resources(learner.cpus_per_rank, learner.gpus_per_rank, learner.threads)
-    engine = Resources(rollout.cpus_per_worker, rollout.gpus_per_worker, rollout.threads)
-    scorer = Resources(scoring.cpus_per_worker, scoring.gpus_per_worker, scoring.threads)
     asked = (
-        ("learner.ranks", rank, learner.ranks, learners_go),
-        ("rollout.workers", engine, rollout.workers, placement.engines),
-        ("scoring.workers", scorer, _scoring_workers(config, roles), Placement.spread),
-        ("rollout.workers", engine, _rollout_workers(config) - rollout.workers, Placement.spread),
+        ("learner.ranks", learner.needs, learner.ranks, learners_go),
+        ("rollout.workers", rollout.needs, rollout.workers, placement.engines),
+        ("scoring.workers", scoring.needs, _scoring_workers(config, roles), Placement.spread),
+        ("rollout.workers", rollout.needs, _rollout_workers(config) - rollout.workers, Placement.spread),
     )
     learners: set[str] = set()
     for key, need, count, where in asked:

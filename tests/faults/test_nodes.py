@@ -19,6 +19,7 @@ SETTINGS = (
     "scoring.max_tokens_per_forward=1", "preflight.enabled=false",
 )  # fmt: skip
 WHERE = "three nodes, step 7 of 30"
+WHERE = "three nodes, step 7 of 30"
 Start = Callable[..., Launched]
 
 
@@ -71,12 +72,7 @@ def test_a_run_over_three_nodes_has_the_logs_of_all(undisturbed: Launched) -> No
 def test_the_engine_s_node_is_waited_for(
     nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
 ) -> None:
-    matrix_row += [
-        "node of the engine",
-        "power fails, back after 60 s",
-        "three nodes, step 7 of 30",
-        "rows and `final/` bit-equal",
-    ]
+    matrix_row += ["node of the engine", "power fails, comes back", WHERE, "waited for; same"]
     run = submit(tmp_path / "run")
     run.wait_for_step(7)
     nodes.nodes[ENGINE].kill()
@@ -92,12 +88,7 @@ def test_the_engine_s_node_is_waited_for(
 def test_a_link_that_is_down_for_a_while(
     seconds: int, nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
 ) -> None:
-    matrix_row += [
-        "link of the engine's node",
-        f"down for {seconds} s",
-        "three nodes, step 7 of 30",
-        "rows and `final/` bit-equal",
-    ]
+    matrix_row += ["node of the engine", f"link down for {seconds} s", WHERE, "same"]
     run = submit(tmp_path / "run")
     run.wait_for_step(7)
     nodes.nodes[ENGINE].cut(seconds)
@@ -110,12 +101,7 @@ def test_a_link_that_is_down_for_a_while(
 def test_a_rank_whose_node_is_lost_goes_on_elsewhere(
     nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
 ) -> None:
-    matrix_row += [
-        "node of a learner rank",
-        "power fails, for good",
-        "three nodes, step 7 of 30",
-        "its rank on another node; rows and `final/` bit-equal",
-    ]
+    matrix_row += ["node of a learner rank", "power fails, for good", WHERE, "the rank goes to another node; same"]
     run = submit(tmp_path / "run")
     run.wait_for_step(7)
     nodes.nodes[SECOND].kill()
