@@ -26,6 +26,7 @@ def export(engine: LearnerEngine, directory: Path) -> None:
     """
     if directory.exists():
         raise ValueError(f"export: {directory} exists already")
+    dist.barrier()  # a rank that is late must not find there what rank 0 has written meanwhile
     state = _whole_state(engine)
     adapter = _trained_state(engine) if engine.student.lora.rank else {}
     if engine.rank == 0:

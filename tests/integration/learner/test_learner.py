@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,15 @@ def step_on_bad_scores(job: Job, bad: Batch, good: Batch, directory: Path) -> tu
     alone.step(good)
     export(alone, directory / "alone")
     return skipped, float(engine.version)
+
+
+def export_late(job: Job, out: Path) -> None:
+    """Rank 1 comes when rank 0 has had time to write everything."""
+    engine = job.engine()
+    deadline = time.monotonic() + engine.rank * 3
+    while time.monotonic() < deadline and not out.exists():
+        time.sleep(0.01)
+    export(engine, out)
 
 
 def spoil_weights(job: Job, directory: Path) -> list[str]:
@@ -236,6 +246,13 @@ def test_weights_that_are_not_finite_are_neither_sent_nor_saved(
 
 
 # Exports.
+
+
+def test_a_rank_that_is_late_does_not_take_the_export_for_an_earlier_one(
+    two: Ranks, tiny_tied: Path, tmp_path: Path
+) -> None:
+    two.run(export_late, Job(tiny_tied, settings()), tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("stage", [2, 3])
