@@ -19,6 +19,17 @@ and `final/` are bit-equal to those of a run without the fault; what is started 
 _ROWS: dict[tuple[str, str, str], tuple[str, str]] = {}
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep one part of the faults where FAULT_PART=2/3, say, asks for the second of three."""
+    asked = os.environ.get("FAULT_PART")
+    if asked:
+        number, parts = map(int, asked.split("/"))
+        faults = [item for item in items if item.get_closest_marker("faults")]
+        left_out = [item for index, item in enumerate(faults) if index % parts != number - 1]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def matrix_row() -> list[str]:
     """What a test fills with who, what happens, where, and what came of it."""

@@ -6,7 +6,7 @@ A run is killed between two checkpoints; each time a copy of its folder, with on
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,32 +73,60 @@ def outcome(run: Run, exit_code: int, expected: Run, name: str) -> str:
     return "" if same else "ends with other weights"
 
 
-def test_a_spoilt_file_is_named_or_makes_no_difference(
-    killed: Path, workers: KeptWorkers, settings: list[str], tmp_path: Path, matrix_row: list[str]
-) -> None:
-    matrix_row += ["run folder", "a bit is flipped, or a file cut", "every file", "named and refused, or same"]
+@pytest.fixture(scope="module")
+def go_on(workers: KeptWorkers, settings: list[str]) -> Callable[[Path], tuple[Run, int]]:
+    """Go on with a run's folder; returns its exit code as well."""
 
-    def go_on(name: str) -> tuple[Run, int]:
-        run = Run(tmp_path / name / "run")
-        job = [f"run_dir={run.run_dir}", *settings, "resume=auto"]
+    def start(run_dir: Path) -> tuple[Run, int]:
+        run = Run(run_dir)
+        job = [f"run_dir={run_dir}", *settings, "resume=auto"]
         return run, workers.run(run.output, "launch", job, 400)
 
-    shutil.copytree(killed, tmp_path / "whole" / "run")
-    expected, exit_code = go_on("whole")
-    assert exit_code == 0 and expected.steps() == [1, 2, 3, 4], expected.text()
+    return start
+
+
+@pytest.fixture(scope="module")
+def expected(
+    killed: Path, go_on: Callable[[Path], tuple[Run, int]], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """What comes of the folder as it is."""
+    whole = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(killed, whole)
+    run, exit_code = go_on(whole)
+    assert exit_code == 0 and run.steps() == [1, 2, 3, 4], run.text()
+    return run
+
+
+def is_read_back(file: Path) -> bool:
+    return "logs" not in file.parts and "step-000001" not in file.parts
+
+
+@pytest.mark.parametrize("place", ["newest checkpoint", "all else"])
+@pytest.mark.parametrize("spoil", [flip, cut])
+def test_a_spoilt_file_is_named_or_makes_no_difference(
+    place: str,
+    spoil: Callable[[Path], None],
+    killed: Path,
+    expected: Run,
+    go_on: Callable[[Path], tuple[Run, int]],
+    tmp_path: Path,
+    matrix_row: list[str],
+) -> None:
+    what = {flip: "a bit is flipped", cut: "cut in half"}[spoil]
+    matrix_row += ["run folder", what, f"every file, {place}", "named and refused, or same"]
     there = [path.relative_to(killed) for path in sorted(killed.rglob("*")) if path.is_file() and path.stat().st_size]
-    files = [path for path in there if "logs" not in path.parts and "step-000001" not in path.parts]  # never read
+    files = [file for file in there if is_read_back(file) and (file.parts[0] == "checkpoints") == (place != "all else")]
+    assert files
     wrong = {}
     for file in files:
-        for spoil in (flip, cut):
-            name = f"{spoil.__name__}-{file}".replace("/", "_")
-            shutil.copytree(killed, tmp_path / name / "run")
-            spoil(tmp_path / name / "run" / file)
-            try:
-                found = outcome(*go_on(name), expected, file.name)
-            except AssertionError as error:  # an exception has ended the process
-                found = str(error)[-1500:]
-            if found:
-                wrong[name] = found
-            shutil.rmtree(tmp_path / name)
+        name = str(file).replace("/", "_")
+        shutil.copytree(killed, tmp_path / name / "run")
+        spoil(tmp_path / name / "run" / file)
+        try:
+            found = outcome(*go_on(tmp_path / name / "run"), expected, file.name)
+        except AssertionError as error:  # an exception has ended the process
+            found = str(error)[-1500:]
+        if found:
+            wrong[name] = found
+        shutil.rmtree(tmp_path / name)
     assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())

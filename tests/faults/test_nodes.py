@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.faults.nodes import Nodes, why_not
 from tests.integration.launching import ONE_THREAD, Launched, tiny_run_settings
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200), pytest.mark.faults]
 
 HEAD, SECOND, ENGINE = range(3)  # ranks on the first two
 SETTINGS = (
@@ -68,7 +68,6 @@ def test_a_run_over_three_nodes_has_the_logs_of_all(undisturbed: Launched) -> No
     assert undisturbed.summary()["restarts"] == {}
 
 
-@pytest.mark.faults
 def test_the_engine_s_node_is_waited_for(
     nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
 ) -> None:
@@ -83,7 +82,6 @@ def test_the_engine_s_node_is_waited_for(
     assert_same(run, undisturbed)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("seconds", [5, 60])
 def test_a_link_that_is_down_for_a_while(
     seconds: int, nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
@@ -97,7 +95,6 @@ def test_a_link_that_is_down_for_a_while(
     assert_same(run, undisturbed)
 
 
-@pytest.mark.faults
 def test_a_rank_whose_node_is_lost_goes_on_elsewhere(
     nodes: Nodes, submit: Start, undisturbed: Launched, tmp_path: Path, matrix_row: list[str]
 ) -> None:
@@ -110,7 +107,6 @@ def test_a_rank_whose_node_is_lost_goes_on_elsewhere(
     assert_same(run, undisturbed)
 
 
-@pytest.mark.faults
 def test_a_node_that_joins_gets_an_engine_and_takes_it_away_again(
     nodes: Nodes, submit: Start, tmp_path: Path, matrix_row: list[str]
 ) -> None:
