@@ -18,7 +18,7 @@ from rollout.config import NO_VERIFIER
 from rollout.verifiers import VERIFIERS
 from tutelage.aio import mapped
 from tutelage.errors import WorkerFailure
-from tutelage.processes import GuardedPool, Overrun
+from tutelage.processes import GuardedPool, Overrun, ProcessDied
 from tutelage.records.prompt import Prompt, RenderedPrompt, with_ids
 from tutelage.records.trajectory import Trajectory
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # each process that grades imports this module, and transform
     from transformers import PreTrainedTokenizerBase
 
 _FEWEST, _MOST = 2, 32  # processes: one that hangs leaves another; each takes some hundred MB
+_DEATHS = 2  # of the process that grades a response, until it is the response that has killed it
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ class VerifierPool:
         Raises:
             WorkerFailure: the verifier raised, or gave what is no grade; the message names it and the prompt.
         """
-        try:
-            return Grade(await self._pool.acall(_grade, self._name, prompt, response, deadline=self._deadline))
-        except Overrun:
-            return Grade(0.0, overran=True)
-        except ValueError as error:
-            raise WorkerFailure(f"data.verifier={self._name} cannot grade prompt {prompt.id!r}: {error}") from error
+        for _ in range(_DEATHS):
+            try:
+                return Grade(await self._pool.acall(_grade, self._name, prompt, response, deadline=self._deadline))
+            except ProcessDied:
+                continue
+            except Overrun:
+                break
+            except ValueError as error:
+                said = f"data.verifier={self._name} cannot grade prompt {prompt.id!r}: {error}"
+                raise WorkerFailure(said) from error
+        return Grade(0.0, overran=True)
 
     def close(self) -> None:
         """End the processes, whatever they do."""

@@ -25,6 +25,10 @@ class Overrun(RuntimeError):
     """A call that took too long or too much memory, or whose process died; the message says which."""
 
 
+class ProcessDied(Overrun):
+    """The process of a call died of it, or by another hand."""
+
+
 class GuardedPool:
     """Processes that run one call each at a time, and are replaced when they hang or die.
 
@@ -86,7 +90,7 @@ class _Explained:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, ProcessExpired):
-            raise Overrun(f"its process died with exit code {error.exitcode}") from None
+            raise ProcessDied(f"its process died with exit code {error.exitcode}") from None
         if isinstance(error, MemoryError):
             raise Overrun("it took too much memory") from None
         if isinstance(error, TimeoutError):

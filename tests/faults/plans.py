@@ -67,6 +67,7 @@ FAULTS = [
     Fault("averaging teacher", "kill", SCORE, 9, RUN, set_up=FOLLOWS),
     Fault("averaging teacher", "kill", "scoring.backends.follower:Follower.update", 3, RUN, set_up=FOLLOWS),
     Fault("averaging teacher", "stop", "scoring.backends.follower:Follower.update", 3, RUN, LATE, FOLLOWS),
+    Fault("grading process", "kill", "rollout.grading:_grade", 3, {}, set_up=("data.verifier=exact",)),
     Fault("checkpoint", "full disk", "orchestration.results.directory:RunDirectory.commit_checkpoint", 1, {}),
     Fault("checkpoint of a rank", "full disk", SAVE, 1, {}),
 ]

@@ -1,18 +1,24 @@
 """Real runs in which something dies, hangs or fails at a named call: they end as if nothing had happened."""
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Coroutine, Iterator
 from functools import cache
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from tests.faults.plans import ENGINE, FAULTS, ROLLOUT, RUN, STEP, Fault
 from tests.integration.launching import KeptWorkers, Run, Series, injected, tiny_run_settings
+from tests.scoring.backends.server import endpoints
+from tests.scoring.backends.server.endpoints import FakeEndpoint, dropped, silent, text, trickling
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -139,3 +145,55 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(
     assert [row["train/skipped"] for row in rows] == [0, 0, 1, 0, 0] and "train/loss" not in rows[2]
     assert results(run)[:3] == results(undisturbed())[:3]
     assert "step 3 was skipped: the gradient of" in run.text() and run.summary()["status"] == "completed"
+
+
+@pytest.fixture(scope="module")
+def in_background() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs coroutines in the event loop of a thread, which goes on between them."""
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(60)
+
+    async def give_up() -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    asyncio.run_coroutine_threadsafe(give_up(), loop).result(60)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.integration
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("action", "fault"),
+    [("hangs", silent), ("never ends", trickling), ("drops connections", dropped), ("answers garbage", text("[1, 2"))],
+)
+def test_an_endpoint_is_waited_for(
+    action: str,
+    fault: endpoints.Fault,
+    series: Series,
+    tiny_tied: Path,
+    tmp_path: Path,
+    in_background: Callable[[Coroutine[Any, Any, Any]], Any],
+    matrix_row: list[str],
+) -> None:
+    matrix_row += ["endpoint of a teacher", action, "requests 8 to 13", "asked again; same"]
+    endpoint = FakeEndpoint(AutoTokenizer.from_pretrained(tiny_tied))
+    in_background(endpoint.__aenter__())
+    settings = (
+        "teacher.backend=server", f"teacher.server.url={endpoint.url}", f"teacher.model={endpoints.MODEL}",
+        "objective=sampled_reverse_kl", "teacher.server.request_timeout=3", "learner.overlap_k=0",
+    )  # fmt: skip
+    try:
+        expected = series.run(tmp_path / "undisturbed", *settings)
+        asked = len(endpoint.seen)
+        endpoint.faults.extend([None] * 8 + [fault] * 6)
+        run = series.run(tmp_path / "run", *settings)
+    finally:
+        in_background(endpoint.__aexit__())
+    assert asked > 14 and not endpoint.faults
+    assert_same(run, expected)
+    assert run.summary()["restarts"] == {} and re.search(r"asked \d+ times, 6 of them again", run.text())

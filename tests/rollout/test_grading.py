@@ -37,6 +37,12 @@ class Odd(Verifier):
             sys.exit(3)
         if response == "die":
             os.abort()
+        if response.startswith("once "):
+            try:
+                Path(response.removeprefix("once ")).touch(exist_ok=False)
+                os.abort()
+            except FileExistsError:
+                return 1
         if response == "hog":
             return float(len(bytearray(64 * 2**30)) > 0)
         if response == "deep":
@@ -78,6 +84,11 @@ def question(*answers: str) -> Prompt:
 
 def grade(pool: VerifierPool, response: str, *answers: str) -> Grade:
     return asyncio.run(pool.grade(question(*answers or ("42",)), response))
+
+
+def test_a_response_is_graded_again_where_its_process_died_by_another_hand(odd: VerifierPool, tmp_path: Path) -> None:
+    assert grade(odd, f"once {tmp_path / 'died'}") == Grade(1.0)
+    assert grade(odd, "die") == Grade(0.0, overran=True)
 
 
 @pytest.mark.parametrize(

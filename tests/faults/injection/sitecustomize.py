@@ -29,6 +29,7 @@ POINTS = (
     "rollout.engine:RolloutEngine.start_weight_update",
     "rollout.engine:RolloutEngine.update_weights",
     "rollout.engine:RolloutEngine.finish_weight_update",
+    "rollout.grading:_grade",
     "scoring.backends.transformers:BatchingTeacher.score",
     "scoring.backends.follower:Follower.update",
     "learner.engine:LearnerEngine.step",

@@ -98,7 +98,7 @@ class FakeEndpoint:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, key: str | None = None, **card: Any) -> None:
         self.card: dict[str, Any] = {"id": MODEL, "max_model_len": 512} | card
-        self.faults: deque[Fault] = deque()
+        self.faults: deque[Fault | None] = deque()  # None: the right answer
         self.seen: list[float] = []  # when completions were asked for
         self.most_at_once = 0
         self.pause = 0.0  # seconds that each completion takes
@@ -147,7 +147,8 @@ class FakeEndpoint:
         right: Answer = {"choices": [{"text": "x"}]}
         if self.has_logprobs:
             right["choices"][0]["prompt_logprobs"] = self._prompt_logprobs(question["prompt"], top_k)
-        return await self.faults.popleft()(request, right) if self.faults else web.json_response(right)
+        fault = self.faults.popleft() if self.faults else None
+        return web.json_response(right) if fault is None else await fault(request, right)
 
     def _prompt_logprobs(self, ids: list[int], top_k: int) -> list[Any]:
         k = top_k if self.gives is None else min(top_k, self.gives)
