@@ -137,7 +137,8 @@ class MicroBatch:
     segment_parents: NDArray[np.int32]  # [S], the segment that each one continues; -1: none
     logit_positions: NDArray[np.int64]  # [R], index into N of the state that predicts the response token
     loss_mask: NDArray[np.bool_]  # [R]
-    rows: Mapping[str, NDArray[Any]]  # [R, …] each, of `ROW_ARRAYS` those that the examples have
+    # [R, …] each, of `ROW_ARRAYS` those that the examples have; states may be `StoredRows`
+    rows: Mapping[str, NDArray[Any]]
     teacher: str | None = None  # whose hidden states they are
 
 

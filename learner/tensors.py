@@ -35,7 +35,8 @@ def to_tensors(micro_batch: MicroBatch | None, device: torch.device) -> PackedTe
     def move(array: NDArray) -> Tensor:
         return torch.tensor(array, device=device)
 
-    rows = {name: move(array[kept]) for name, array in micro_batch.rows.items()}
+    # States may lie elsewhere until now; a micro-batch at a time is fetched.
+    rows = {name: move(np.asarray(array)[kept]) for name, array in micro_batch.rows.items()}
     states = rows.pop(STATES, None)
     return PackedTensors(
         token_ids=move(micro_batch.token_ids),

@@ -8,7 +8,7 @@ A request that a replica refuses (ValueError) is the caller's fault and is not a
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from tutelage.cluster import Cluster, ReuseKey, values_of
 from tutelage.crew import Crew
 from tutelage.errors import WorkerLost
 from tutelage.lm.head import LMHead
+from tutelage.records.per_token import StoredRows
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import RecoveryConfig, TimeoutConfig
 from tutelage.worker import Worker, call_all
@@ -121,7 +122,11 @@ class ScoringGroup(Crew):
         tokens = len(request.prompt_ids) + len(request.response_ids)
         self.counts.requests += 1
         self.counts.tokens += tokens
-        return await self._ask("score", request, tokens=tokens)
+        if not request.hidden_states:
+            return await self._ask("score", request, tokens=tokens)
+        signal, states = await self._ask("score_apart", request, tokens=tokens, call=Worker.call_in_two)
+        stored: Any = StoredRows.at(states, request.num_scored)  # stands for the array
+        return replace(signal, hidden_states=stored)
 
     async def score_all(self, requests: Sequence[ScoringRequest]) -> list[TeacherSignal]:
         return list(await asyncio.gather(*(self.score(request) for request in requests)))
@@ -158,12 +163,14 @@ class ScoringGroup(Crew):
 
     # Replicas
 
-    async def _ask(self, method: str, *args: Any, tokens: int = 0) -> Any:
+    async def _ask(
+        self, method: str, *args: Any, tokens: int = 0, call: Callable[..., Awaitable[Any]] = Worker.call
+    ) -> Any:
         while True:
             worker = min(await self.present(), key=lambda worker: self._outstanding[worker.name])
             self._outstanding[worker.name] += tokens
             try:
-                return await worker.call(method, *args, deadline=self._timeouts.scoring)
+                return await call(worker, method, *args, deadline=self._timeouts.scoring)
             except WorkerLost as error:
                 self.lose(worker, error)
                 self.counts.retries += 1

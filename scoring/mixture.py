@@ -13,11 +13,13 @@ Shape suffixes: T scored tokens, K support ids a position, U ids of the union, d
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from tutelage.records.per_token import StoredRows
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 
 Score = Callable[[ScoringRequest], Awaitable[TeacherSignal]]
@@ -72,8 +74,10 @@ def _mixed_optional(
     return _mixed(given, shares) if given else None
 
 
-def _side_by_side(states: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+def _side_by_side(states: Sequence[Any]) -> Any:
     given = [values for values in states if values is not None]
+    if given and all(isinstance(values, StoredRows) for values in given):
+        return StoredRows.side_by_side(given)
     return np.concatenate(given, axis=1) if given else None
 
 

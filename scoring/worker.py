@@ -59,6 +59,11 @@ class ScoringWorker:
         """
         return await self._backend.score(request)
 
+    async def score_apart(self, request: ScoringRequest) -> tuple[TeacherSignal, NDArray[np.float32] | None]:
+        """Score one response, as `score`; its hidden states [T, d] are apart from what else is said."""
+        signal = await self.score(request)
+        return replace(signal, hidden_states=None), signal.hidden_states
+
     async def reference_logprobs_for_check(
         self, requests: Sequence[ScoringRequest]
     ) -> list[NDArray[np.float32]] | None:

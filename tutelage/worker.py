@@ -59,6 +59,15 @@ class Worker:
         """
         return await self._wait(getattr(self.handle, method).remote(*args), method, deadline)
 
+    async def call_in_two(self, method: str, *args: Any, deadline: float) -> "tuple[Any, ray.ObjectRef[Any]]":
+        """Call a method that returns two things: the first, and a reference to the second, which stays on its node.
+
+        Raises:
+            WorkerFailure: as `call`.
+        """
+        first, second = getattr(self.handle, method).options(num_returns=2).remote(*args)
+        return await self._wait(first, method, deadline), second
+
     async def stream(self, method: str, *args: Any, deadline: float) -> AsyncIterator[Any]:
         """Iterate over what a generator method yields; `deadline` holds from one item to the next.
 

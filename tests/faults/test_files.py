@@ -86,9 +86,7 @@ def go_on(workers: KeptWorkers, settings: list[str]) -> Callable[[Path], tuple[R
 
 
 @pytest.fixture(scope="module")
-def expected(
-    killed: Path, go_on: Callable[[Path], tuple[Run, int]], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
+def expected(killed: Path, go_on: Callable[[Path], tuple[Run, int]], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """What comes of the folder as it is."""
     whole = tmp_path_factory.mktemp("whole") / "run"
     shutil.copytree(killed, whole)

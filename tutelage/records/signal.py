@@ -147,7 +147,7 @@ class TeacherSignal:
         default=None,
         metadata=per_token(np.float32, np.nan, columns=True, source="ScoringRequest.top_k", asked=_top_row),
     )
-    # [T, d], input of the teacher's LM head; float16-free
+    # [T, d], input of the teacher's LM head; float16-free; from a scoring group it comes as `StoredRows`
     hidden_states: NDArray[np.float32] | None = field(
         default=None,
         metadata=per_token(np.float32, np.nan, columns=True, source="ScoringRequest.hidden_states", asked=_state_row),

@@ -7,17 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 from transformers import AutoTokenizer
 
 from learner.objectives import ObjectiveConfig, build_objective
+from learner.packing import pack
+from learner.records import Example
+from learner.tensors import to_tensors
 from scoring.config import ScoringConfig, TeacherConfig
 from scoring.requests import build_request
 from scoring.worker import ScoringWorker
 from tests.factories import make_trajectory, student_reads, teacher_reads
+from tests.learner.examples import make_example
 from tests.scoring.reference import Reference, assert_matches, load_teacher, random_request
 from tutelage.lm.head import LogitTransform
+from tutelage.records.per_token import StoredRows
 from tutelage.records.prompt import Message, Prompt
-from tutelage.records.signal import ScoringRequest
+from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.records.trajectory import FinishReason, Trajectory
 from tutelage.settings import DType
 
@@ -97,6 +103,35 @@ def test_hidden_states_and_head_travel(worker: ray.actor.ActorHandle, tiny_untie
     logits = signal.hidden_states @ head.weight.T
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(logprobs, Reference(tiny_untied).logprobs(request), atol=1e-4)
+
+
+def test_states_that_are_apart_are_those_that_travel(worker: ray.actor.ActorHandle) -> None:
+    request = random_request(9, 12, hidden_states=True)
+    whole = ray.get(worker.score.remote(request))
+    rest, states = worker.score_apart.options(num_returns=2).remote(request)
+    assert ray.get(rest).hidden_states is None
+    np.testing.assert_array_equal(np.asarray(StoredRows.at(states, 12)), whole.hidden_states)
+
+
+def test_states_that_a_rank_fetches_are_those_that_the_driver_would_have_sent(local_ray: Path) -> None:
+    """A mixture, responses of several turns, several in a micro-batch; the batch itself has none of the numbers."""
+    rng, width = np.random.default_rng(0), 5000
+    examples: dict[str, list[Example]] = {"sent": [], "stored": []}
+    for slot, mask in enumerate(([1, 1, 0, 1], [1], [0, 1, 1, 0, 0, 1])):
+        loss_mask = np.array(mask, np.bool_)
+        trajectory = replace(make_example(slot, 4, len(mask)).trajectory, loss_mask=loss_mask)
+        states = [rng.normal(size=(loss_mask.sum(), width)).astype(np.float32) for _ in range(2)]
+        stored = StoredRows.side_by_side([StoredRows.at(ray.put(array), len(array)) for array in states])
+        for how, rows in (("sent", np.concatenate(states, axis=1)), ("stored", stored)):
+            signal = TeacherSignal("blend", np.zeros(loss_mask.sum(), np.float32), hidden_states=rows)
+            examples[how].append(Example(trajectory, signal.spread(loss_mask)))
+    batches = {how: pack(of, 2, 1000, 0) for how, of in examples.items()}
+    assert len(ray.cloudpickle.dumps(batches["stored"].ranks[0])) < 20_000
+    for sent, fetched in zip(*(batch.ranks for batch in batches.values()), strict=True):
+        for pair in zip(sent, fetched, strict=True):
+            ours, theirs = (to_tensors(micro_batch, torch.device("cpu")) for micro_batch in pair)
+            assert ours.teacher_hidden_states is not None and ours.teacher_hidden_states.shape[1] == 2 * width
+            assert torch.equal(ours.teacher_hidden_states, theirs.teacher_hidden_states)
 
 
 def test_bad_request_harms_no_other(worker: ray.actor.ActorHandle, tiny_untied: Path) -> None:
