@@ -214,10 +214,11 @@ def stage_folders(path: Path) -> list[Path]:
 
 
 def _fresh_path(root: Path) -> Path:
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    begun = [path.name[:19] for path in root.glob("????-??-??_??-??-??*")]
+    stamp = max([datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), *begun])  # the newest is last, also if clocks go back
     path, count = root / stamp, 1
     while path.exists():
-        path, count = root / f"{stamp}.{count}", count + 1
+        path, count = root / f"{stamp}.{count:03d}", count + 1
     return path
 
 

@@ -155,6 +155,19 @@ def test_auto_resume_finds_the_newest_unfinished_run(tmp_path: Path) -> None:
     assert locate(made[0]) != first.path
 
 
+def test_the_newest_unfinished_run_is_found_whatever_the_clock_said(tmp_path: Path) -> None:
+    ahead = tmp_path / "test" / "2999-01-01_00-00-00"
+    (ahead / "checkpoints").mkdir(parents=True)
+    begun = [ahead]
+    for _ in range(12):
+        run = open_run_directory(*config(tmp_path, resume=Resume.never))
+        checkpointed(run, 1)
+        run.close()
+        begun.append(run.path)
+        assert locate(config(tmp_path, resume=Resume.auto)[0]) == run.path
+    assert sorted(begun) == begun
+
+
 def test_a_resumed_run_keeps_its_meaning(tmp_path: Path) -> None:
     open_run_directory(*config(tmp_path, run_dir=str(tmp_path / "run"))).close()
     changed, _ = config(tmp_path, run_dir=str(tmp_path / "run"), resume=Resume.auto)
