@@ -1,4 +1,4 @@
-"""How long a run takes to recover from a death, over what its workers took to start.
+"""How long a run takes to recover from a death, over what its workers took to start, and what looking out for it costs.
 
     python -m benchmarks.recovery [--json PATH]
 
@@ -6,9 +6,13 @@ The lab's compatible pair, two rollout workers, one learner. A rollout worker is
 the learner is. The start is from the run's first word about its workers to the first answers; the recovery of a rollout
 worker is from the kill to the newcomer's first day, that of the learner from the kill to the first step after it. Both
 starts load the same models on the same cores, the first one all of them at once.
+
+Looking out for deaths: the CPU-seconds of all processes, Ray's included, that a crew spends on asking its three workers
+whether they live, every 10 s, over those of the run's steps in that time, for each of the run's two crews.
 """
 
 import argparse
+import asyncio
 import os
 import re
 import signal
@@ -16,17 +20,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.processes import running, tree
+from benchmarks.processes import cpu_seconds, running, tree
 from benchmarks.report import finish, print_table
+from tutelage.cluster import Cluster
+from tutelage.crew import HEALTH_SECONDS, Crew
+from tutelage.placement import Resources
+from tutelage.settings import ClusterConfig, RecoveryConfig
+from tutelage.worker import Worker
 
 SETTINGS = (
     "experiment=lab/compatible", "rollout.workers=2", "cluster.cpus=4", "pipeline.steps=5000", "checkpoint.every=5",
     "evaluation.every=0", "evaluation.teacher=false", "preflight.enabled=false", "tracking=disabled",
 )  # fmt: skip
 DEADLINE = 900.0
+CREWS = 2  # rollout workers, and a teacher's
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) \w+ (.*)")
 
 
@@ -57,6 +68,39 @@ class Log:
         raise TimeoutError(f"{self._path}: no {words!r}")
 
 
+class Idle:
+    """A worker that does nothing else than answer."""
+
+    def ping(self) -> None:
+        pass
+
+
+async def look_cpu_seconds(looks: int = 300) -> float:
+    """CPU-seconds of one look at a crew of three."""
+    cluster, recovery = Cluster.join(ClusterConfig(cpus=4, object_store_gib=0.2)), RecoveryConfig()
+    try:
+        resources = Resources(cpus=0.5, gpus=0, threads=1)
+        crew = Crew("idle", _nobody, cluster, recovery, resources)
+        names = cluster.names("idle", 3)
+        for worker in await cluster.start(Idle, names=names, resources=resources, deadline=300, patience=0):
+            crew.enlist(worker)
+        await crew.strike_off_the_dead()
+        before = _all_cpu_seconds(os.getpid())
+        for _ in range(looks):
+            assert not await crew.strike_off_the_dead()
+        return (_all_cpu_seconds(os.getpid()) - before) / looks
+    finally:
+        cluster.leave()
+
+
+async def _nobody(names: Sequence[str]) -> list[Worker]:
+    raise AssertionError(f"{names} are wanted, though nobody has died")
+
+
+def _all_cpu_seconds(root: int) -> float:
+    return sum(cpu_seconds(root, lambda process: "").values())
+
+
 def kill(driver: int, name: str) -> float:
     """Kill one of the run's actors of a class; returns when."""
     pid = next(process.pid for process in tree(driver, running()) if f"ray::{name}" in process.title)
@@ -72,6 +116,9 @@ def measure(folder: Path) -> dict[str, float]:
     try:
         start = log.wait("the student answers them before training", began) - log.wait("starting the workers", began)
         steady = log.wait("step 20 ", began)
+        before = _all_cpu_seconds(run.pid)
+        until = log.wait("step 60 ", steady)
+        cpu_rate = (_all_cpu_seconds(run.pid) - before) / (until - steady)
         killed = kill(run.pid, "RolloutWorker")
         rollout = log.wait("takes the place of the one that was lost", killed) - killed
         meanwhile = sum(killed < moment < killed + rollout for moment in log.times(" loss "))
@@ -90,6 +137,7 @@ def measure(folder: Path) -> dict[str, float]:
         "learner_seconds": learner,
         "rollout_worker_over_start": rollout / start,
         "learner_over_start": learner / start,
+        "cpu_seconds_per_second": cpu_rate,
     }
 
 
@@ -99,6 +147,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder))
+    look = asyncio.run(look_cpu_seconds())
+    figures |= {
+        "look_cpu_seconds": look,
+        "looks_over_steps": CREWS * look / (HEALTH_SECONDS * figures["cpu_seconds_per_second"]),
+    }
     print_table("Recovery", ("", "value"), list(figures.items()))
     finish(figures, arguments.json)
 
