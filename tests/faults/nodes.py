@@ -2,7 +2,8 @@
 
     bridge ─┬─ veth ─ node-1  10.77.0.1   docker/start-head.sh
             ├─ veth ─ node-2  10.77.0.2   docker/start-worker.sh, begun again whenever it ends
-            └─ veth ─ node-3  10.77.0.3   likewise
+            ├─ veth ─ node-3  10.77.0.3   likewise
+            └─ veth ─ node-9  10.77.0.9   a Redis that the head keeps its tables in, where one is asked for
 
 Linux namespaces do it, so it takes root. The file system is common to all, as a network file system is.
 """
@@ -10,6 +11,7 @@ Linux namespaces do it, so it takes root. The file system is common to all, as a
 import ctypes
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +24,12 @@ _TMP_RAY = "/tmp/ray"  # where every node of a real cluster has its own session
 _JOB_SERVER = "http://127.0.0.1:8265"
 
 
-def why_not() -> str | None:
-    """Why there can be no such nodes here; None: there can."""
+def why_not(*programs: str) -> str | None:
+    """Why there can be no such nodes here, or not with these programs; None: there can."""
     if os.getuid() != 0:
         return "needs root"
+    if missing := [program for program in programs if shutil.which(program) is None]:
+        return f"needs {', '.join(missing)}"
     done = subprocess.run(
         ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "ip", "link", "add", "type", "veth"],
         capture_output=True,
@@ -101,13 +105,14 @@ class Node:
 
 
 class Nodes:
-    """A cluster of three, with a token, that jobs are submitted to."""
+    """A cluster of several, with a token, that jobs are submitted to."""
 
-    def __init__(self, folder: Path, cpus: Sequence[int], environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, cpus: Sequence[int], environment: dict[str, str], has_store: bool = False) -> None:
         """
         Args:
             cpus: that each node offers; the first is the head.
             environment: of all processes, beside that of the tests.
+            has_store: a head that comes back finds what it knew.
         """
         self._bridge = f"tb{secrets.token_hex(3)}"
         _ip("link", "add", self._bridge, "type", "bridge")
@@ -117,8 +122,13 @@ class Nodes:
             "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_HEAD_ADDRESS": "10.77.0.1:6379", "RAY_API_SERVER_ADDRESS": _JOB_SERVER,
         }  # fmt: skip
+        if has_store:
+            self.environment["RAY_REDIS_ADDRESS"] = "10.77.0.9:6379"
         self._cpus = cpus
         self.nodes = [Node(number + 1, self._bridge, folder, self.environment) for number in range(len(cpus))]
+        self._store = Node(9, self._bridge, folder, self.environment)
+        if has_store:
+            self._store.boot("redis-server", "--bind", self._store.address, "--protected-mode no --save ''")
 
     @property
     def head(self) -> Node:
@@ -139,7 +149,7 @@ class Nodes:
             time.sleep(1)
 
     def close(self) -> None:
-        for node in self.nodes:
+        for node in (*self.nodes, self._store):
             node.kill()
         _ip("link", "del", self._bridge)
 
