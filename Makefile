@@ -23,7 +23,7 @@ test-fast: .venv/ready
 # Every fault, each in a run of its own, or the second third of them with FAULT_PART=2/3; writes docs/reliability.md.
 # One after the other: three nodes on two cores have no room for a neighbour.
 faults: .venv/ready
-	FAULT_MATRIX=docs/reliability.md $(BIN)/python -m pytest -m faults tests/faults
+	FAULT_MATRIX=docs/reliability.md $(BIN)/python -m pytest -m faults
 
 lint: .venv/ready
 	.ci/lint

@@ -69,6 +69,7 @@ def test_every_epoch_trains_every_prompt_once(from_data: Run) -> None:
     assert trained == 4 * sum(len(item["response_ids"]) for item in sequences(from_data))
 
 
+@pytest.mark.faults
 def test_a_killed_cold_start_resumes_bit_for_bit(
     from_data: Run, launch: Launch, series: Series, tmp_path: Path
 ) -> None:

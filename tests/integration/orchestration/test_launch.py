@@ -110,6 +110,7 @@ def test_the_final_checkpoint_loads_in_vllm(uninterrupted: Launched) -> None:
     assert np.abs(found - expected.detach().numpy()).max() < 1e-3
 
 
+@pytest.mark.faults
 def test_a_run_whose_engine_and_learner_are_killed_and_that_is_stopped_is_the_one_that_it_would_have_been(
     uninterrupted: Launched, launch: Callable[..., Launched], series: Series, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_classic_form_with_a_reference_is_marked_by_the_reference_alone(seri
     assert "reference-0" in logs and "scoring-0" not in logs
 
 
+@pytest.mark.faults
 def test_a_killed_run_resumes_bit_for_bit(launch: Launch, series: Series, tmp_path: Path) -> None:
     strict = (
         "pipeline.max_staleness=0", "pipeline.steps=6", "checkpoint.every=2", f"pipeline.batch_size={2 * SAMPLES}",

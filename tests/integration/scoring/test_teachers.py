@@ -133,6 +133,7 @@ def test_a_teacher_with_the_current_weights_marks_as_the_student_does(
     assert max(*first, *after) < 2e-4
 
 
+@pytest.mark.faults
 def test_an_average_survives_an_interruption(
     launch: Callable[..., Launched], series: Series, tiny_tied: Path, tmp_path: Path
 ) -> None:
