@@ -18,6 +18,8 @@ from scoring.group import Scorer, ScoringGroup
 from scoring.mixture import score_mixture
 from tutelage.aio import together
 from tutelage.cluster import Cluster
+from tutelage.errors import WorkerFailure
+from tutelage.files import differences, hashes_of, read_sealed, write_sealed
 from tutelage.lm.head import LMHead, MixedHead
 from tutelage.records.signal import ScoringRequest, TeacherSignal
 from tutelage.settings import RecoveryConfig, TimeoutConfig
@@ -25,6 +27,7 @@ from tutelage.worker import Worker
 
 REFERENCE, BASE = "reference", "base"  # roles beside the teachers' keys: objective.reference.model, initial student
 STARVING_STEPS = 10  # in a row without a request
+_MANIFEST = "manifest.json"  # beside saved averages, with their hashes
 
 TeacherPrompts = Mapping[str, NDArray[np.int32]]
 
@@ -119,12 +122,25 @@ class TeacherPool:
             if group.averages:
                 folder.mkdir(exist_ok=True)
                 await group.workers[0].call("save_weights", str(folder / f"{key}.safetensors"), deadline=deadline)
+        if folder.is_dir():
+            write_sealed(folder / _MANIFEST, hashes_of(folder, but=_MANIFEST))
 
     async def restore(self, folder: Path, deadline: float) -> None:
-        """Give the averages back to those that keep one."""
-        for key, group in self.distinct.items():
-            if group.averages:
-                await group.call("restore_weights", str(folder / f"{key}.safetensors"), deadline=deadline)
+        """Give the averages back to those that keep one.
+
+        Raises:
+            WorkerFailure: a file is not as it was saved.
+        """
+        averaging = {key: group for key, group in self.distinct.items() if group.averages}
+        if averaging:
+            sealed, problems = read_sealed(folder / _MANIFEST), [f"{_MANIFEST} is missing or damaged"]
+            if sealed is not None:
+                problems = differences(sealed[0], hashes_of(folder, but=_MANIFEST))
+            if problems:
+                fix = "delete that checkpoint to go on from the one before"
+                raise WorkerFailure(f"{folder} is not what was saved: {', '.join(problems)}; {fix}")
+        for key, group in averaging.items():
+            await group.call("restore_weights", str(folder / f"{key}.safetensors"), deadline=deadline)
 
     def set_idle(self) -> None:
         for group in self.distinct.values():

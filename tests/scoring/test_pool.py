@@ -15,6 +15,7 @@ from orchestration.config.facts import capabilities_of, shows_whole
 from orchestration.prepare.inputs import prepare
 from orchestration.prepare.plan import required_cpus
 from orchestration.runs.diagnosis import diagnosis_refusals
+from scoring.config import TeacherWeights
 from scoring.context import ContextTemplate
 from scoring.group import Scorer, ScoringGroup
 from scoring.pool import BASE, REFERENCE, STARVING_STEPS, TeacherPool
@@ -184,6 +185,8 @@ class Replica:
                 raise WorkerFailure(f"{self.name} failed in score: ValueError('nothing')")
             self.served.append(args[0])
             return TeacherSignal("teacher", np.zeros(2, np.float32))
+        if method == "save_weights":
+            Path(args[0]).write_bytes(b"an average" * 9)
         return None
 
     async def death_report(self) -> str | None:
@@ -291,6 +294,26 @@ def test_teachers_that_share_a_group_are_counted_each_for_itself() -> None:
     assert (metrics["teacher/teacher/requests"], metrics["teacher/other/requests"]) == (1, 0)
     assert metrics["teacher/other/steps_without_request"] == 1
     assert pool.distinct == {"teacher": group} and len(pool.workers) == 2 and group.counts.requests == 2
+
+
+@pytest.mark.parametrize("name", ["teacher.safetensors", "manifest.json"])
+@pytest.mark.parametrize("spoil", ["flip", "cut", "remove"])
+def test_an_average_that_is_not_what_was_saved_is_named_and_not_gone_on_from(
+    name: str, spoil: str, tmp_path: Path
+) -> None:
+    group, folder = Group(1), tmp_path / "teachers"
+    averaging = replace(configured().teacher, weights=TeacherWeights.ema)
+    group._scorer = replace(group._scorer, teacher=averaging)
+    pool = TeacherPool({"teacher": group}, {})
+    asyncio.run(pool.save(folder, 9.0))
+    asyncio.run(pool.restore(folder, 9.0))
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content if spoil == "flip" else content[: len(content) // 2])
+    if spoil == "remove":
+        (folder / name).unlink()
+    with pytest.raises(WorkerFailure, match=rf"teachers is not what was saved: {name}"):
+        asyncio.run(pool.restore(folder, 9.0))
 
 
 def test_a_group_with_several_roles_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
