@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +93,24 @@ def _not_let_in(config: TrackingConfig, error: Exception) -> Refusal:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Return every whole row of metrics.jsonl: a kill may have cut one short, or a disk have damaged it."""
-    rows = []
-    for line in (run_dir / "metrics.jsonl").read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get(X_AXIS), int):
-            rows.append(row)
-    return rows
+    """Return every whole row of metrics.jsonl."""
+    return [row for row in _whole_rows(run_dir / "metrics.jsonl") if isinstance(row.get(X_AXIS), int)]
 
 
 def read_samples(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
     """Return the kept trajectories by the step that learned from them."""
-    return {
-        step: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for step, path in sorted(_sample_files(run_dir))
-    }
+    return {step: list(_whole_rows(path)) for step, path in sorted(_sample_files(run_dir))}
+
+
+def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the objects of a file, a line each: a kill may have cut one short, or a disk have damaged it."""
+    for line in path.read_bytes().splitlines():  # of bytes: what a model writes may hold other ends of lines
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
 
 
 def _sample_files(run_dir: Path) -> list[tuple[int, Path]]:

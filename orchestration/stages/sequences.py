@@ -8,6 +8,7 @@ The file holds every sequence with its verdict, so that a resumed run learns fro
 """
 
 import asyncio
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,10 @@ from orchestration.pipeline.fleet import TeacherEngines
 from orchestration.pipeline.sources import TrajectorySource
 from orchestration.prepare.inputs import Prepared
 from rollout.grading import Grader
-from tutelage.files import write_text
+from tutelage.files import sha256, write_text
 from tutelage.records.trajectory import CORRECT, FinishReason, Origin, Trajectory
 
-_FILE = "sequences.jsonl"
+_FILE, _DIGEST = "sequences.jsonl", "sequences.sha256"
 _REPORTS = 10  # lines about how far the collection is
 
 
@@ -53,12 +54,20 @@ class JudgedSequence:
 
 
 class NothingToLearn(RuntimeError):
-    """No sequence was kept; the message says why."""
+    """No sequence was kept, or they are not those that were; the message says why."""
 
 
 def load_sequences(run_dir: Path) -> list[JudgedSequence]:
-    lines = (run_dir / _FILE).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    """Read what was collected.
+
+    Raises:
+        NothingToLearn: the file is not as it was written.
+    """
+    file, digest = run_dir / _FILE, run_dir / _DIGEST
+    if digest.is_file() and digest.read_bytes() != sha256(file).encode():  # older versions wrote none
+        fix = f"restore it, or delete it and {_DIGEST} and begin anew"
+        raise NothingToLearn(f"{file} is not what was collected, so the run would learn from something else; {fix}")
+    rows = map(json.loads, file.read_bytes().splitlines())  # of bytes: responses may hold other ends of lines
     return [JudgedSequence(**row | {"response_ids": tuple(row["response_ids"])}) for row in rows]
 
 
@@ -131,7 +140,11 @@ def _write(
         )
         for trajectory, verdict in zip(trajectories, verdicts, strict=True)
     ]
-    write_text(run_dir / _FILE, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    write_text(
+        run_dir / _DIGEST, hashlib.sha256(text.encode()).hexdigest()
+    )  # first: without the other it means nothing
+    write_text(run_dir / _FILE, text)
 
 
 def _report(counts: Mapping[str, int], trained: int) -> str:

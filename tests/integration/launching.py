@@ -47,7 +47,7 @@ class Run:
 
     def rows(self) -> list[dict[str, float]]:
         path = self.run_dir / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     def step_rows(self) -> list[dict[str, float]]:
         return [row for row in self.rows() if "train/loss" in row]
@@ -64,7 +64,7 @@ class Run:
     def samples(self) -> list[dict]:
         """Every trajectory that was trained, in order of step and slot; as far as `tracking` keeps them."""
         files = sorted((self.run_dir / "samples").glob("step-*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
     def text(self) -> str:
         return self.output.read_text()

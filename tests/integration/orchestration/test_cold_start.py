@@ -45,7 +45,7 @@ def losses(run: Run) -> list[float]:
 
 
 def sequences(run: Run) -> list[dict]:
-    return [json.loads(line) for line in (run.run_dir / "sequences.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run.run_dir / "sequences.jsonl").read_bytes().splitlines()]
 
 
 def test_the_datas_completions_are_learned_without_a_teacher(from_data: Run) -> None:

@@ -102,6 +102,17 @@ def test_samples_come_back_by_step(tmp_path: Path) -> None:
     assert found[1] == [json.loads(json.dumps(asdict(SAMPLE)))]
 
 
+def test_a_response_may_hold_any_end_of_line_and_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+    folder, odd = make_run(tmp_path / "run"), "a\u2028b\u0085c\u2029\x0b\r\n"
+    tracker = Tracker(folder, TrackingConfig(wandb=WandbMode.disabled), {}, from_version=1)
+    tracker.log_samples(2, [replace(SAMPLE, response=odd), SAMPLE])
+    tracker.close(succeeded=True)
+    assert [item["response"] for item in read_samples(folder)[2]] == [odd, "15"]
+    file = folder / "samples" / "step-000002.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert [item["response"] for item in read_samples(folder)[2]] == [odd]
+
+
 def test_a_resumed_run_forgets_the_steps_that_it_does_again(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     with (folder / "metrics.jsonl").open("a") as file:

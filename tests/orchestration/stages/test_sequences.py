@@ -122,6 +122,23 @@ def test_the_teachers_sequences_are_counted_kept_and_not_asked_for_twice(tmp_pat
     assert again == found == load_sequences(tmp_path) and teacher.asked == 1 and len(teacher.engines.requests) == 10
 
 
+@pytest.mark.parametrize("spoil", ["flip", "cut"])
+def test_collected_sequences_that_were_altered_are_not_learned_from(tmp_path: Path, spoil: str) -> None:
+    collected(tmp_path, "teacher", Teacher())
+    file = tmp_path / "sequences.jsonl"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if spoil == "flip" else content[: content.rindex(b"\n", 0, -1) + 1])
+    with pytest.raises(NothingToLearn, match=r"sequences\.jsonl is not what was collected"):
+        collected(tmp_path, "teacher", Teacher())
+
+
+def test_responses_may_hold_any_end_of_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOKENIZER, "decode", lambda *_, **__: "a\u2028b\u0085c\x1cd\r\n\x0b\u2029")
+    found, _ = collected(tmp_path, "teacher", Teacher())
+    assert {item.response for item in found} == {"a\u2028b\u0085c\x1cd\r\n\x0b\u2029"} and len(found) == 10
+
+
 def test_the_datas_completions_need_no_engine_and_come_once_each(tmp_path: Path) -> None:
     teacher = Teacher()
     found, _ = collected(tmp_path, "dataset", teacher)
