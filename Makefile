@@ -21,9 +21,12 @@ test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not integration and not gpu"
 
 # Every fault, each in a run of its own, or the second third of them with FAULT_PART=2/3; writes docs/reliability.md.
-# One after the other: three nodes on two cores have no room for a neighbour.
+# Three nodes on two cores have no room for a neighbour.
+NODES := tests/faults/test_nodes.py tests/faults/test_head.py
+faults: export FAULT_MATRIX := docs/reliability.md
 faults: .venv/ready
-	FAULT_MATRIX=docs/reliability.md $(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults -n $(TEST_PROCESSES) --dist loadfile $(NODES:%=--ignore=%)
+	$(BIN)/python -m pytest -m faults $(NODES)
 
 lint: .venv/ready
 	.ci/lint
