@@ -25,7 +25,8 @@ test-fast: .venv/ready
 NODES := tests/faults/test_nodes.py tests/faults/test_head.py
 faults: export FAULT_MATRIX := docs/reliability.md
 faults: .venv/ready
-	$(BIN)/python -m pytest -m faults -n $(TEST_PROCESSES) --dist loadfile $(NODES:%=--ignore=%)
+	$(BIN)/python -m pytest -m faults tests/faults tests/integration -n $(TEST_PROCESSES) --dist loadfile \
+		$(NODES:%=--ignore=%)
 	$(BIN)/python -m pytest -m faults $(NODES)
 
 lint: .venv/ready
