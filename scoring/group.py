@@ -8,7 +8,7 @@ A request that a replica refuses (ValueError) is the caller's fault and is not a
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,7 +124,7 @@ class ScoringGroup(Crew):
         self.counts.tokens += tokens
         if not request.hidden_states:
             return await self._ask("score", request, tokens=tokens)
-        signal, states = await self._ask("score_apart", request, tokens=tokens, call=Worker.call_in_two)
+        signal, states = await self._ask("score_apart", request, tokens=tokens, in_two=True)
         stored: Any = StoredRows.at(states, request.num_scored)  # stands for the array
         return replace(signal, hidden_states=stored)
 
@@ -163,14 +163,13 @@ class ScoringGroup(Crew):
 
     # Replicas
 
-    async def _ask(
-        self, method: str, *args: Any, tokens: int = 0, call: Callable[..., Awaitable[Any]] = Worker.call
-    ) -> Any:
+    async def _ask(self, method: str, *args: Any, tokens: int = 0, in_two: bool = False) -> Any:
         while True:
             worker = min(await self.present(), key=lambda worker: self._outstanding[worker.name])
             self._outstanding[worker.name] += tokens
             try:
-                return await call(worker, method, *args, deadline=self._timeouts.scoring)
+                call = worker.call_in_two if in_two else worker.call
+                return await call(method, *args, deadline=self._timeouts.scoring)
             except WorkerLost as error:
                 self.lose(worker, error)
                 self.counts.retries += 1
