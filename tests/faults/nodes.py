@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,19 @@ class Nodes:
         for node in (*self.nodes, self._store):
             node.kill()
         _ip("link", "del", self._bridge)
+
+
+@contextmanager
+def booted(folder: Path, cpus: Sequence[int], environment: dict[str, str], has_store: bool = False) -> Iterator[Nodes]:
+    """All nodes of a cluster up until the block is left; the arguments are those of `Nodes`."""
+    nodes = Nodes(folder, cpus, environment, has_store)
+    try:
+        for number in range(len(cpus)):
+            nodes.boot(number)
+        nodes.wait_for(len(cpus), 180)
+        yield nodes
+    finally:
+        nodes.close()
 
 
 def _end_with_parent() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.nodes import Nodes, why_not
+from tests.faults.nodes import Nodes, booted, why_not
 from tests.integration.launching import ONE_THREAD, Launched, tiny_run_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200), pytest.mark.faults]
@@ -23,14 +23,8 @@ SETTINGS = (
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     if reason := why_not("redis-server"):
         pytest.skip(reason)
-    made = Nodes(tmp_path_factory.mktemp("nodes"), (0, 3, 1), ONE_THREAD, has_store=True)
-    try:
-        for number in range(3):
-            made.boot(number)
-        made.wait_for(3, 180)
+    with booted(tmp_path_factory.mktemp("nodes"), (0, 3, 1), ONE_THREAD, has_store=True) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

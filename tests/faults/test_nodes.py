@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.nodes import Nodes, why_not
+from tests.faults.nodes import Nodes, booted, why_not
 from tests.integration.launching import ONE_THREAD, Launched, tiny_run_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200), pytest.mark.faults]
@@ -27,14 +27,8 @@ Start = Callable[..., Launched]
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     if reason := why_not():
         pytest.skip(reason)
-    made = Nodes(tmp_path_factory.mktemp("nodes"), (3, 2, 1), ONE_THREAD)
-    try:
-        for number in range(3):
-            made.boot(number)
-        made.wait_for(3, 180)
+    with booted(tmp_path_factory.mktemp("nodes"), (3, 2, 1), ONE_THREAD) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")
